@@ -1,0 +1,60 @@
+"""Many sources, some of them wrong: which interval do most agree on?
+
+Each source states an interval that it claims holds the true value. Sources that are right have the true value in
+common, so their intervals share at least that point; a source whose interval is elsewhere is wrong, whoever it is.
+Marzullo's algorithm (Marzullo 1984; RFC 5905 section 11.2.1) finds the points that the most intervals share by
+sweeping over the ends, in n log n.
+
+An answer is given only when more than half of the sources share it: without a majority nobody can tell who lies, and
+picking one would be a guess. Limits: it is the majority that is trusted, so a majority of sources wrong in the same
+way wins. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from skewd.interval import Interval
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The smallest interval that the most sources share (None without a majority), and who shares it, by index."""
+
+    interval: Interval | None
+    truechimers: tuple[int, ...]
+    falsetickers: tuple[int, ...]
+
+
+def select(intervals: Sequence[Interval]) -> Selection:
+    """Marzullo's intersection of ``intervals`` (ns, one per source).
+
+    Without a majority ``interval`` is None, and nobody is a truechimer or a falseticker. Where several places are
+    shared by equally many, the true value lies in one of them and nobody knows which: the hull is returned.
+    """
+    # Lower ends sort before upper ends at the same value: closed intervals that touch share that point.
+    ends = sorted([(interval.lo, 0) for interval in intervals] + [(interval.hi, 1) for interval in intervals])
+    most, count = 0, 0
+    places: list[Interval] = []
+    for index, (value, upper) in enumerate(ends):
+        if upper:
+            count -= 1
+            continue
+        count += 1
+        if count > most:
+            most, places = count, []
+        if count == most:
+            # If the next end is a lower one, this place is replaced by it; else the place ends there.
+            places.append(Interval(value, ends[index + 1][0]))
+    if most * 2 <= len(intervals):
+        return Selection(None, (), ())
+    agree = tuple(
+        index
+        for index, interval in enumerate(intervals)
+        if any(interval.lo <= place.lo and place.hi <= interval.hi for place in places)
+    )
+    hull = places[0]
+    for place in places[1:]:
+        hull = hull.hull(place)
+    return Selection(hull, agree, tuple(index for index in range(len(intervals)) if index not in agree))

@@ -1,0 +1,266 @@
+"""This host's clocks, and stand-ins for them.
+
+A node has two clocks. **raw** is CLOCK_MONOTONIC_RAW: the oscillator itself, never stepped and never slewed, the
+only one that can be reasoned about. **wall** is CLOCK_REALTIME: what applications stamp their spans with, which
+anyone may step. Everything here is measured on raw and carried to wall at the end, so that a stepped wall clock is
+a local fact (one new reading of wall - raw) and never a reason to measure the network again.
+
+wall - raw is read in a sandwich, raw / wall / raw: the wall reading lies between two raw ones, so the difference is
+known within the sandwich's width (about 200 ns), with no assumption on how long a system call takes.
+
+A *virtual* node (test hook) sees the host's clocks through a page: wall = host wall + offset + drift x elapsed, and
+its raw clock drifts alike and has an epoch of its own, so nothing on the node can find the injected numbers by
+comparing its two clocks. The page is a small file mapped by every process of that node. It serves experiments and
+tests only, is said loudly wherever it is in use, and is no part of a shipped unit.
+
+Limits: a page holds one offset and one drift for its lifetime's raw clock; the offset may be stepped while it is in
+use (a wall step), the drift may not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import struct
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from skewd.durations import parse_duration_ns
+from skewd.interval import Interval
+
+PPB = 1_000_000_000
+
+
+class Clock(Protocol):
+    """A node's two clocks, in nanoseconds. ``virtual`` is true for a test's stand-in."""
+
+    @property
+    def virtual(self) -> bool: ...
+
+    def raw_ns(self) -> int: ...
+
+    def wall_ns(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class WallSample:
+    """One sandwich: at raw instant ``raw_ns`` (its later end), wall - raw lay in ``wall_minus_raw``."""
+
+    raw_ns: int
+    wall_minus_raw: Interval
+
+    def wall_at_ns(self) -> int:
+        """The wall reading of the sample, as nearly as it is known."""
+        return self.raw_ns + self.wall_minus_raw.midpoint
+
+
+# The calls are bound here, when the module is imported: a process that later replaces ``time``'s functions by a
+# virtual node's must not make the host clock below it virtual too.
+_host_clock_gettime_ns: Callable[[int], int] = time.clock_gettime_ns
+_host_time_ns: Callable[[], int] = time.time_ns
+
+
+class HostClock:
+    """The host's own CLOCK_MONOTONIC_RAW and CLOCK_REALTIME."""
+
+    virtual = False
+
+    def raw_ns(self) -> int:
+        return _host_clock_gettime_ns(time.CLOCK_MONOTONIC_RAW)
+
+    def wall_ns(self) -> int:
+        return _host_time_ns()
+
+
+class VirtualPage:
+    """One virtual node's clock, shared through a mapped file by all processes of that node.
+
+    The file is 64 bytes: magic, sequence (odd while being written), offset, drift, the host raw instant at which
+    the drift's contribution is zero, and the raw clock's own epoch. One writer; readers retry while it writes.
+    """
+
+    _LAYOUT = struct.Struct("<8sQqqqq")
+    _MAGIC = b"skewdvc1"
+    SIZE = 64
+
+    def __init__(self, memory: mmap.mmap, path: Path | None) -> None:
+        self._memory = memory
+        self.path = path
+        magic, _, _, drift_ppb, at_ns, epoch_ns = self._LAYOUT.unpack_from(memory)
+        if magic != self._MAGIC:
+            raise ValueError(f"{path} is not a virtual clock's page")
+        self._drift_ppb: int = drift_ppb
+        self._at_ns: int = at_ns
+        self._epoch_ns: int = epoch_ns
+        self._host = HostClock()
+
+    @classmethod
+    def create(
+        cls,
+        path: str | os.PathLike[str] | None,
+        *,
+        offset_ns: int = 0,
+        drift_ppb: int = 0,
+        epoch_ns: int = 0,
+        at_host_raw_ns: int | None = None,
+    ) -> VirtualPage:
+        """A new page; ``path`` None keeps it inside this process.
+
+        Args:
+            offset_ns: wall minus host wall at ``at_host_raw_ns``.
+            drift_ppb: rate of this node's oscillator relative to the host's, parts per billion, |drift| < 10^8.
+            epoch_ns: raw minus host raw at ``at_host_raw_ns``.
+            at_host_raw_ns: the host raw instant at which the two hold; now, if None.
+
+        Raises:
+            FileExistsError: ``path`` is there already.
+            ValueError: a drift beyond 10 %.
+        """
+        if abs(drift_ppb) >= PPB // 10:
+            raise ValueError(f"a virtual clock's drift of {drift_ppb} ppb is beyond 10 %")
+        at = HostClock().raw_ns() if at_host_raw_ns is None else at_host_raw_ns
+        content = cls._LAYOUT.pack(cls._MAGIC, 0, offset_ns, drift_ppb, at, epoch_ns).ljust(cls.SIZE, b"\0")
+        if path is None:
+            memory = mmap.mmap(-1, cls.SIZE)
+            memory[:] = content
+            return cls(memory, None)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            os.write(descriptor, content)
+            return cls(mmap.mmap(descriptor, cls.SIZE), Path(path))
+        finally:
+            os.close(descriptor)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> VirtualPage:
+        """An existing page.
+
+        Raises:
+            OSError: it cannot be opened.
+            ValueError: it is not such a page.
+        """
+        with Path(path).open("r+b") as file:
+            if os.fstat(file.fileno()).st_size != cls.SIZE:
+                raise ValueError(f"{path} is not a virtual clock's page: it has not {cls.SIZE} bytes")
+            return cls(mmap.mmap(file.fileno(), cls.SIZE), Path(path))
+
+    @property
+    def offset_ns(self) -> int:
+        """The wall offset now in force, without the drift's contribution."""
+        while True:
+            _, before, offset, *_ = self._LAYOUT.unpack_from(self._memory)
+            if not before & 1 and self._LAYOUT.unpack_from(self._memory)[1] == before:
+                return int(offset)
+
+    def step_to(self, offset_ns: int) -> None:
+        """Steps the node's wall clock; its raw clock does not notice, as with a real step."""
+        sequence = self._LAYOUT.unpack_from(self._memory)[1]
+        with memoryview(self._memory).cast("q") as words:
+            words[1] = sequence + 1
+            words[2] = offset_ns
+            words[1] = sequence + 2
+
+    def _drifted_ns(self, host_raw_ns: int) -> int:
+        return self._drift_ppb * (host_raw_ns - self._at_ns) // PPB
+
+    def raw_ns(self) -> int:
+        """The node's CLOCK_MONOTONIC_RAW."""
+        host_raw = self._host.raw_ns()
+        return host_raw + self._epoch_ns + self._drifted_ns(host_raw)
+
+    def wall_ns(self) -> int:
+        """The node's CLOCK_REALTIME."""
+        wall = self._host.wall_ns()
+        return wall + self.offset_ns + (self._drifted_ns(self._host.raw_ns()) if self._drift_ppb else 0)
+
+    def close(self) -> None:
+        """Unmaps the page; the file stays."""
+        with contextlib.suppress(BufferError):
+            self._memory.close()
+
+
+class VirtualClock:
+    """The clocks of a virtual node, as the processes of that node see them."""
+
+    virtual = True
+
+    def __init__(self, page: VirtualPage) -> None:
+        self.page = page
+
+    def raw_ns(self) -> int:
+        return self.page.raw_ns()
+
+    def wall_ns(self) -> int:
+        return self.page.wall_ns()
+
+
+def clock_from_option(text: str | None) -> Clock:
+    """The clock a ``--virtual-clock`` option names; the host's own for None.
+
+    ``offset=5ms,drift=20ppm,at=<host raw ns>`` (each part optional), or ``page=<path>`` of a page that an
+    experiment made.
+
+    Raises:
+        ValueError: it is neither; the message says what was wrong.
+        OSError: the page cannot be opened.
+    """
+    if text is None:
+        return HostClock()
+    if text.startswith("page="):
+        return VirtualClock(VirtualPage.open(text.removeprefix("page=")))
+    offset_ns, drift_ppb, at = 0, 0, None
+    for part in filter(None, text.split(",")):
+        key, separator, value = part.partition("=")
+        if not separator:
+            raise ValueError(f"--virtual-clock: '{part}' is not key=value; write offset=5ms,drift=20ppm,at=<raw ns>")
+        if key == "offset":
+            offset_ns = parse_duration_ns(value)
+        elif key == "drift":
+            drift_ppb = _parse_drift_ppb(value)
+        elif key == "at":
+            if not value.isdigit():
+                raise ValueError(f"--virtual-clock: at={value} is not a whole number of host raw nanoseconds")
+            at = int(value)
+        else:
+            raise ValueError(f"--virtual-clock: unknown key '{key}'; the keys are offset, drift, at, or page alone")
+    # An epoch of its own, so that no two nodes of a host can compare raw readings; from the text alone, so that a
+    # daemon restarted with the same text finds the same node's clock.
+    epoch_ns = zlib.crc32(text.encode()) * 1_000_003
+    return VirtualClock(
+        VirtualPage.create(None, offset_ns=offset_ns, drift_ppb=drift_ppb, epoch_ns=epoch_ns, at_host_raw_ns=at)
+    )
+
+
+def _parse_drift_ppb(text: str) -> int:
+    for unit, scale in (("ppm", 1_000), ("ppb", 1)):
+        if text.endswith(unit):
+            try:
+                return round(float(text.removesuffix(unit)) * scale)
+            except ValueError:
+                break
+    raise ValueError(f"--virtual-clock: drift={text} is not a rate; write drift=20ppm or drift=500ppb")
+
+
+def read_wall(clock: Clock, *, width_ns: int = 1_000, attempts: int = 5) -> WallSample:
+    """wall - raw now, from a raw/wall/raw sandwich, retried while wider than ``width_ns``; the narrowest is taken.
+
+    With raw0 <= (instant of the wall reading) <= raw1, wall - raw at that instant lies in
+    [wall - raw1, wall - raw0], whatever the scheduler did in between.
+    """
+    best: WallSample | None = None
+    for _ in range(attempts):
+        before = clock.raw_ns()
+        wall = clock.wall_ns()
+        after = clock.raw_ns()
+        sample = WallSample(after, Interval(wall - after, wall - before))
+        if best is None or sample.wall_minus_raw.width < best.wall_minus_raw.width:
+            best = sample
+        if sample.wall_minus_raw.width <= width_ns:
+            break
+    assert best is not None, "attempts is at least 1"
+    return best

@@ -1,0 +1,248 @@
+"""The bound holds for every motion within the declared limits, and is no wider than that needs."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from skewd.bounds.pair import CONSTRAINTS_MAX, PairBound, pair_limits
+from skewd.interval import Interval
+
+SECOND = 1_000_000_000
+
+
+@dataclass
+class Motion:
+    """A true offset (ns) that moves by bang-bang wander; its whole path can be asked for."""
+
+    drift_max: float
+    wander: float
+    x: float = 0.0
+    v: float = 0.0
+    t: float = 0.0
+    path: list[tuple[float, float, float, float]] = field(default_factory=list)  # t, x, v, acceleration from t
+
+    def go(self, seconds: float, direction: int) -> None:
+        """Accelerates for ``seconds`` in ``direction`` (-1, 0, 1), stopping at the drift limit."""
+        accel = direction * self.wander
+        until_limit = (math.copysign(self.drift_max, accel) - self.v) / accel if accel else math.inf
+        for part, rate in ((min(seconds, until_limit), accel), (seconds - min(seconds, until_limit), 0.0)):
+            if part > 0:
+                self.path.append((self.t, self.x, self.v, rate))
+                self.x += self.v * part + rate * part * part / 2
+                self.v += rate * part
+                self.t += part
+
+    def at(self, t: float) -> float:
+        start, x, v, accel = max((piece for piece in self.path if piece[0] <= t), default=self.path[0])
+        return x + v * (t - start) + accel * (t - start) ** 2 / 2
+
+
+def exchange(bound: PairBound, motion: Motion, t: float, there_s: float, back_s: float) -> None:
+    """One message each way around time ``t``, delays as given, exactly stamped (outward to whole ns)."""
+    sent = round(t * SECOND)
+    bound.outgoing(sent, math.ceil(sent + there_s * SECOND + motion.at(t + there_s)))
+    received = round((t + there_s + back_s) * SECOND)
+    bound.incoming(math.floor((t + there_s) * SECOND + motion.at(t + there_s)), received)
+
+
+LIMITS = {"max_drift_ppm": 200, "max_wander_ppb_per_s": 20}
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    v0=st.floats(-200_000, 200_000),
+    x0=st.floats(-1e12, 1e12),
+    gaps=st.lists(st.sampled_from([0.2, 1.0, 1.0, 1.0, 7.0, 60.0, 300.0, 900.0]), min_size=2, max_size=12),
+    delay_s=st.sampled_from([0.0, 1e-6, 1e-4, 5e-3]),
+)
+def test_no_motion_within_the_limits_ever_leaves_the_bound(
+    seed: int, v0: float, x0: float, gaps: list[float], delay_s: float
+) -> None:
+    choose = random.Random(seed)
+    motion = Motion(200_000, 20, x=x0, v=v0)
+    while motion.t < sum(gaps) + 1_000:
+        motion.go(choose.choice([0.5, 3.0, 30.0, 400.0]), choose.choice([-1, 1]))
+    bound = PairBound(**LIMITS)
+    t = 1.0
+    for gap in gaps:
+        t += gap
+        exchange(bound, motion, t, delay_s * choose.random(), delay_s * choose.random())
+        # Now, at past instants, and at later ones up to a long silence, forwards and backwards.
+        for away in (0.0, 0.01, 1.0, 10.0, 60.0, 600.0, 900.0):
+            for when in (t + 0.02 + away, t - away):
+                if 0 <= when <= motion.t:
+                    found = bound.offset(round(when * SECOND))
+                    assert found is not None
+                    assert found.lo <= motion.at(round(when * SECOND) / SECOND) <= found.hi, (when - t, found)
+        drift = bound.drift(round(t * SECOND))
+        assert drift is not None
+        assert drift.lo <= 200_000
+        assert drift.hi >= -200_000
+    assert bound.contradictions == 0
+
+
+@pytest.mark.parametrize("silence_s", [1, 5, 10, 60, 120, 300, 600, 900])
+@pytest.mark.parametrize("forwards", [True, False])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_extremes_of_bang_bang_motion_are_reached_and_not_passed(silence_s: int, forwards: bool, sign: int) -> None:
+    """From a known state the farthest motion is full wander all the way; the bound is that, to a few ns."""
+    # Two exchanges with no delay, a second apart, while the drift stands at 50 ppm and wander rests.
+    motion = Motion(200_000, 20, v=50_000)
+    motion.go(2_000, 0)
+    bound = PairBound(**LIMITS)
+    exchange(bound, motion, 999.5, 0.0, 0.0)
+    exchange(bound, motion, 1000.5, 0.0, 0.0)
+    start = 1000.5 if forwards else 999.5
+    when = start + (silence_s if forwards else -silence_s)
+    found = bound.offset(round(when * SECOND))
+    assert found is not None
+    # Bang-bang: wander at its limit between the two exchanges (mean drift still 50 ppm), then all the way on.
+    v = 50_000 + (10 * sign if forwards else -10 * sign)
+    reached = motion.at(start) + (when - start) * v + sign * 20 * silence_s**2 / 2
+    end = found.hi if sign > 0 else found.lo
+    assert sign * (end - reached) >= 0, "the bound is short of a motion that the limits allow"
+    # Each of the four messages stands a nanosecond outward, which a drift over a second turns into ppb.
+    # Backwards, the set is carried from the latest exchange over the second between the two, whose wander the bound
+    # then counts again.
+    again = 0 if forwards else 20 * silence_s + 20
+    assert sign * (end - reached) <= 4 + 5 * silence_s + again, "the bound is wider than any motion"
+
+
+def test_drift_limit_bounds_a_long_silence() -> None:
+    """At the drift limit nothing accelerates further: after 900 s it is 900 s at the limit, not more."""
+    bound = PairBound(**LIMITS)
+    bound.outgoing(0, 0)
+    bound.incoming(0, 0)
+    found = bound.offset(900 * SECOND)
+    assert found is not None
+    assert abs(found.hi - 200_000 * 900) <= 10
+    assert abs(found.lo + 200_000 * 900) <= 10
+
+
+def test_messages_bound_from_their_own_side_only() -> None:
+    bound = PairBound(**LIMITS)
+    assert bound.offset(0) is None
+    bound.outgoing(1_000, 6_000)
+    assert bound.offset(1_000) is None
+    assert bound.drift(1_000) is None
+    bound.incoming(5_500, 1_900)
+    found = bound.offset(1_900)
+    assert found is not None
+    # offset <= 6000 - 1000; offset >= 5500 - 1900; outward by the stated nanosecond or two.
+    assert 5_000 <= found.hi <= 5_003
+    assert 3_597 <= found.lo <= 3_600
+
+
+def test_exactly_tight_messages_do_not_contradict() -> None:
+    bound = PairBound(**LIMITS)
+    for t in range(0, 50 * SECOND, SECOND):
+        bound.outgoing(t, t + 7)
+        bound.incoming(t + 7, t)
+    assert bound.contradictions == 0
+    found = bound.offset(49 * SECOND)
+    assert found is not None
+    assert found.contains(7)
+    assert found.width <= 4
+
+
+def test_late_and_duplicate_messages_only_narrow() -> None:
+    motion = Motion(200_000, 20, v=-30_000, x=4e6)
+    motion.go(500, 1)
+    kept, late = PairBound(**LIMITS), PairBound(**LIMITS)
+    for t in (10.0, 20.0, 30.0, 40.0):
+        exchange(kept, motion, t, 1e-4, 3e-4)
+        if t != 20.0:
+            exchange(late, motion, t, 1e-4, 3e-4)
+    before = late.offset(40 * SECOND + 400_000)
+    exchange(late, motion, 20.0, 1e-4, 3e-4)
+    after = late.offset(40 * SECOND + 400_000)
+    assert before is not None
+    assert after is not None
+    assert before.lo <= after.lo <= after.hi <= before.hi
+    exchange(late, motion, 20.0, 1e-4, 3e-4)
+    assert late.offset(40 * SECOND + 400_000) == after
+    assert late.contradictions == 0
+
+
+def test_a_step_is_seen_counted_and_recovered_from() -> None:
+    bound = PairBound(**LIMITS)
+    for t in range(0, 5 * SECOND, SECOND):
+        bound.outgoing(t, t + 100_000)
+        bound.incoming(t + 100_000, t + 200_000)
+    step = 10_000_000
+    assert bound.incoming(5 * SECOND + 100_000 + step, 5 * SECOND + 200_000) is False
+    assert bound.contradictions == 1
+    bound.outgoing(5 * SECOND, 5 * SECOND + 100_000 + step)
+    found = bound.offset(5 * SECOND + 200_000)
+    assert found is not None
+    assert found.contains(step)
+    assert found.width < 300_000
+
+
+def test_any_epochs_and_years_of_uptime() -> None:
+    """The clocks' epochs are centuries apart and the local one is at ten years: nothing is lost to floats."""
+    bound = PairBound(**LIMITS)
+    base, offset = 315_576_000 * SECOND, -7_000_000_000 * SECOND
+    for i in range(200):
+        t = base + i * SECOND
+        bound.outgoing(t, t + offset + 90_000)
+        bound.incoming(t + offset + 90_000, t + 170_000)
+    found = bound.offset(base + 199 * SECOND + 170_000)
+    assert found is not None
+    assert found.contains(offset)
+    assert found.width < 190_000
+
+
+def test_memory_is_constant() -> None:
+    choose = random.Random(1)
+    bound = PairBound(**LIMITS)
+    for i in range(3_000):
+        t = i * SECOND // 5
+        bound.outgoing(t, t + choose.randrange(20_000, 900_000))
+        bound.incoming(t, t + choose.randrange(20_000, 900_000))
+    assert len(bound._uppers) <= CONSTRAINTS_MAX
+    assert len(bound._lowers) <= CONSTRAINTS_MAX
+    assert bound._vertices is not None
+    assert len(bound._vertices) <= 2 * CONSTRAINTS_MAX + 4
+
+
+def test_one_side_only_keeps_its_tightest() -> None:
+    bound = PairBound(**LIMITS)
+    for i in range(100):
+        bound.outgoing(i * SECOND, i * SECOND + 1_000_000 + (0 if i == 97 else 50_000))
+    bound.incoming(99 * SECOND, 99 * SECOND)
+    found = bound.offset(99 * SECOND)
+    assert found is not None
+    assert found.hi <= 1_000_000 + 2 * 200_000 + 3
+
+
+@given(
+    here=st.floats(-1, 1), there=st.floats(-1, 1), drift_here=st.integers(1, 50_000), drift_there=st.integers(1, 50_000)
+)
+def test_pair_limits_cover_any_two_clocks(here: float, there: float, drift_here: int, drift_there: int) -> None:
+    drift, wander = pair_limits(drift_here, 10, drift_there, 10)
+    rho_here, rho_there = 1 + here * drift_here * 1e-6, 1 + there * drift_there * 1e-6
+    assert abs(rho_there / rho_here - 1) * 1e6 <= drift * (1 + 1e-9)
+    # d/dt (rho_there / rho_here), per local second, with both wanders at their worst.
+    worst = (10 * rho_here + 10 * rho_there) / rho_here**3
+    assert worst <= wander * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("limits", [(-1, 10), (100, -1), (math.nan, 1), (1, math.inf)])
+def test_impossible_limits_are_refused(limits: tuple[float, float]) -> None:
+    with pytest.raises(ValueError, match="limit"):
+        PairBound(max_drift_ppm=limits[0], max_wander_ppb_per_s=limits[1])
+
+
+def test_steady_clocks_and_no_wander_leave_a_fixed_interval() -> None:
+    bound = PairBound(max_drift_ppm=0, max_wander_ppb_per_s=0)
+    bound.outgoing(0, 1_000)
+    bound.incoming(-200, 0)
+    assert bound.offset(10_000 * SECOND) == Interval(-202, 1_002)

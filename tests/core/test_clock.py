@@ -1,0 +1,138 @@
+"""Clocks, virtual clocks and the wall map."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from skewd.clock import HostClock, VirtualClock, VirtualPage, WallSample, clock_from_option, read_wall
+from skewd.interval import Interval
+from skewd.wall import SLEW_MAX_PPM, WallMap
+
+SECOND = 1_000_000_000
+MS = 1_000_000
+
+
+def test_a_sandwich_holds_the_difference_and_is_narrow() -> None:
+    host = HostClock()
+    samples = [read_wall(host) for _ in range(50)]
+    first = samples[0].wall_minus_raw.widen(1 * MS)
+    assert all(first.intersect(sample.wall_minus_raw) for sample in samples)
+    assert min(sample.wall_minus_raw.width for sample in samples) < 100_000
+
+
+def test_a_page_is_one_clock_for_every_process(tmp_path: Path) -> None:
+    page = VirtualPage.create(tmp_path / "clock", offset_ns=5 * MS, epoch_ns=12_345 * SECOND)
+    code = (
+        "import sys; from skewd.clock import clock_from_option, HostClock;"
+        "c = clock_from_option('page=' + sys.argv[1]); h = HostClock();"
+        "a = h.wall_ns(); w = c.wall_ns(); b = h.wall_ns(); print(w - b, w - a)"
+    )
+
+    def seen() -> tuple[int, int]:
+        out = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / "clock")], check=True, capture_output=True, text=True
+        ).stdout
+        low, high = map(int, out.split())
+        return low, high
+
+    low, high = seen()
+    assert low <= 5 * MS <= high
+    page.step_to(-2 * SECOND)
+    low, high = seen()
+    assert low <= -2 * SECOND <= high
+    assert page.offset_ns == -2 * SECOND
+    page.close()
+
+
+def test_raw_has_its_own_epoch_and_is_never_stepped() -> None:
+    page = VirtualPage.create(None, epoch_ns=1_000 * SECOND)
+    clock = VirtualClock(page)
+    before = clock.raw_ns()
+    page.step_to(10 * SECOND)
+    assert 0 <= clock.raw_ns() - before < SECOND
+    assert abs(clock.raw_ns() - HostClock().raw_ns() - 1_000 * SECOND) < SECOND
+
+
+def test_drift_moves_both_clocks_alike() -> None:
+    """wall - raw is constant on a drifting virtual node: nothing local tells the drift."""
+    at = HostClock().raw_ns() - 1_000 * SECOND
+    clock = clock_from_option(f"offset=5ms,drift=20ppm,at={at}")
+    host = HostClock()
+    a = host.wall_ns()
+    offset = clock.wall_ns() - a
+    b = host.wall_ns()
+    # 5 ms + 20 ppm x 1000 s = 25 ms, give or take how long the three calls took.
+    assert 25 * MS - (b - a) - 10_000 <= offset <= 25 * MS + (b - a) + 10_000
+    assert clock.virtual
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("5ms", "key=value"),
+        ("offset=5", "5ms"),
+        ("speed=3", "unknown key 'speed'"),
+        ("drift=20", "20ppm"),
+        ("at=soon", "whole number"),
+        ("drift=200000ppm", "10 %"),
+    ],
+)
+def test_a_wrong_virtual_clock_is_refused_with_the_fix(text: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        clock_from_option(text)
+
+
+def test_not_a_page(tmp_path: Path) -> None:
+    (tmp_path / "other").write_bytes(b"x" * 64)
+    with pytest.raises(ValueError, match="not a virtual clock's page"):
+        VirtualPage.open(tmp_path / "other")
+
+
+def reading(raw_ns: int, difference_ns: int, width_ns: int = 200) -> WallSample:
+    return WallSample(raw_ns, Interval(difference_ns, difference_ns + width_ns))
+
+
+def test_steps_begin_eras_that_share_the_gap() -> None:
+    wall = WallMap(reading(0, 1_000 * SECOND))
+    assert not wall.sample(reading(20 * MS, 1_000 * SECOND + 100))
+    assert wall.era == 1
+    assert wall.sample(reading(40 * MS, 1_000 * SECOND - 5 * MS))
+    assert wall.era == 2
+    assert wall.last_step_ns == -5 * MS - 100
+    # The step lies between 20 and 40 ms of raw: old readings up to 40 ms, new ones from 20 ms.
+    assert wall.previous_end_wall_ns is not None
+    assert wall.previous_end_wall_ns >= 1_000 * SECOND + 40 * MS
+    assert wall.era_begin_wall_ns <= 1_000 * SECOND + 20 * MS - 5 * MS
+
+
+@given(st.integers(-SLEW_MAX_PPM, SLEW_MAX_PPM), st.integers(0, 3_000))
+def test_no_slew_of_the_kernel_is_taken_for_a_step(ppm: int, width: int) -> None:
+    wall = WallMap(reading(0, 0, width))
+    for i in range(1, 200):
+        raw = i * 20 * MS
+        assert not wall.sample(reading(raw, raw * ppm // 1_000_000, width))
+        difference = wall.wall_minus_raw(raw + 10 * MS)
+        assert difference.intersect(
+            Interval((raw + 10 * MS) * ppm // 1_000_000, (raw + 10 * MS) * ppm // 1_000_000 + width)
+        )
+
+
+@given(st.integers(30_000, 10 * SECOND), st.sampled_from([-1, 1]))
+def test_every_step_beyond_the_stated_limit_is_seen(size: int, sign: int) -> None:
+    wall = WallMap(reading(0, 0))
+    wall.sample(reading(20 * MS, 0))
+    assert wall.sample(reading(40 * MS, sign * size))
+
+
+def test_the_slew_allowance_settles() -> None:
+    wall = WallMap(reading(0, 0))
+    assert wall.slew_ppb() >= 1_000_000
+    for i in range(1, 1_000):
+        wall.sample(reading(i * 20 * MS, 0))
+    assert wall.slew_ppb() < 1_200
