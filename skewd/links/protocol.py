@@ -1,0 +1,609 @@
+"""The link between two nodes: what messages prove about each other's clocks, and nothing else.
+
+Nothing arrives before it leaves. A message that carries its send stamp proves one side of a bound when it arrives;
+an answer that names it and says when it was received proves the other side. No symmetry of delays is assumed, and
+whatever delays a message (a relay, a queue, an attacker) only widens. So each message carries its own send stamp
+and answers the last one from the other side: both ends get both proofs, whoever asked::
+
+    A                                     B
+    T1 --- request, nonce a ------------> T2     B: T1 <= T2
+    T4 <-- reply, nonce b, answers a, T2-- T3     A: T1 <= T2, T3 <= T4
+    T1' -- request, nonce c, answers b, T4 ->     B: T3 <= T4, T1' <= T2'
+
+All stamps are raw clocks, one unbroken raw clock per (boot, raw era). What keeps that true against replays:
+
+- A nonce of ours is random, so who answers it has received it, after we sent it. An answer is *fresh*.
+- A peer's boot and raw era are believed from a fresh message only, and a change of them only if the question was
+  asked after the last fresh message of the former one. So an old boot's messages, whenever they are replayed, and
+  whatever this node has forgotten, never replace the present one's.
+- A replay within the same raw clock is a message that was delayed: true, and wider. Still it is used once only (a
+  window of the peer's last send stamps), and what its sender said about itself never replaces newer words.
+
+It is sans I/O: bytes, stamps and randomness come in; bytes and proofs come out. A peer is its authenticated name;
+an address is only where to send, and the name behind it is learnt from its answers. Nothing from the network
+raises, and every table is bounded: requests, answers, peers, addresses, sources.
+
+Limits: one shared secret, so a member can speak in another's name (records signed by their owner come later). Two
+living nodes with one name displace each other at every exchange (``timebase_changes`` counts on and on). A link
+that is one-way for good never becomes fresh, so it proves nothing yet.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from skewd.keys import MeshKey
+from skewd.links import wire
+from skewd.links.limiter import Limiter
+from skewd.links.wire import Kind, Message, Refused, Self
+
+__all__ = ["KnownPeer", "LinkProtocol", "Proofs", "Received", "Self", "Target", "Timebases"]
+
+_SECOND = 1_000_000_000
+_REQUESTS_PER_ADDRESS = 8
+_REPLIES_PER_PEER = 8
+_UNCONFIRMED_REPLIES = 256
+_WINDOW = 64
+_RTT_SAMPLES = 64
+_RTT_HORIZON_NS = 300 * _SECOND
+# A nonce lets this many messages past the limiter: a genuine answer and its duplicates, not a flood that copies it.
+_PASSES_PER_NONCE = 3
+# After so many unanswered requests whoever lives at the address now may answer, under any name.
+_UNANSWERED_BEFORE_ANYONE = 3
+
+REASONS = (
+    "oversized",  # longer than 512 bytes
+    "truncated",  # shorter than a message
+    "bad_magic",
+    "bad_version",
+    "bad_kind",
+    "rate_limited",
+    "wrong_key",  # another mesh key's id
+    "bad_mac",  # altered on the way, or another secret
+    "malformed",  # authentic, but says what can't be
+    "own_message",  # our own, back to us: this node is in its own list of peers, or someone reflects
+    "duplicate_name",  # another node with our name
+    "wrong_receiver",  # meant for another node
+    "unknown_nonce",  # answers nothing that we (still) wait for
+    "replay",  # used before
+    "unconfirmed",  # a request from a boot or raw era that has answered nothing of ours yet: replied to, not used
+    "old_timebase",  # a late answer from a boot or raw era that has been replaced
+    "own_clock_went_back",  # our stamps contradict themselves
+    "too_many_peers",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Proofs:
+    """What one authentic message proves about a peer.
+
+    Attributes:
+        peer: the newest that the peer said about itself within this raw clock of its.
+        link: which link, as ``udp`` or ``zmq``.
+        address: as it was requested, or where the message came from.
+        outgoing: pairs (sent by us on our raw clock, received by the peer on its raw clock), ns.
+        incoming: pairs (sent by the peer on its raw clock, received by us on our raw clock), ns.
+        rtt_ns: the path's round trip, the peer's holding time taken out, where this message completes one.
+            Slightly negative values are possible: the two clocks' rates differ.
+    """
+
+    peer: Self
+    link: str
+    address: str
+    outgoing: tuple[tuple[int, int], ...]
+    incoming: tuple[tuple[int, int], ...]
+    rtt_ns: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """What came of a message: proofs, or why not (one of ``REASONS``); and the reply to send, if one is due.
+
+    ``reply`` takes our raw clock's reading just before the send and returns the bytes, to be sent to where the
+    message came from.
+    """
+
+    proofs: Proofs | None = None
+    reply: Callable[[int], bytes] | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KnownPeer:
+    """A peer with which an exchange was completed lately.
+
+    Attributes:
+        described: the newest that the peer said about itself.
+        address: where it is asked, or where it was last heard from.
+        last_exchange_raw_ns: when its last fresh message arrived, on our raw clock.
+        rtt_min_ns: the smallest round trip of the last 64 within five minutes, never negative; ``None`` if none.
+    """
+
+    name: str
+    address: str
+    boot: bytes
+    raw_era: int
+    described: Self
+    last_exchange_raw_ns: int
+    rtt_min_ns: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """An address that requests were sent to: who answers there, if anyone, and how many were not answered since."""
+
+    address: str
+    name: str | None
+    unanswered: int
+
+
+@dataclass(slots=True)
+class _Timebase:
+    theirs: tuple[bytes, int]
+    ours: tuple[bytes, int]
+    confirmed_ns: int
+
+
+class Timebases:
+    """Which boot and raw era of each peer is the present one. Shared by the links of a daemon, it keeps a slow link
+    from bringing back what a fast one has seen replaced. Bounded; entries expire when nothing confirms them.
+    """
+
+    def __init__(self, *, limit: int = 2048, lifetime_ns: int = 300 * _SECOND) -> None:
+        self._limit, self._lifetime_ns = limit, lifetime_ns
+        self._entries: OrderedDict[str, _Timebase] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def current(self, name: str, ours: tuple[bytes, int], now_ns: int) -> tuple[tuple[bytes, int], int] | None:
+        """The peer's present raw clock and when (on our raw clock ``ours``) it was last confirmed."""
+        entry = self._entries.get(name)
+        if entry is None or entry.ours != ours or now_ns - entry.confirmed_ns > self._lifetime_ns:
+            return None
+        return entry.theirs, entry.confirmed_ns
+
+    def confirm(self, name: str, theirs: tuple[bytes, int], ours: tuple[bytes, int], now_ns: int) -> None:
+        """A fresh message of the peer, on this raw clock of its, arrived at ``now_ns``."""
+        self._entries[name] = _Timebase(theirs, ours, now_ns)
+        self._entries.move_to_end(name)
+        if len(self._entries) > self._limit:
+            self._entries.popitem(last=False)
+
+
+@dataclass(slots=True)
+class _Request:
+    address: str
+    sent_ns: int
+    passes: int = _PASSES_PER_NONCE
+
+
+@dataclass(slots=True)
+class _Reply:
+    """A reply of ours and the request that it answered."""
+
+    peer: str
+    timebase: tuple[bytes, int]
+    request_nonce: bytes
+    request_sent_ns: int
+    request_received_ns: int
+    request_used: bool
+    sent_ns: int
+    passes: int = _PASSES_PER_NONCE
+
+
+@dataclass(slots=True)
+class _Address:
+    name: str | None = None
+    unanswered: int = 0
+    requests: deque[bytes] = field(default_factory=deque)
+    answer: tuple[bytes, int] | None = None  # the last reply's nonce, and when we received it
+
+
+@dataclass(slots=True)
+class _Peer:
+    described: Self
+    described_at_ns: int  # the peer's send stamp of the message that said so
+    address: str
+    heard_ns: int
+    seen: list[tuple[int, bytes]] = field(default_factory=list)  # the newest requests' (send stamp, nonce), ascending
+    floor: tuple[int, bytes] | None = None  # nothing up to here is looked at again
+    replies: deque[bytes] = field(default_factory=deque)
+    rtts: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=_RTT_SAMPLES))
+
+
+class LinkProtocol:
+    """One link of one node, towards any number of peers. Pure: not thread-safe, no clock, no socket.
+
+    Args:
+        link: its name in the proofs.
+        key: the mesh's key; ``None`` uses a key of zeros, for links that never leave this machine.
+        describe: what this node says about itself, fresh. A changed boot or raw era forgets every open exchange.
+        random: that many unguessable bytes.
+        timebases: shared by the links of one daemon; its own, if not given.
+        max_peers: peers kept at once; more are refused until one has been silent for ``peer_lifetime_ns``.
+        request_lifetime_ns: an answer that comes later is not used.
+        reply_lifetime_ns: how long a peer may take to its next request, for it to give us a round trip.
+    """
+
+    def __init__(
+        self,
+        *,
+        link: str,
+        key: MeshKey | None,
+        describe: Callable[[], Self],
+        random: Callable[[int], bytes],
+        timebases: Timebases | None = None,
+        max_peers: int = 1024,
+        request_lifetime_ns: int = 10 * _SECOND,
+        reply_lifetime_ns: int = 120 * _SECOND,
+        peer_lifetime_ns: int = 300 * _SECOND,
+    ) -> None:
+        self.link = link
+        self.counters: dict[str, int] = dict.fromkeys(
+            ("requests", "replies", "accepted", "timebase_changes", "own_timebase_changes", *REASONS), 0
+        )
+        self._key, self._describe, self._random = key, describe, random
+        self._timebases = Timebases(lifetime_ns=peer_lifetime_ns) if timebases is None else timebases
+        self._max_peers = max_peers
+        self._request_lifetime_ns, self._reply_lifetime_ns = request_lifetime_ns, reply_lifetime_ns
+        self._peer_lifetime_ns = peer_lifetime_ns
+        self._limiter = Limiter(max_known=2 * max_peers)
+        self._ours: tuple[bytes, int] | None = None
+        self._requests: OrderedDict[bytes, _Request] = OrderedDict()
+        self._replies: OrderedDict[bytes, _Reply] = OrderedDict()
+        self._unconfirmed: deque[bytes] = deque()
+        self._addresses: OrderedDict[str, _Address] = OrderedDict()
+        self._peers: dict[str, _Peer] = {}
+
+    @property
+    def keyed(self) -> bool:
+        """Whether a key is set; without one a link must stay on this machine."""
+        return self._key is not None
+
+    @property
+    def name(self) -> str:
+        """This node's name."""
+        return self._describe().name
+
+    def prepare(self, address: str) -> Callable[[int], bytes]:
+        """A request to ``address`` that lacks only its send stamp: read the raw clock, call it, send the bytes."""
+        me = self._me()
+        state = self._addresses.get(address)
+        if state is None:
+            state = self._addresses[address] = _Address()
+            if len(self._addresses) > self._max_peers:
+                self.forget(next(iter(self._addresses)))
+        self._addresses.move_to_end(address)
+        self._limiter.know(address)
+        nonce = self._nonce()
+        answers, received_ns = state.answer or (wire.NO_NONCE, 0)
+        receiver = state.name if state.name and state.unanswered < _UNANSWERED_BEFORE_ANYONE else ""
+        build = wire.draft(
+            self._key,
+            kind=Kind.REQUEST,
+            nonce=nonce,
+            answers=answers,
+            received_ns=received_ns,
+            sender=me,
+            receiver=receiver,
+        )
+
+        def stamped(now_raw_ns: int) -> bytes:
+            self._expire(now_raw_ns)
+            self._requests[nonce] = _Request(address, now_raw_ns)
+            state.requests.append(nonce)
+            if len(state.requests) > _REQUESTS_PER_ADDRESS:
+                self._requests.pop(state.requests.popleft(), None)
+            state.unanswered += 1
+            self.counters["requests"] += 1
+            return build(now_raw_ns)
+
+        return stamped
+
+    def request(self, address: str, now_raw_ns: int) -> bytes:
+        """A request to ``address``, its send stamp ``now_raw_ns`` (our raw clock, read just before)."""
+        return self.prepare(address)(now_raw_ns)
+
+    def forget(self, address: str) -> None:
+        """Ask ``address`` no more; its open requests are dropped."""
+        state = self._addresses.pop(address, None)
+        if state is not None:
+            for nonce in state.requests:
+                self._requests.pop(nonce, None)
+            self._limiter.forget(address)
+
+    def receive(self, data: bytes, address: str, received_raw_ns: int) -> Received:
+        """What came of ``data``, which arrived from ``address`` at ``received_raw_ns`` (read just after).
+
+        Never raises for anything in ``data``.
+        """
+        try:
+            received = self._receive(data, address, received_raw_ns)
+        except Refused as refused:
+            received = Received(error=refused.reason)
+        self.counters[received.error or "accepted"] += 1
+        return received
+
+    def peers(self, now_raw_ns: int) -> dict[str, KnownPeer]:
+        """The peers that are known at ``now_raw_ns``, by name."""
+        self._expire_peers(now_raw_ns)
+        known = {}
+        for name, peer in self._peers.items():
+            rtts = [rtt for at, rtt in peer.rtts if now_raw_ns - at <= _RTT_HORIZON_NS]
+            known[name] = KnownPeer(
+                name=name,
+                address=peer.address,
+                boot=peer.described.boot,
+                raw_era=peer.described.raw_era,
+                described=peer.described,
+                last_exchange_raw_ns=peer.heard_ns,
+                rtt_min_ns=max(0, min(rtts)) if rtts else None,
+            )
+        return known
+
+    def targets(self) -> tuple[Target, ...]:
+        """The addresses that are asked."""
+        return tuple(Target(address, state.name, state.unanswered) for address, state in self._addresses.items())
+
+    def sizes(self) -> dict[str, int]:
+        """How many entries each bounded table holds."""
+        return {
+            "requests": len(self._requests),
+            "replies": len(self._replies),
+            "addresses": len(self._addresses),
+            "peers": len(self._peers),
+            "sources": len(self._limiter),
+            "timebases": len(self._timebases),
+        }
+
+    # -- receiving
+
+    def _receive(self, data: bytes, address: str, now_ns: int) -> Received:
+        reason = wire.refusal(data)
+        if reason is not None:
+            raise Refused(reason)
+        if not self._expected(data) and not self._limiter.admit(address, now_ns):
+            raise Refused("rate_limited")
+        message = wire.decode(data, self._key)
+        me = self._me()
+        self._expire(now_ns)
+        if message.sender.name == me.name:
+            raise Refused("own_message" if message.sender.boot == me.boot else "duplicate_name")
+        if message.receiver != me.name and (message.receiver or message.kind is Kind.REPLY):
+            raise Refused("wrong_receiver")
+        if message.kind is Kind.REPLY:
+            return self._take_reply(message, me, address, now_ns)
+        return self._take_request(message, me, address, now_ns)
+
+    def _take_reply(self, message: Message, me: Self, source: str, now_ns: int) -> Received:
+        request = self._requests.get(message.answers)
+        if request is None:
+            raise Refused("unknown_nonce")
+        if now_ns < request.sent_ns:
+            raise Refused("own_clock_went_back")
+        if self._is_replaced(message, me, request.sent_ns, now_ns):
+            raise Refused("old_timebase")
+        peer = self._confirm(message, me, request.address, now_ns)
+        self._requests.pop(message.answers)
+        state = self._addresses.get(request.address)
+        if state is not None:
+            _discard(state.requests, message.answers)
+            state.name, state.unanswered, state.answer = message.sender.name, 0, (message.nonce, now_ns)
+        self._limiter.know(source)
+        self._describe_peer(peer, message)
+        rtt_ns = (now_ns - request.sent_ns) - (message.sent_ns - message.received_ns)
+        peer.rtts.append((now_ns, rtt_ns))
+        return Received(
+            self._proofs(
+                peer,
+                request.address,
+                outgoing=((request.sent_ns, message.received_ns),),
+                incoming=((message.sent_ns, now_ns),),
+                rtt_ns=rtt_ns,
+            )
+        )
+
+    def _take_request(self, message: Message, me: Self, source: str, now_ns: int) -> Received:
+        name, timebase = message.sender.name, message.sender.timebase
+        reply = self._replies.get(message.answers)
+        if reply is not None and (reply.peer != name or reply.timebase != timebase):
+            reply = None
+        if reply is not None and now_ns < reply.sent_ns:
+            raise Refused("own_clock_went_back")
+        current = self._timebases.current(name, me.timebase, now_ns)
+        fresh = reply is not None and not self._is_replaced(message, me, reply.sent_ns, now_ns)
+        if not fresh and (current is None or current[0] != timebase):
+            return self._reply_unconfirmed(message, me, now_ns)
+        peer = self._peers.get(name)
+        stamp = (message.sent_ns, message.nonce)
+        if peer is not None and peer.described.timebase == timebase and _is_replay(peer, stamp):
+            raise Refused("replay")
+        outgoing: tuple[tuple[int, int], ...] = ()
+        incoming: tuple[tuple[int, int], ...] = ((message.sent_ns, now_ns),)
+        rtt_ns = None
+        if reply is not None and fresh:
+            peer = self._confirm(message, me, source, now_ns)
+            self._limiter.know(source)
+            self._replies.pop(message.answers, None)
+            outgoing = ((reply.sent_ns, message.received_ns),)
+            if not reply.request_used:
+                incoming = ((reply.request_sent_ns, reply.request_received_ns), *incoming)
+            rtt_ns = (message.received_ns - reply.request_sent_ns) - (reply.sent_ns - reply.request_received_ns)
+            peer.rtts.append((now_ns, rtt_ns))
+        else:
+            # Known through another link of this daemon, perhaps, and not yet here.
+            peer = self._peer(message, source, now_ns)
+        _note(peer, stamp)
+        self._describe_peer(peer, message)
+        return Received(
+            self._proofs(peer, source, outgoing=outgoing, incoming=incoming, rtt_ns=rtt_ns),
+            self._reply(message, me, now_ns, peer.replies, _REPLIES_PER_PEER, used=True),
+        )
+
+    def _reply_unconfirmed(self, message: Message, me: Self, now_ns: int) -> Received:
+        """Answer, so that the sender's next request can prove itself fresh; believe nothing yet."""
+        waiting = (self._replies.get(nonce) for nonce in self._unconfirmed)
+        if any(reply is not None and reply.request_nonce == message.nonce for reply in waiting):
+            raise Refused("replay")
+        reply = self._reply(message, me, now_ns, self._unconfirmed, _UNCONFIRMED_REPLIES, used=False)
+        return Received(None, reply, "unconfirmed")
+
+    def _reply(
+        self, message: Message, me: Self, received_ns: int, shelf: deque[bytes], limit: int, *, used: bool
+    ) -> Callable[[int], bytes]:
+        nonce = self._nonce()
+        build = wire.draft(
+            self._key,
+            kind=Kind.REPLY,
+            nonce=nonce,
+            answers=message.nonce,
+            received_ns=received_ns,
+            sender=me,
+            receiver=message.sender.name,
+        )
+
+        def stamped(now_raw_ns: int) -> bytes:
+            self._replies[nonce] = _Reply(
+                message.sender.name,
+                message.sender.timebase,
+                message.nonce,
+                message.sent_ns,
+                received_ns,
+                used,
+                now_raw_ns,
+            )
+            shelf.append(nonce)
+            if len(shelf) > limit:
+                self._replies.pop(shelf.popleft(), None)
+            self.counters["replies"] += 1
+            return build(now_raw_ns)
+
+        return stamped
+
+    # -- what is known of peers
+
+    def _is_replaced(self, message: Message, me: Self, asked_ns: int, now_ns: int) -> bool:
+        """Whether a message that answers what we asked at ``asked_ns`` may be older than the peer's present clock."""
+        current = self._timebases.current(message.sender.name, me.timebase, now_ns)
+        return current is not None and current[0] != message.sender.timebase and asked_ns < current[1]
+
+    def _confirm(self, message: Message, me: Self, address: str, now_ns: int) -> _Peer:
+        peer = self._peer(message, address, now_ns)
+        peer.heard_ns = now_ns
+        self._timebases.confirm(message.sender.name, message.sender.timebase, me.timebase, now_ns)
+        return peer
+
+    def _peer(self, message: Message, address: str, now_ns: int) -> _Peer:
+        """The peer's entry, new where it has none for this raw clock of its."""
+        name = message.sender.name
+        peer = self._peers.get(name)
+        if peer is not None and peer.described.timebase != message.sender.timebase:
+            self.counters["timebase_changes"] += 1
+            self._drop(name)
+            peer = None
+        if peer is None:
+            if len(self._peers) >= self._max_peers:
+                self._expire_peers(now_ns)
+            if len(self._peers) >= self._max_peers:
+                raise Refused("too_many_peers")
+            peer = self._peers[name] = _Peer(message.sender, message.sent_ns, address, now_ns)
+        asked = self._addresses.get(peer.address)
+        if asked is None or asked.name != name:
+            peer.address = address
+        return peer
+
+    def _describe_peer(self, peer: _Peer, message: Message) -> None:
+        if message.sent_ns >= peer.described_at_ns:
+            peer.described, peer.described_at_ns = message.sender, message.sent_ns
+
+    def _proofs(
+        self,
+        peer: _Peer,
+        address: str,
+        *,
+        outgoing: tuple[tuple[int, int], ...],
+        incoming: tuple[tuple[int, int], ...],
+        rtt_ns: int | None,
+    ) -> Proofs:
+        return Proofs(peer.described, self.link, address, outgoing, incoming, rtt_ns)
+
+    # -- ourselves, and forgetting
+
+    def _me(self) -> Self:
+        me = self._describe()
+        if me.timebase != self._ours:
+            if self._ours is not None:
+                # Stamps of two raw clocks must never meet in one exchange.
+                self.counters["own_timebase_changes"] += 1
+                self._requests.clear()
+                self._replies.clear()
+                self._unconfirmed.clear()
+                self._peers.clear()
+                for state in self._addresses.values():
+                    state.requests.clear()
+                    state.answer = None
+            self._ours = me.timebase
+        return me
+
+    def _nonce(self) -> bytes:
+        nonce = self._random(wire.NONCE_BYTES)
+        if len(nonce) != wire.NONCE_BYTES or nonce == wire.NO_NONCE:
+            raise ValueError("the source of randomness gives no random bytes")
+        return nonce
+
+    def _expected(self, data: bytes) -> bool:
+        """Whether ``data`` names a nonce of ours that still waits: nobody off the path can know one."""
+        nonce = wire.answered_nonce(data)
+        waiting = self._requests.get(nonce) or self._replies.get(nonce)
+        if waiting is None or waiting.passes <= 0:
+            return False
+        waiting.passes -= 1
+        return True
+
+    def _expire(self, now_ns: int) -> None:
+        while self._requests:
+            nonce, request = next(iter(self._requests.items()))
+            if now_ns - request.sent_ns <= self._request_lifetime_ns:
+                break
+            del self._requests[nonce]
+            state = self._addresses.get(request.address)
+            if state is not None:
+                _discard(state.requests, nonce)
+        while self._replies:
+            nonce, reply = next(iter(self._replies.items()))
+            if now_ns - reply.sent_ns <= self._reply_lifetime_ns:
+                break
+            del self._replies[nonce]
+        while self._unconfirmed and self._unconfirmed[0] not in self._replies:
+            self._unconfirmed.popleft()
+
+    def _expire_peers(self, now_ns: int) -> None:
+        silent = [name for name, peer in self._peers.items() if now_ns - peer.heard_ns > self._peer_lifetime_ns]
+        for name in silent:
+            self._drop(name)
+
+    def _drop(self, name: str) -> None:
+        for nonce in self._peers.pop(name).replies:
+            self._replies.pop(nonce, None)
+
+
+def _discard(nonces: deque[bytes], nonce: bytes) -> None:
+    if nonce in nonces:
+        nonces.remove(nonce)
+
+
+def _is_replay(peer: _Peer, stamp: tuple[int, bytes]) -> bool:
+    if peer.floor is not None and stamp <= peer.floor:
+        return True
+    at = bisect_left(peer.seen, stamp)
+    return at < len(peer.seen) and peer.seen[at] == stamp
+
+
+def _note(peer: _Peer, stamp: tuple[int, bytes]) -> None:
+    insort(peer.seen, stamp)
+    if len(peer.seen) > _WINDOW:
+        peer.floor = peer.seen.pop(0)

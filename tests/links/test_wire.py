@@ -1,0 +1,149 @@
+"""The layout, its limits, and what happens to bytes that are not a message."""
+
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from link_bench import KEY, OTHER_KEY, described
+from skewd.interval import Interval
+from skewd.links import wire
+from skewd.links.wire import Kind, Refused, Self
+
+I64 = st.integers(-(1 << 63), (1 << 63) - 1)
+U32 = st.integers(0, (1 << 32) - 1)
+NAMES = st.from_regex(r"[A-Za-z0-9._-]{1,63}", fullmatch=True)
+SELVES = st.builds(
+    Self,
+    name=NAMES,
+    boot=st.binary(min_size=16, max_size=16),
+    raw_era=U32,
+    era=U32,
+    wall_minus_raw=st.tuples(I64, I64).map(lambda ends: Interval(min(ends), max(ends))),
+    wall_raw_at_ns=I64,
+    wall_slew_ppb=st.integers(0, wire.MAX_SLEW_PPB),
+    max_drift_ppm=st.integers(0, wire.MAX_DRIFT_PPM),
+    max_wander_ppb_per_s=st.integers(0, wire.MAX_WANDER_PPB_PER_S),
+)
+NONCES = st.binary(min_size=16, max_size=16).filter(any)
+
+
+def message(sent_ns: int = 100, received_ns: int = 50, answers: bytes = b"a" * 16, name: str = "a") -> bytes:
+    build = wire.draft(
+        KEY,
+        kind=Kind.REQUEST,
+        nonce=b"n" * 16,
+        answers=answers,
+        received_ns=received_ns,
+        sender=described(name),
+        receiver="b",
+    )
+    return build(sent_ns)
+
+
+def reason(data: bytes, key: object = KEY) -> str:
+    with pytest.raises(Refused) as refused:
+        wire.decode(data, key)  # type: ignore[arg-type]
+    return refused.value.reason
+
+
+@given(SELVES, st.sampled_from(Kind), NONCES, NONCES, st.tuples(I64, I64), st.one_of(st.just(""), NAMES))
+def test_what_was_written_is_read(
+    sender: Self, kind: Kind, nonce: bytes, answers: bytes, stamps: tuple[int, int], receiver: str
+) -> None:
+    received_ns, sent_ns = sorted(stamps)
+    build = wire.draft(
+        KEY, kind=kind, nonce=nonce, answers=answers, received_ns=received_ns, sender=sender, receiver=receiver
+    )
+    data = build(sent_ns)
+    assert len(data) == wire.MESSAGE_BYTES <= wire.MAX_MESSAGE_BYTES
+    assert wire.answered_nonce(data) == answers
+    decoded = wire.decode(data, KEY)
+    assert (decoded.kind, decoded.nonce, decoded.answers, decoded.sent_ns, decoded.received_ns) == (
+        kind,
+        nonce,
+        answers,
+        sent_ns,
+        received_ns,
+    )
+    assert decoded.sender == sender
+    assert decoded.receiver == receiver
+
+
+def test_every_flipped_bit_is_noticed() -> None:
+    data = message()
+    for bit in range(8 * len(data)):
+        flipped = bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        assert reason(bytes(flipped)) in ("bad_magic", "bad_version", "bad_kind", "wrong_key", "bad_mac")
+
+
+def test_every_truncation_is_noticed() -> None:
+    data = message()
+    assert {reason(data[:size]) for size in range(len(data))} == {"truncated"}
+
+
+def test_longer_messages_of_later_versions_are_read_up_to_the_limit() -> None:
+    assert reason(message() + bytes(wire.MAX_MESSAGE_BYTES - wire.MESSAGE_BYTES)) == "bad_mac"
+    assert reason(message() + bytes(wire.MAX_MESSAGE_BYTES - wire.MESSAGE_BYTES + 1)) == "oversized"
+
+
+@given(st.binary(max_size=600))
+def test_random_bytes_are_refused(data: bytes) -> None:
+    assert reason(data) in ("oversized", "truncated", "bad_magic")
+
+
+@given(st.binary(min_size=308, max_size=500))
+def test_random_bytes_behind_a_true_header_are_refused(tail: bytes) -> None:
+    header = struct.pack(">4sBBHI", b"skwd", 1, 1, 0, KEY.key_id)
+    assert reason(header + tail) == "bad_mac"
+
+
+def test_another_key_is_told_by_its_id_and_another_secret_by_its_mac() -> None:
+    assert reason(message(), OTHER_KEY) == "wrong_key"
+    assert reason(message(), None) == "wrong_key"
+    assert reason(message(), type(KEY)(KEY.key_id, OTHER_KEY.secret)) == "bad_mac"
+
+
+def test_an_authentic_message_that_says_what_cannot_be_is_refused() -> None:
+    assert reason(message(sent_ns=49)) == "malformed"
+    assert wire.decode(message(sent_ns=49, answers=wire.NO_NONCE), KEY).sent_ns == 49
+
+
+@given(st.data())
+def test_an_authentic_message_of_random_content_never_raises_anything_else(data: st.DataObject) -> None:
+    body = bytearray(message()[:-16])
+    patch = data.draw(st.binary(min_size=1, max_size=260))
+    at = data.draw(st.integers(12, len(body) - len(patch))) if len(patch) < len(body) - 12 else 12
+    body[at : at + len(patch)] = patch[: len(body) - at]
+    forged = bytes(body) + wire._mac(KEY.secret, body)
+    outcome = "used"
+    try:
+        assert wire.is_name(wire.decode(forged, KEY).sender.name)
+    except Refused as refused:
+        outcome = refused.reason
+    assert outcome in ("used", "malformed")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("name", ""),
+        ("name", "a" * 64),
+        ("name", "a b"),
+        ("name", "ä"),
+        ("name", "a\n"),
+        ("boot", b"short"),
+        ("raw_era", -1),
+        ("era", 1 << 32),
+        ("max_drift_ppm", wire.MAX_DRIFT_PPM + 1),
+        ("max_wander_ppb_per_s", -1),
+        ("wall_slew_ppb", -1),
+        ("wall_raw_at_ns", 1 << 63),
+        ("wall_minus_raw", Interval(0, 1 << 63)),
+    ],
+)
+def test_a_node_cannot_describe_itself_so(field: str, value: object) -> None:
+    with pytest.raises(ValueError, match=r".+"):
+        described("a", **{field: value})
