@@ -1,0 +1,399 @@
+"""Is this clock within what was asked? The answer of a monitoring plugin, with its reasons.
+
+The problem: a check that compares one measured number with a threshold says OK while it does not know, and alarms
+when the network was slow. The insight: the offset is known to lie in [lower, upper], so three answers are possible
+for a threshold: surely within, surely beyond, and *cannot be proven*. The third is said aloud, with what would cure
+it (a nearer source, another peer), and never as OK.
+
+With ``w`` the warning and ``c`` the critical threshold, and near and far the smallest and largest distance from zero
+in the bound:
+
+=====================  ======================  ========================================
+far <= w               OK                      surely within warning
+near > c               CRITICAL                surely beyond critical
+far > c                WARNING (strict:        critical cannot be proven
+                       CRITICAL)
+near > w               WARNING                 surely beyond warning, surely within critical
+otherwise              WARNING                 within critical; warning cannot be proven
+no bound, stale        UNKNOWN                 nothing is known
+=====================  ======================  ========================================
+
+Rounding for people is outward: the printed uncertainty covers the bound, whatever was cut off the printed offset.
+
+Limits: it judges one answer of the daemon (``status --json``); it keeps no state and sees no history. A bound grows
+while nothing is heard, so an old one is wide, not wrong; but a peer that is silent may have stepped its clock since,
+so a peer not heard of for ``max_age_s`` is stale. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from skewd.interval import Interval
+
+OK, WARNING, CRITICAL, UNKNOWN = 0, 1, 2, 3
+WORDS = ("OK", "WARNING", "CRITICAL", "UNKNOWN")
+MAX_AGE_S = 60.0
+
+VIRTUAL = "VIRTUAL CLOCK: a test hook, not this host's time"
+
+
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """What a check found.
+
+    Attributes:
+        code: the exit code: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN.
+        line: one line for people, beginning with the word of the code; without the performance data.
+        perfdata: performance data in the monitoring-plugins format, seconds.
+        data: the same for programs (``skewd check --json``); unknown is None, times are whole nanoseconds.
+    """
+
+    code: int
+    line: str
+    perfdata: str
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    warning_ns: int
+    critical_ns: int
+    peer: str | None
+    strict: bool
+    max_age_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    """What the daemon says about the clock in question."""
+
+    node: str
+    against: str
+    offset_ns: int
+    bound: Interval
+    rtt_ns: int | None
+    age_s: float | None
+    trust: str | None
+    notes: tuple[str, ...]
+
+
+class _NothingKnown(Exception):
+    """There is nothing to judge; the message says why and what to do."""
+
+
+def judge(
+    status: Mapping[str, Any] | None,
+    *,
+    warning_ns: int,
+    critical_ns: int,
+    peer: str | None = None,
+    strict: bool = False,
+    max_age_s: float = MAX_AGE_S,
+) -> CheckResult:
+    """The verdict on a daemon's status (``status --json``), on this node against the reference or against ``peer``.
+
+    ``status`` None means that no daemon answered. ``strict`` makes what cannot be proven CRITICAL.
+
+    Raises:
+        ValueError: the thresholds are not 0 < warning <= critical.
+    """
+    if not 0 < warning_ns <= critical_ns:
+        raise ValueError(
+            f"the warning ({short(warning_ns)}) must be above zero and not above the critical ({short(critical_ns)})"
+        )
+    question = _Question(warning_ns, critical_ns, peer, strict, max_age_s)
+    if status is None:
+        return _unknown(
+            "no daemon answers; start one with 'skewd run', or name its configuration with --config", question
+        )
+    try:
+        facts = _facts(status, question)
+    except _NothingKnown as reason:
+        return _unknown(str(reason), question, status)
+    except (TypeError, ValueError, AttributeError, OverflowError):
+        return _unknown("the daemon's answer cannot be read; do its version and this command's agree?", question)
+    return _known(facts, question, status)
+
+
+def unknown(
+    reason: str, *, warning_ns: int | None = None, critical_ns: int | None = None, peer: str | None = None
+) -> CheckResult:
+    """UNKNOWN for a reason of the caller's: no daemon, a configuration that is refused, a wrong command line."""
+    return _unknown(reason, _Question(warning_ns or 0, critical_ns or 0, peer, False, MAX_AGE_S))
+
+
+def _facts(status: Mapping[str, Any], question: _Question) -> _Facts:
+    node = _word(status.get("node"), "this node")
+    if question.peer is not None:
+        return _peer_facts(status, node, question)
+    reference = status.get("reference")
+    against = _word(reference, "the reference").removeprefix("node:")
+    same = [row for row in _rows(status, "peers") if row.get("name") == against]
+    bound = _bound(status)
+    if bound is None:
+        raise _NothingKnown(_why_no_bound(status))
+    measured = _rows(status, "sources") if reference == "utc" else same
+    age_s = status.get("age_s")
+    if age_s is None and same:
+        age_s = _youngest(same)
+    _refuse_stale(f"the bound against {against}", age_s, question.max_age_s)
+    notes = tuple(
+        note
+        for note in (_unusual(status.get("status"), ("synchronized",)), VIRTUAL if status.get("virtual") else "")
+        if note
+    )
+    return _Facts(
+        node=node,
+        against=against,
+        offset_ns=_offset(status, bound),
+        bound=bound,
+        rtt_ns=_smallest(measured),
+        age_s=age_s,
+        trust=None,
+        notes=notes,
+    )
+
+
+def _peer_facts(status: Mapping[str, Any], node: str, question: _Question) -> _Facts:
+    peer = question.peer or ""
+    rows = _rows(status, "peers")
+    mine = [row for row in rows if row.get("name") == peer]
+    if not mine:
+        if peer == node:
+            raise _NothingKnown(f"{peer} is this node itself; name another with --peer, or leave it out")
+        names = sorted({str(row.get("name")) for row in rows if row.get("name")})
+        known = f"the peers are {', '.join(names[:20])}" if names else "no peer has been heard of yet"
+        raise _NothingKnown(f"no peer is named '{peer[:63]}'; {known}")
+    bounded = [(bound.width, place) for place, row in enumerate(mine) if (bound := _bound(row)) is not None]
+    if not bounded:
+        state = _unusual(mine[0].get("state"), ())
+        raise _NothingKnown(
+            f"no bound on {peer} yet{f' ({state})' if state else ''}; is it running, reachable, and given the same key?"
+        )
+    row = mine[min(bounded)[1]]
+    bound = _bound(row)
+    assert bound is not None
+    _refuse_stale(f"the bound on {peer}", row.get("age_s"), question.max_age_s)
+    notes = tuple(
+        note for note in (_unusual(row.get("trust"), ("first-hand",)), VIRTUAL if status.get("virtual") else "") if note
+    )
+    return _Facts(
+        node=node,
+        against=peer,
+        offset_ns=_offset(row, bound),
+        bound=bound,
+        rtt_ns=_smallest([row]),
+        age_s=row.get("age_s"),
+        trust=row.get("trust"),
+        notes=notes,
+    )
+
+
+def _known(facts: _Facts, question: _Question, status: Mapping[str, Any]) -> CheckResult:
+    far = facts.bound.farthest(0)
+    near = 0 if facts.bound.contains(0) else min(abs(facts.bound.lo), abs(facts.bound.hi))
+    warning, critical = question.warning_ns, question.critical_ns
+    where = f"{facts.node} {_where(facts)}"
+    if far <= warning:
+        code, text = OK, f"{where}, within {short(warning)}"
+    elif near > critical:
+        code, text = CRITICAL, f"{where}, beyond {short(critical)}"
+    elif far > critical:
+        code = CRITICAL if question.strict else WARNING
+        beyond = f", beyond {short(warning)}" if near > warning else ""
+        text = f"{_cannot_prove(critical, facts)}; {where}{beyond}"
+    elif near > warning:
+        code, text = WARNING, f"{where}, beyond {short(warning)}, within {short(critical)}"
+    else:
+        code, text = WARNING, f"{_cannot_prove(warning, facts)}; {where}, within {short(critical)}"
+    return _result(code, text, facts.notes, question, facts, status)
+
+
+def _unknown(reason: str, question: _Question, status: Mapping[str, Any] | None = None) -> CheckResult:
+    notes = (VIRTUAL,) if status is not None and status.get("virtual") else ()
+    return _result(UNKNOWN, reason, notes, question, None, status)
+
+
+def _result(
+    code: int,
+    text: str,
+    notes: tuple[str, ...],
+    question: _Question,
+    facts: _Facts | None,
+    status: Mapping[str, Any] | None,
+) -> CheckResult:
+    # A '|' would begin performance data, and a plugin's first line is all that most screens show.
+    message = " ".join(f"{text}{''.join(f' [{note}]' for note in notes)}".replace("|", "/").split())
+    line = f"{WORDS[code]}: {message}"
+    perfdata = _perfdata(facts, question)
+    said = status if status is not None else {}
+    data: dict[str, Any] = {
+        "code": code,
+        "status": WORDS[code],
+        "message": message,
+        "node": said.get("node"),
+        "against": facts.against if facts else question.peer,
+        "reference": said.get("reference"),
+        "clock_status": said.get("status"),
+        "offset_ns": facts.offset_ns if facts else None,
+        "lower_ns": facts.bound.lo if facts else None,
+        "upper_ns": facts.bound.hi if facts else None,
+        "uncertainty_ns": facts.bound.farthest(facts.offset_ns) if facts else None,
+        "warning_ns": question.warning_ns or None,
+        "critical_ns": question.critical_ns or None,
+        "rtt_min_ns": facts.rtt_ns if facts else None,
+        "age_s": facts.age_s if facts else None,
+        "trust": facts.trust if facts else None,
+        "strict": question.strict,
+        "virtual": bool(said.get("virtual")),
+        "perfdata": perfdata,
+    }
+    return CheckResult(code, line, perfdata, data)
+
+
+def _perfdata(facts: _Facts | None, question: _Question) -> str:
+    """``label=value;warning;critical`` with ranges that alarm on both sides of zero; ``U`` is the format's unknown."""
+    limits = ""
+    if question.warning_ns and question.critical_ns:
+        warning, critical = seconds(question.warning_ns), seconds(question.critical_ns)
+        limits = f";-{warning}:{warning};-{critical}:{critical}"
+    if facts is None:
+        return f"offset=U{limits}"
+    parts = [
+        f"offset={seconds(facts.offset_ns)}s{limits}",
+        f"lower={seconds(facts.bound.lo)}s",
+        f"upper={seconds(facts.bound.hi)}s",
+        f"uncertainty={seconds(facts.bound.farthest(facts.offset_ns))}s",
+    ]
+    if facts.rtt_ns is not None:
+        parts.append(f"rtt={seconds(facts.rtt_ns)}s")
+    return " ".join(parts)
+
+
+def _cannot_prove(threshold_ns: int, facts: _Facts) -> str:
+    half = (facts.bound.width + 1) // 2
+    rtt = f", best RTT {short(rounded_up(facts.rtt_ns))}" if facts.rtt_ns is not None else ""
+    return f"cannot prove {short(threshold_ns)}: bound +-{short(rounded_up(half))}{rtt}; add a peer or a nearer source"
+
+
+def _where(facts: _Facts) -> str:
+    if facts.node == facts.against:
+        return f"is the reference itself ({_spread(facts)})" if facts.bound.width else "is the reference itself"
+    # The offset is the other clock's minus this one's: a negative one means that this clock shows too much.
+    if facts.offset_ns == 0:
+        return f"agrees with {facts.against} ({_spread(facts)})"
+    offset, spread = describe(facts.offset_ns, facts.bound)
+    return f"is {offset} {'ahead of' if facts.offset_ns < 0 else 'behind'} {facts.against} ({spread})"
+
+
+def _spread(facts: _Facts) -> str:
+    return describe(facts.offset_ns, facts.bound)[1]
+
+
+def describe(offset_ns: int, bound: Interval) -> tuple[str, str]:
+    """The size of an offset and its uncertainty for people: ``("5.002 ms", "+-0.09 ms")``.
+
+    Both in one unit, with as many digits as the uncertainty is worth (two), the uncertainty rounded up so that the
+    printed values still cover the bound.
+    """
+    uncertainty = bound.farthest(offset_ns)
+    largest = max(abs(offset_ns), uncertainty)
+    unit, places = next((unit, places) for unit, places, below in _UNITS if largest < below or unit == "s")
+    # Two digits of the uncertainty: everything below is noise, and printing it would claim to know it.
+    kept = max(0, len(str(uncertainty)) - 2) if uncertainty else 0
+    step = 10 ** min(places, kept)
+    shown = (abs(offset_ns) + step // 2) // step * step
+    signed = shown if offset_ns >= 0 else -shown
+    covering = -(-bound.farthest(signed) // step) * step
+    digits = places - min(places, kept)
+    return f"{_fixed(shown, places, digits)} {unit}", f"+-{_trimmed(covering, places)} {unit}"
+
+
+_UNITS = (("ns", 0, 1_000), ("us", 3, 1_000_000), ("ms", 6, 1_000_000_000), ("s", 9, 0))
+
+
+def short(ns: int) -> str:
+    """A duration in few characters and exactly: ``3ms``, ``2.5ms``, ``250us``."""
+    unit, places = next((unit, places) for unit, places, below in _UNITS if abs(ns) < below or unit == "s")
+    return f"{'-' if ns < 0 else ''}{_trimmed(abs(ns), places)}{unit}"
+
+
+def seconds(ns: int) -> str:
+    """Nanoseconds as decimal seconds, exactly, without an exponent: ``-0.005002``."""
+    return f"{'-' if ns < 0 else ''}{_trimmed(abs(ns), 9)}"
+
+
+def rounded_up(ns: int) -> int:
+    """A length of time rounded up to three significant digits: what it stands for is never larger than said."""
+    step: int = 10 ** max(0, len(str(ns)) - 3)
+    return -(-ns // step) * step
+
+
+def _fixed(size: int, places: int, digits: int) -> str:
+    """A whole number of units of 10^-places, with that many digits after the point; the rest is zero."""
+    whole, rest = divmod(size, 10**places)
+    return f"{whole}.{f'{rest:0{places}d}'[:digits]}" if digits else str(whole)
+
+
+def _trimmed(size: int, places: int) -> str:
+    text = _fixed(size, places, places)
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def _why_no_bound(status: Mapping[str, Any]) -> str:
+    sources, peers = _rows(status, "sources"), _rows(status, "peers")
+    if not sources and not peers:
+        return "no bound: there is no source and no peer; add [[source]] or [mesh] peers to the configuration"
+    return "no bound on the reference yet; 'skewd status' shows what each source and peer says"
+
+
+def _refuse_stale(what: str, age_s: object, max_age_s: float) -> None:
+    if isinstance(age_s, int | float) and age_s > max_age_s:
+        raise _NothingKnown(f"{what} is stale: last heard {age_s:.0f} s ago, and --max-age is {max_age_s:g}s")
+
+
+def _bound(row: Mapping[str, Any]) -> Interval | None:
+    lower, upper = row.get("lower_ns"), row.get("upper_ns")
+    if lower is None or upper is None:
+        return None
+    return Interval(_whole(lower), _whole(upper))
+
+
+def _offset(row: Mapping[str, Any], bound: Interval) -> int:
+    """The offset that the daemon applies, or the middle where it names none or one outside its own bound."""
+    offset = row.get("offset_ns")
+    return bound.midpoint if offset is None else bound.clamp(_whole(offset))
+
+
+def _whole(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{value!r} is not a whole number")
+    return value
+
+
+def _rows(status: Mapping[str, Any], key: str) -> Sequence[Mapping[str, Any]]:
+    rows = status.get(key) or []
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise TypeError(f"{key} is not a list of objects")
+    return rows
+
+
+def _smallest(rows: Sequence[Mapping[str, Any]]) -> int | None:
+    found = [_whole(row["rtt_min_ns"]) for row in rows if row.get("rtt_min_ns") is not None]
+    return min(found) if found else None
+
+
+def _youngest(rows: Sequence[Mapping[str, Any]]) -> float | None:
+    found = [float(row["age_s"]) for row in rows if row.get("age_s") is not None]
+    return min(found) if found else None
+
+
+def _word(value: object, otherwise: str) -> str:
+    return value if isinstance(value, str) and value else otherwise
+
+
+def _unusual(value: object, usual: tuple[str, ...]) -> str:
+    return value if isinstance(value, str) and value and value not in usual else ""

@@ -1,0 +1,451 @@
+"""Every command but the two that must start fast (``cli.py`` has those, and the exit codes).
+
+This is where the three parts meet: the daemon, the sidecar and the experiment are loaded by the command that runs
+them and by no other, so ``skewd keygen`` needs no sidecar, and ``skewd run`` no pipeline. Nothing is decided here:
+words become settings, settings go to the part, and what it refuses is said in one line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import platform
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from skewd import __version__, cli, sd_notify
+from skewd.config import Config, ConfigError, Loaded, load_with_origins, not_yet
+from skewd.durations import parse_duration_ns
+
+app = typer.Typer(
+    name="skewd",
+    help="How far is this clock from the others, how sure are we, and what does that mean for your traces?",
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+config_app = typer.Typer(help="Check or show the configuration.", no_args_is_help=True, rich_markup_mode=None)
+experiment_app = typer.Typer(
+    help="The reference pipeline under clock skew, with and without the sidecar.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(config_app, name="config")
+app.add_typer(experiment_app, name="experiment")
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="Configuration; default /etc/skewd/skewd.toml, where there is one."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Answer as JSON.")]
+
+WATCH_INTERVAL_S = 1.0
+
+
+class _RefusedError(Exception):
+    """A command that cannot be carried out; the message says why and what to do."""
+
+    def __init__(self, message: str, code: int = 1) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def dispatch(words: Sequence[str]) -> int:
+    """Runs the command that the words name; returns its exit code."""
+    try:
+        code = app(args=list(words), prog_name="skewd", standalone_mode=False)
+    except _RefusedError as refused:
+        print(f"skewd: {refused}", file=sys.stderr)
+        return refused.code
+    except typer.TyperException as error:
+        _show_usage(error)
+        return cli.EX_USAGE
+    except typer.Exit as end:
+        return end.exit_code
+    except typer.Abort:
+        return cli.EX_INTERRUPTED
+    return code if isinstance(code, int) else 0
+
+
+def _show_usage(error: typer.TyperException) -> None:
+    show = getattr(error, "show", None)
+    if show is not None:
+        show()
+    else:
+        print(f"skewd: {error.format_message()}", file=sys.stderr)
+
+
+def version_text() -> str:
+    """skewd's version, Python's, and which kernel patches spans."""
+    return (
+        f"skewd {__version__}\npython {platform.python_version()} ({platform.python_implementation()})\npatch: python"
+    )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(version_text())
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Print the versions and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+# Parsed by cli.py before this module is loaded; listed here for `skewd --help`.
+_PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+@app.command("check", help=cli.CHECK_HELP, context_settings=_PASSED_ON, rich_help_panel=None)
+def _check(context: typer.Context) -> int:
+    return cli.check(context.args)
+
+
+@app.command("now", help=cli.NOW_HELP, context_settings=_PASSED_ON)
+def _now(context: typer.Context) -> int:
+    return cli.now(context.args)
+
+
+@app.command()
+def run(
+    config: ConfigOption = None,
+    virtual_clock: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT", help="For tests: run on a made-up clock (offset=5ms,drift=20ppm,at=RAW, or page=FILE)."
+        ),
+    ] = None,
+) -> int:
+    """Run this node's daemon until SIGINT or SIGTERM."""
+    loaded = _load(config)
+    for line in not_yet(loaded.config):
+        print(f"skewd: {line}", file=sys.stderr)
+    _configure_logs(loaded.config)
+    from skewd.clock import clock_from_option
+
+    try:
+        clock = clock_from_option(virtual_clock)
+    except (ValueError, OSError) as error:
+        raise _RefusedError(str(error), cli.EX_USAGE) from None
+    if clock.virtual:
+        print("skewd: VIRTUAL CLOCK: a test hook; nothing here says anything about this host's time", file=sys.stderr)
+    from skewd import daemon
+
+    return daemon.run(loaded.config, clock, _say_ready)
+
+
+@app.command()
+def status(
+    config: ConfigOption = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it again every second until Ctrl-C.")] = False,
+    as_json: JsonOption = False,
+) -> int:
+    """Show this node, its sources, its peers, what is wrong and what to do."""
+    from skewd.api_client import NoDaemonError, get_status
+    from skewd.status_view import render_status
+
+    socket_path = _load(config).config.socket_path
+
+    def screen() -> tuple[str, int]:
+        try:
+            told = get_status(socket_path)
+        except NoDaemonError as error:
+            return f"{error}\n", 1
+        return (json.dumps(told, indent=None if watch else 2) + "\n" if as_json else render_status(told)), 0
+
+    if not watch:
+        text, code = screen()
+        (sys.stdout if code == 0 else sys.stderr).write(text if code == 0 else f"skewd: {text}")
+        return code
+    clear = "\x1b[H\x1b[2J" if sys.stdout.isatty() and not as_json else ""
+    try:
+        while True:
+            text, code = screen()
+            (sys.stdout if code == 0 or clear else sys.stderr).write(clear + text)
+            sys.stdout.flush()
+            time.sleep(WATCH_INTERVAL_S)
+    except KeyboardInterrupt:
+        return 0
+
+
+@app.command()
+def keygen(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write; it must not exist.")],
+) -> int:
+    """Write a new mesh key; every node of a mesh has the same one."""
+    from skewd.keys import MeshKeyError, generate_key_file
+
+    try:
+        key = generate_key_file(file)
+    except (MeshKeyError, OSError) as error:
+        raise _RefusedError(str(error)) from None
+    print(f"{file}: key {key.key_id:08x}; copy it to every node, and name it there in [mesh] key_file")
+    return 0
+
+
+@config_app.command("check")
+def config_check(
+    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="The file to check, as --config.")] = None,
+    config: ConfigOption = None,
+) -> int:
+    """Say whether a configuration is right, and every mistake that it has."""
+    loaded = _load(_one_file(file, config))
+    if loaded.config.mesh.key_file is not None:
+        from skewd.keys import MeshKeyError, load_key
+
+        try:
+            load_key(loaded.config.mesh.key_file)
+        except (MeshKeyError, OSError) as error:
+            where = loaded.origins["mesh.key_file"].replace("file", str(loaded.path))
+            raise _RefusedError(f"{where}: [mesh] key_file: {error}", cli.EX_USAGE) from None
+    for line in not_yet(loaded.config):
+        print(f"note: {line}")
+    written = list(loaded.origins.values())
+    variables = sum(origin.startswith("environment") for origin in written)
+    where = str(loaded.path) if loaded.path is not None else "no file, all defaults"
+    print(f"ok: {where}" + (f", and {variables} from the environment" if variables else ""))
+    return 0
+
+
+@config_app.command("show")
+def config_show(
+    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="The file to show, as --config.")] = None,
+    config: ConfigOption = None,
+) -> int:
+    """Print the configuration in force as TOML, and where each value came from."""
+    from skewd.config_show import show_config
+
+    sys.stdout.write(show_config(_load(_one_file(file, config))))
+    return 0
+
+
+@app.command()
+def sidecar(
+    config: ConfigOption = None,
+    grpc: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="OTLP/gRPC in; 'off' for none.")] = None,
+    http: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="OTLP/HTTP in; 'off' for none.")] = None,
+    forward: Annotated[
+        str | None, typer.Option(metavar="URL", help="Where spans go: grpc://, grpcs://, http:// or https://.")
+    ] = None,
+    mode: Annotated[str | None, typer.Option(metavar="MODE", help="off, tag or rewrite.")] = None,
+    metrics: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Prometheus; none by default.")] = None,
+    stamps: Annotated[
+        str | None,
+        typer.Option(metavar="KIND", help="wall, if all spans read the wall clock at both ends; or unknown."),
+    ] = None,
+    node: Annotated[str | None, typer.Option(metavar="NAME", help="Whose spans these are; else the daemon's.")] = None,
+    static_offset: Annotated[
+        str | None, typer.Option(metavar="D", help="For tests: correct by this, without a daemon.")
+    ] = None,
+    static_uncertainty: Annotated[str | None, typer.Option(metavar="D", help="For tests: right within this.")] = None,
+    static_reference: Annotated[str, typer.Option(metavar="NAME", help="For tests: utc, or node:NAME.")] = "utc",
+) -> int:
+    """Take OTLP from applications, correct or tag its spans, and forward it, until SIGINT or SIGTERM."""
+    # What is said on the command line is written as it would be in the file, and meets the same rules.
+    said = {"grpc": grpc, "http": http, "forward": forward, "mode": mode, "stamps": stamps}
+    for option, value in {**said, "node": node, "metrics": metrics}.items():
+        if value == "":  # an empty variable counts as not set; an empty option is a mistake in a script
+            raise _RefusedError(f"--{option}: it is empty; write a value or leave it out", cli.EX_USAGE)
+    override = {f"SKEWD_SIDECAR__{key.upper()}": value for key, value in said.items() if value is not None}
+    if node is not None:
+        override["SKEWD_NODE__NAME"] = node
+    loaded = _load(config, override)
+    settings = loaded.config.sidecar
+    _configure_logs(loaded.config)
+    from skewd_sidecar.patch import Mode
+    from skewd_sidecar.service import SidecarSettings, serve
+
+    source: Any
+    if static_offset is not None or static_uncertainty is not None:
+        source = _static_source(loaded.config.node.name, static_offset, static_uncertainty, static_reference)
+    else:
+        from skewd.publish.segment import SegmentReader
+
+        source = SegmentReader(
+            loaded.config.segment_path,
+            node=loaded.config.node.name,
+            stamps=settings.stamps,
+            max_uncertainty_ns=loaded.config.clock.max_uncertainty,
+        )
+    wanted = SidecarSettings(
+        source=source,
+        grpc=settings.grpc,
+        http=settings.http,
+        forward=settings.forward,
+        mode=Mode(settings.mode),
+        keep_original=settings.keep_original,
+        attribute_prefix=settings.attribute_prefix,
+        # A name that nobody chose is this container's, perhaps; the daemon's own is better.
+        node="" if loaded.origins["node.name"] == "default" else loaded.config.node.name,
+        metrics_listen=metrics if metrics != "off" else None,
+    )
+
+    def ready(addresses: dict[str, Any]) -> None:
+        _say_ready(addresses)
+        sd_notify.notify("READY=1")
+
+    async def until_told_to_stop() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stop.set)
+        await serve(wanted, ready, stop)
+
+    try:
+        asyncio.run(until_told_to_stop())
+    except ValueError as error:
+        raise _RefusedError(str(error), cli.EX_USAGE) from None
+    except OSError as error:
+        raise _RefusedError(str(error)) from None
+    return 0
+
+
+def _static_source(node: str, offset: str | None, uncertainty: str | None, reference: str) -> Any:
+    from skewd_sidecar.source import StaticSource
+
+    if offset is None or uncertainty is None:
+        raise _RefusedError("--static-offset and --static-uncertainty are given together or not at all", cli.EX_USAGE)
+    if reference != "utc" and not reference.removeprefix("node:"):
+        raise _RefusedError("--static-reference: write utc, or node:NAME", cli.EX_USAGE)
+    if reference != "utc" and not reference.startswith("node:"):
+        reference = f"node:{reference}"
+    try:
+        source = StaticSource(
+            node, _duration("--static-offset", offset), _duration("--static-uncertainty", uncertainty), reference
+        )
+    except ValueError as error:
+        raise _RefusedError(str(error), cli.EX_USAGE) from None
+    print("skewd: STATIC OFFSET: a test hook; spans are corrected by what was said, not measured", file=sys.stderr)
+    return source
+
+
+@experiment_app.command("run")
+def experiment_run(
+    skews: Annotated[
+        str | None,
+        typer.Option(
+            "--skews", "--skew", metavar="LIST", help="Milliseconds (0,1,2.5) or units; default 0,1,2,3,4,5,7,10."
+        ),
+    ] = None,
+    stage: Annotated[str, typer.Option(metavar="STAGE", help="The stage whose clock is skewed.")] = "inference",
+    direction: Annotated[str, typer.Option(metavar="WAY", help="behind or ahead.")] = "behind",
+    transports: Annotated[
+        str | None, typer.Option("--transports", "--transport", metavar="LIST", help="zmq,kafka; default both.")
+    ] = None,
+    modes: Annotated[
+        str | None, typer.Option("--modes", "--mode", metavar="LIST", help="off,tag,rewrite; default all.")
+    ] = None,
+    messages: Annotated[int | None, typer.Option(metavar="N", help="Messages in each cell.")] = None,
+    rate: Annotated[float | None, typer.Option(metavar="N", help="Messages offered per second.")] = None,
+    seed: Annotated[int, typer.Option(metavar="N", help="The same seed gives the same schedule of work.")] = 1,
+    reference: Annotated[
+        str | None,
+        typer.Option(metavar="STAGE", help="The unskewed stage that is the reference; default the producer."),
+    ] = None,
+    service_floor: Annotated[
+        str, typer.Option(metavar="D", help="Each stage's work lasts at least this long; 0ms for none.")
+    ] = "3.5ms",
+    kafka_bootstrap: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Use this broker instead of starting one.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="MODULE:CALLABLE", help="Your model: bytes in, a label out.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where results.json and report.html go.")] = None,
+    demo: Annotated[bool, typer.Option("--demo", help="The short form: 3 minutes on 2 cores.")] = False,
+) -> int:
+    """Skew one stage's clock, step by step, and see what breaks with and without the sidecar."""
+    from skewd_pipeline.options import MODES, TRANSPORTS, ExperimentOptions, default_reference, parse_names, parse_skews
+
+    given: dict[str, Any] = {}
+    try:
+        if skews is not None:
+            given["skews_ms"] = parse_skews(skews)
+        if transports is not None:
+            given["transports"] = parse_names("--transports", transports, TRANSPORTS)
+        if modes is not None:
+            given["modes"] = parse_names("--modes", modes, MODES)
+        given |= {key: value for key, value in (("messages", messages), ("rate", rate)) if value is not None}
+        options = ExperimentOptions(
+            stage=stage,
+            direction=direction,
+            seed=seed,
+            reference=reference if reference is not None else default_reference(stage),
+            service_floor_ns=_duration("--service-floor", service_floor),
+            kafka_bootstrap=kafka_bootstrap,
+            model=model,
+            out=out if out is not None else Path("out/demo" if demo else "out/experiment"),
+            demo=demo,
+            **given,
+        )
+    except ValueError as error:
+        raise _RefusedError(str(error), cli.EX_USAGE) from None
+    try:
+        from skewd_pipeline import experiment
+    except ModuleNotFoundError as error:
+        _missing(error)
+    code = experiment.main(options)
+    return code if isinstance(code, int) else 0
+
+
+def _missing(error: ModuleNotFoundError) -> NoReturn:
+    """A library that only this command needs is not installed; a module of our own that is missing is our fault."""
+    if (error.name or "").startswith("skewd"):
+        raise error
+    raise _RefusedError(
+        f"this command needs the Python package '{error.name}'; install it with pip install 'skewd[pipeline]'"
+    ) from None
+
+
+def _load(path: Path | None, override: dict[str, str] | None = None) -> Loaded:
+    try:
+        return load_with_origins(path, {**os.environ, **(override or {})})
+    except ConfigError as error:
+        raise _RefusedError(
+            "\nskewd: ".join(_as_said(problem, override or {}) for problem in error.problems), 64
+        ) from None
+
+
+def _as_said(problem: str, override: dict[str, str]) -> str:
+    """A problem with an option is said of the option, not of the variable that carried it to the rules."""
+    for variable in override:
+        option = "--" + variable.rpartition("__")[2].lower().replace("name", "node")
+        problem = problem.replace(f"environment {variable}", option)
+    return problem
+
+
+def _one_file(file: Path | None, config: Path | None) -> Path | None:
+    if file is not None and config is not None and file != config:
+        raise _RefusedError("a file is named twice; name it once, as FILE or with --config", cli.EX_USAGE)
+    return file if file is not None else config
+
+
+def _configure_logs(config: Config) -> None:
+    from skewd.logs import configure_logs
+
+    configure_logs(config.log.level, config.log.format)
+
+
+def _duration(option: str, text: str) -> int:
+    try:
+        return parse_duration_ns(text)
+    except ValueError as error:
+        raise _RefusedError(f"{option}: {error}", cli.EX_USAGE) from None
+
+
+def _say_ready(addresses: dict[str, Any]) -> None:
+    """The one line on standard output that scripts wait for."""
+    print(f"READY {json.dumps(addresses)}", flush=True)

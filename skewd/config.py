@@ -1,0 +1,528 @@
+"""The configuration: what a person wrote, checked whole, before anything starts.
+
+The problem: a daemon that guards clocks must not run on a guess. A misspelt key that is silently ignored, or a bare
+``5`` that one reader takes for seconds and the next for milliseconds, shows up as a wrong bound weeks later.
+
+The insight: say every key once, as a typed field with its default, its limits and how it is written, and derive the
+rest from that one statement: reading a file, reading the environment, naming the nearest known key for an unknown
+one, and showing what is in force and where it came from. All mistakes of a file are reported together, each with the
+file, the key and what to write instead.
+
+Sources, later ones win: defaults, the TOML file, the environment. ``SKEWD_MESH__LISTEN`` is ``[mesh] listen``;
+``SKEWD_MESH__PEERS`` and the tables ``SKEWD_SOURCE`` and ``SKEWD_LINK`` are JSON arrays; an empty variable counts as
+not set; ``SKEWD_CONFIG`` names the file. Variables without the double underscore are left alone unless they look
+like a misspelt key (Kubernetes sets ``SKEWD_SERVICE_HOST`` for a Service of that name).
+
+Limits: a file of at most 1 MiB; 64 sources, 64 links, 1024 peers. Whether a file exists, a port is free or a key can
+be read is found out by whoever uses it; the one thing read here is the file itself.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import msgspec
+
+from skewd.config_keys import (
+    SECTIONS,
+    TABLES,
+    CheckConfig,
+    ClockBoundConfig,
+    ClockConfig,
+    Config,
+    DisciplineConfig,
+    LinkConfig,
+    LogConfig,
+    MeshConfig,
+    MetricsConfig,
+    NodeConfig,
+    SidecarConfig,
+    SourceConfig,
+    SpoolConfig,
+)
+from skewd.ports import is_loopback, split_address
+from skewd.written import (
+    Duration,
+    Written,
+    address_parts,
+    either,
+    exact_duration,
+    nearest,
+    ntp_address,
+    parse_peer,
+    zmq_host,
+)
+
+__all__ = [
+    "DEFAULT_FILE",
+    "CheckConfig",
+    "ClockBoundConfig",
+    "ClockConfig",
+    "Config",
+    "ConfigError",
+    "DisciplineConfig",
+    "LinkConfig",
+    "Loaded",
+    "LogConfig",
+    "MeshConfig",
+    "MetricsConfig",
+    "NodeConfig",
+    "SidecarConfig",
+    "SourceConfig",
+    "SpoolConfig",
+    "exact_duration",
+    "how_written",
+    "load_config",
+    "load_with_origins",
+    "not_yet",
+    "parse_config",
+    "split_address",
+]
+
+DEFAULT_FILE = Path("/etc/skewd/skewd.toml")
+FILE_BYTES_MAX = 1 << 20
+TABLES_MAX = 64
+SOCKET_PATH_BYTES_MAX = 107
+"""What Linux allows for the path of a Unix socket."""
+PROBLEMS_MAX = 50
+
+
+class ConfigError(ValueError):
+    """A configuration that is refused. ``problems`` has a line for each mistake: where, which key, and the fix."""
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(problems))
+
+
+class Loaded(msgspec.Struct, frozen=True):
+    """A configuration and where it came from."""
+
+    config: Config
+    path: Path | None
+    """The file, or None when there was none."""
+    origins: dict[str, str]
+    """Origin of every ``section.key`` (and of ``source`` and ``link`` whole): ``default``, ``file``, or
+    ``environment SKEWD_...``."""
+
+
+def load_config(path: str | os.PathLike[str] | None, env: Mapping[str, str]) -> Config:
+    """The configuration of a file (None: ``SKEWD_CONFIG``, else the default file if it exists) and an environment.
+
+    Raises:
+        ConfigError: anything is wrong with it, a named file that does not exist included.
+    """
+    return load_with_origins(path, env).config
+
+
+def load_with_origins(path: str | os.PathLike[str] | None, env: Mapping[str, str]) -> Loaded:
+    """As :func:`load_config`, with the origin of every key.
+
+    Raises:
+        ConfigError: anything is wrong with it.
+    """
+    named = path if path is not None else env.get("SKEWD_CONFIG") or None
+    file = DEFAULT_FILE if named is None else Path(named)
+    said_by = "--config" if path is not None else "SKEWD_CONFIG"
+    try:
+        with open(file, "rb") as stream:
+            data = stream.read(FILE_BYTES_MAX + 1)
+    except FileNotFoundError:
+        if named is not None:
+            problem = f"{file}: {said_by} names it, and it does not exist; write it or name another"
+            raise ConfigError([problem]) from None
+        return parse_config(None, None, env)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise ConfigError([f"{file}: cannot be read ({reason}); check its owner and mode"]) from None
+    return parse_config(data, file, env)
+
+
+def parse_config(data: bytes | None, path: Path | None, env: Mapping[str, str]) -> Loaded:
+    """The configuration that a file's bytes and an environment give. Pure, but for the host's name.
+
+    Raises:
+        ConfigError: with every problem that was found.
+    """
+    written = _read_toml(data, str(path)) if data is not None else {}
+    reading = _Reading()
+    place = str(path) if path is not None else "configuration"
+    for section, value in written.items():
+        reading.section(section, value, place)
+    for name in sorted(env):
+        reading.variable(name, env[name])
+    config = reading.finish()
+    return Loaded(config, path, reading.origins)
+
+
+def _read_toml(data: bytes, file: str) -> dict[str, Any]:
+    if len(data) > FILE_BYTES_MAX:
+        raise ConfigError([f"{file}: larger than {FILE_BYTES_MAX} bytes; is it the right file?"])
+    try:
+        return tomllib.loads(data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ConfigError([f"{file}: not UTF-8 text at byte {error.start}; save it as UTF-8"]) from None
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ConfigError([f"{file}: not valid TOML: {error or 'nested too deeply'}; correct that line"]) from None
+
+
+class _Reading:
+    """Collects values, their origins and every problem, section by section."""
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+        self.values: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS if section not in TABLES}
+        self.tables: dict[str, list[dict[str, Any]]] = {section: [] for section in TABLES}
+        self.places: dict[str, str] = {}
+        """Where each ``section.key`` was written, for messages."""
+        self.origins: dict[str, str] = {
+            **{f"{section}.{key}": "default" for section in self.values for key in _keys(section)},
+            **dict.fromkeys(TABLES, "default"),
+        }
+
+    def section(self, section: str, value: object, place: str) -> None:
+        """What the file says under one top-level name."""
+        if section not in SECTIONS:
+            # A key written above the first [section], or a section's name misspelt: they look alike here.
+            owners = [name for name in SECTIONS if section in _keys(name)]
+            if owners and not isinstance(value, dict):
+                advice = f"; it belongs under {either(tuple(_heading(name) for name in owners))}"
+            else:
+                advice = nearest(section, tuple(SECTIONS)) or f"; the sections are {', '.join(SECTIONS)}"
+            label, what = (f"[{section[:60]}]", "section") if isinstance(value, dict) else (f"{section[:60]}", "key")
+            self.problem(place, label, f"unknown {what}{advice}")
+        elif section in TABLES:
+            if not isinstance(value, list):
+                fix = f"write [[{section}]], with two brackets: there can be several"
+                self.problem(place, f"[{section}]", fix)
+                return
+            self.table(section, value, place, "file")
+        elif not isinstance(value, dict):
+            several = isinstance(value, list)
+            fix = f"write [{section}], with one bracket: there is only one" if several else "is a section"
+            self.problem(place, f"[{section}]", f"{fix}; its keys are {', '.join(_keys(section))}")
+        else:
+            for key, item in self.known(section, value, place, f"[{section}]"):
+                self.take(self.values[section], section, key, item, place, f"[{section}] {key}", "file")
+
+    def table(self, section: str, items: list[Any], place: str, origin: str) -> None:
+        """Every ``[[section]]``; what was said before under this name is replaced whole."""
+        self.tables[section] = []
+        self.origins[section] = origin
+        self.places[section] = place
+        if len(items) > TABLES_MAX:
+            self.problem(place, f"[[{section}]]", f"is written {len(items)} times; at most {TABLES_MAX}")
+            return
+        for number, item in enumerate(items, 1):
+            heading = f"[[{section}]] {number}"
+            if not isinstance(item, dict):
+                self.problem(place, heading, f"is not a table of keys; its keys are {', '.join(_keys(section))}")
+                continue
+            taken: dict[str, Any] = {}
+            failed = len(self.problems)
+            for key, value in self.known(section, item, place, heading):
+                self.take(taken, section, key, value, place, f"{heading} {key}", origin)
+            for field in msgspec.structs.fields(SECTIONS[section]):
+                if field.required and field.name not in item:
+                    self.problem(place, heading, f'has no {field.name}; add {field.name} = "..."')
+            if failed == len(self.problems):
+                self.tables[section].append(taken)
+
+    def known(self, section: str, items: Mapping[str, Any], place: str, heading: str) -> Iterator[tuple[str, Any]]:
+        keys = _keys(section)
+        for key, value in items.items():
+            if key in keys:
+                yield key, value
+            else:
+                advice = nearest(key, keys) or f"; the keys are {', '.join(keys)}"
+                self.problem(place, f"{heading} {key[:60]}", f"unknown key{advice}")
+
+    def variable(self, name: str, text: str) -> None:
+        """One variable of the environment; those that are not ours are left alone."""
+        if not name.startswith("SKEWD_") or name == "SKEWD_CONFIG" or not text:
+            return
+        target = _variables().get(name)
+        if target is None:
+            close = nearest(name, tuple(_variables()), cutoff=0.8)
+            collapsed = {known.replace("__", "_"): known for known in _variables()}
+            if "__" in name:
+                self.problem(f"environment {name}", "", f"unknown key{close or '; see skewd config show'}")
+            elif name in collapsed:
+                self.problem(f"environment {name}", "", f"needs two underscores; write {collapsed[name]}")
+            return
+        section, key = target
+        place = f"environment {name}"
+        if key is None:
+            items = self.json_array(place, text, '[{"type": "kernel"}]')
+            if items is not None:
+                self.table(section, items, place, place)
+            return
+        value: Any = text
+        if _written(section, key).kind == list[str]:
+            value = self.json_array(place, text, '["10.0.0.5:9957"]')
+            if value is None:
+                return
+        self.take(self.values[section], section, key, value, place, "", place)
+
+    def json_array(self, place: str, text: str, example: str) -> list[Any] | None:
+        try:
+            value = msgspec.json.decode(text)
+        except msgspec.DecodeError:
+            value = None
+        if isinstance(value, list):
+            return value
+        self.problem(place, "", f"is not a JSON array; write it as {example}")
+        return None
+
+    def take(
+        self, into: dict[str, Any], section: str, key: str, value: object, place: str, label: str, origin: str
+    ) -> None:
+        """One value: its type, then its limits."""
+        rule = _written(section, key)
+        if origin.startswith("environment") and isinstance(value, str) and rule.kind in (int, bool):
+            value = _from_text(value, rule.kind)
+        if section in self.values:
+            self.origins[f"{section}.{key}"] = origin
+            self.places[f"{section}.{key}"] = place
+        try:
+            checked = _typed(value, rule.kind)
+            # Empty text for something optional: the way to say "not set" where TOML has no null.
+            into[key] = None if checked == "" and _default(section, key) is None else rule.parse(checked)
+        except ValueError as error:
+            into.pop(key, None)
+            self.problem(place, label, str(error))
+
+    def problem(self, place: str, label: str, message: str) -> None:
+        if len(self.problems) < PROBLEMS_MAX:
+            self.problems.append(f"{place}: {label}: {message}" if label else f"{place}: {message}")
+
+    def finish(self) -> Config:
+        """The whole, after the rules that span several keys.
+
+        Raises:
+            ConfigError: there was any problem.
+        """
+        if not self.problems:
+            sources = [self.source(number, item) for number, item in enumerate(self.tables["source"], 1)]
+            links = [LinkConfig(**item) for item in self.tables["link"]]
+            sections = {section: SECTIONS[section](**values) for section, values in self.values.items()}
+            config = Config(**sections, source=tuple(sources), link=tuple(links))  # type: ignore[arg-type]
+            self.whole(config)
+            if not self.problems:
+                return config
+        raise ConfigError(self.problems)
+
+    def source(self, number: int, item: dict[str, Any]) -> SourceConfig:
+        """One source: which address it needs depends on its type."""
+        place, heading, kind = self.places["source"], f"[[source]] {number}", item["type"]
+        address = item.get("address")
+        if kind == "ntp":
+            if address is None:
+                self.problem(place, heading, 'is of type ntp and has no address; add address = "host:123"')
+            else:
+                try:
+                    address = ntp_address(address)
+                except ValueError as error:
+                    self.problem(place, f"{heading} address", str(error))
+        elif kind == "kernel" and address is not None:
+            self.problem(place, f"{heading} address", "has no meaning for the kernel's own estimate; remove it")
+        return SourceConfig(**{**item, "address": address})
+
+    def whole(self, config: Config) -> None:
+        """Rules between keys."""
+        names = [source.name for source in config.source]
+        for name in sorted({name for name in names if names.count(name) > 1}):
+            self.rule("source", "[[source]]", f"two are named '{name}'; give each a name of its own")
+        if config.node.name in ("auto", "utc"):
+            fix = f"'{config.node.name}' has a meaning in [mesh] reference; name the node otherwise"
+            self.rule("node.name", "[node] name", fix)
+        socket_bytes = len(os.fsencode(config.socket_path))
+        if socket_bytes > SOCKET_PATH_BYTES_MAX:
+            excess = socket_bytes - SOCKET_PATH_BYTES_MAX
+            self.rule(
+                "node.runtime_dir",
+                "[node] runtime_dir",
+                f"is {excess} bytes too long for a Unix socket in it (Linux allows {SOCKET_PATH_BYTES_MAX}); "
+                "choose a shorter path",
+            )
+        if config.check.warning > config.check.critical:
+            self.rule(
+                "check.warning",
+                "[check] warning",
+                f"{exact_duration(config.check.warning)} is above critical "
+                f"({exact_duration(config.check.critical)}); make it the smaller one",
+            )
+        if config.mesh.listen is not None and config.mesh.listen in config.mesh.peers:
+            self.rule("mesh.peers", "[mesh] peers", f"'{config.mesh.listen}' is this node itself; remove it")
+        self.links(config)
+        if config.mesh.key_file is None:
+            self.without_key(config)
+
+    def links(self, config: Config) -> None:
+        seen: set[tuple[str, str, str | None]] = set()
+        for number, link in enumerate(config.link, 1):
+            heading = f"[[link]] {number}"
+            if (link.transport, link.address, link.topic) in seen:
+                self.rule("link", heading, f"is the same as another ({link.transport} {link.address}); remove one")
+            seen.add((link.transport, link.address, link.topic))
+            if link.transport == "kafka" and link.topic is None:
+                self.rule("link", heading, 'is of transport kafka and has no topic; add topic = "skewd-clock"')
+            if link.transport == "zmq" and link.topic is not None:
+                self.rule("link", f"{heading} topic", "has no meaning for zmq; remove it")
+            try:
+                if link.transport == "zmq":
+                    zmq_host(link.address)
+                    for peer in link.peers:
+                        zmq_host(peer)
+                elif link.transport == "kafka":
+                    for bootstrap in link.address.split(","):
+                        parse_peer(bootstrap)
+            except ValueError as error:
+                self.rule("link", heading, str(error))
+
+    def without_key(self, config: Config) -> None:
+        """Nothing that is not signed leaves the machine, or is believed from beyond it."""
+        mesh = config.mesh
+        fix = (
+            "without [mesh] key_file anyone there could move this clock; "
+            "write a key with 'skewd keygen FILE' and name it"
+        )
+        if mesh.listen is not None and not is_loopback(address_parts(mesh.listen)[0]):
+            self.rule(
+                "mesh.listen", "[mesh] listen", f"{mesh.listen} is beyond loopback: {fix}, or listen on 127.0.0.1:9957"
+            )
+        far = [peer for peer in mesh.peers if not is_loopback(address_parts(peer)[0])]
+        if far:
+            self.rule("mesh.peers", "[mesh] peers", f"{far[0]} is beyond loopback: {fix}")
+        if mesh.dns is not None and not is_loopback(address_parts(mesh.dns)[0]):
+            self.rule("mesh.dns", "[mesh] dns", f"{mesh.dns} is beyond loopback: {fix}")
+        for number, link in enumerate(config.link, 1):
+            for address in (link.address, *link.peers) if link.transport == "zmq" else ():
+                try:
+                    host = zmq_host(address)
+                except ValueError:
+                    continue  # said above
+                if host is not None and not is_loopback(host):
+                    self.rule("link", f"[[link]] {number}", f"{address} is beyond loopback: {fix}")
+
+    def rule(self, key: str, label: str, message: str) -> None:
+        place = self.places.get(key, "configuration")
+        self.problem(place, "" if place == f"environment {_variable(key)}" else label, message)
+
+
+def not_yet(config: Config) -> list[str]:
+    """Keys that are understood and set, but that this version does not act upon: a line for each, to be said aloud."""
+    lines = []
+    for source in config.source:
+        if source.type != "ntp":
+            lines.append(f"[[source]] '{source.name}': type {source.type} is not available in this version; use ntp")
+    if config.mesh.dns is not None:
+        lines.append("[mesh] dns is not available in this version; list the peers in [mesh] peers")
+    for link in config.link:
+        if link.transport != "zmq":
+            lines.append(f"[[link]] {link.transport} {link.address}: not available in this version; use zmq, or UDP")
+    if config.sidecar.attributes != "span":
+        lines.append(f'[sidecar] attributes = "{config.sidecar.attributes}": this version writes them on each span')
+    if config.sidecar.forward is not None and config.sidecar.forward.startswith("kafka://"):
+        lines.append("[sidecar] forward: this version does not forward to kafka://; use grpc:// or http://")
+    if config.spool.path is not None:
+        lines.append("[spool] path: this version keeps no spool; clients retry instead")
+    if config.clockbound.enabled:
+        lines.append("[clockbound] enabled: this version does not publish ClockBound segments")
+    if config.discipline.mode != "off":
+        lines.append("[discipline] mode: this version never steers a clock")
+    return lines
+
+
+def _keys(section: str) -> tuple[str, ...]:
+    return SECTIONS[section].__struct_fields__
+
+
+def _heading(section: str) -> str:
+    return f"[[{section}]]" if section in TABLES else f"[{section}]"
+
+
+def _default(section: str, key: str) -> object:
+    for field in msgspec.structs.fields(SECTIONS[section]):
+        if field.name == key:
+            return field.default
+    return msgspec.NODEFAULT
+
+
+_HINTS: dict[str, dict[str, Any]] = {}
+
+
+def _written(section: str, key: str) -> Written:
+    """How a key is written; a plain type is written as itself."""
+    if section not in _HINTS:
+        _HINTS[section] = get_type_hints(SECTIONS[section], include_extras=True)
+    hint = _HINTS[section][key]
+    for extra in getattr(hint, "__metadata__", ()):
+        if isinstance(extra, Written):
+            return extra
+    return Written(kind=hint, parse=lambda value: value)
+
+
+def how_written(section: str, key: str, value: object) -> Any:
+    """A value that is in force, as TOML would hold it; None for one that is not set."""
+    return _written(section, key).show(value)
+
+
+def _variable(dotted: str) -> str:
+    section, _, key = dotted.partition(".")
+    return f"SKEWD_{section}__{key}".upper() if key else f"SKEWD_{section}".upper()
+
+
+def _variables() -> dict[str, tuple[str, str | None]]:
+    """Every variable that is known, and the section and key it sets (no key: a whole table)."""
+    known: dict[str, tuple[str, str | None]] = {}
+    for section in SECTIONS:
+        if section in TABLES:
+            known[_variable(section)] = (section, None)
+        else:
+            known.update({_variable(f"{section}.{key}"): (section, key) for key in _keys(section)})
+    return known
+
+
+_KINDS: dict[Any, tuple[str, str]] = {
+    str: ("text", 'it in quotes, as "..."'),
+    int: ("a whole number", "it without quotes or a decimal point, as 8"),
+    bool: ("true or false", "true or false, without quotes"),
+    list[str]: ("a list of texts", 'it in brackets, as ["...", "..."]'),
+}
+
+
+def _typed(value: object, kind: Any) -> Any:
+    """The value, if it has the type that is to be written.
+
+    Raises:
+        ValueError: it has another one; the message says what to write.
+    """
+    if kind is Duration:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            raise ValueError(f'{value} has no unit; write "{value}ms", "{value}us" or "{value}s" (ns, us, ms, s, m, h)')
+        if not isinstance(value, str):
+            raise ValueError(f'{_brief(value)} is not a duration; write a number and a unit, as "5ms", "250us" or "1s"')
+        return value
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError:
+        what, fix = _KINDS[kind]
+        raise ValueError(f"{_brief(value)} is not {what}; write {fix}") from None
+
+
+def _from_text(text: str, kind: Any) -> object:
+    """A number or a truth value from the environment; the text itself when it is neither."""
+    try:
+        return msgspec.convert(text, kind, strict=False)
+    except msgspec.ValidationError:
+        return text
+
+
+def _brief(value: object) -> str:
+    text = "true" if value is True else "false" if value is False else repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

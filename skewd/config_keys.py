@@ -1,0 +1,201 @@
+"""Every key of the configuration, said once: its type, its default, how it is written and within which limits.
+
+The reader (``config.py``), the environment's names, ``config show`` and the messages for mistakes are all derived
+from these classes, so a key is added by adding a field. Durations are whole nanoseconds under the key's own name.
+What may only be known from several keys together is the reader's.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from skewd.written import (
+    LISTEN,
+    NODE_NAME,
+    PATH,
+    PLAIN,
+    PREFIX,
+    TOPIC,
+    Written,
+    choice,
+    duration,
+    many,
+    parse_forward,
+    parse_link_peer,
+    parse_peer,
+    parse_reference,
+    whole,
+)
+
+
+def default_node_name() -> str:
+    """The host's name, with what a node name cannot hold replaced by '-'."""
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", os.uname().nodename)[:63]
+    return name if name.strip("-.") else "node"
+
+
+class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``[node]``: who this is, and where it keeps its socket and its memory."""
+
+    name: Annotated[str, NODE_NAME] = msgspec.field(default_factory=default_node_name)
+    runtime_dir: Annotated[Path, PATH] = Path("/run/skewd")
+    state_dir: Annotated[Path, PATH] = Path("/var/lib/skewd")
+
+
+class ClockConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``[clock]``: what this node's oscillator is declared to keep within, and when a bound is too wide to be used."""
+
+    max_drift_ppm: Annotated[int, whole(1, 100_000)] = 100
+    max_wander_ppb_per_s: Annotated[int, whole(1, 1_000_000)] = 10
+    max_uncertainty: Annotated[int, duration("1us", "1h")] = 1_000_000_000
+    """Nanoseconds; a bound with a larger uncertainty counts as unsynchronized."""
+
+
+class SourceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``[[source]]``: something that tells UTC."""
+
+    type: Annotated[str, choice("ntp", "chrony", "ptp", "phc", "kernel")]
+    name: Annotated[str, PLAIN] = ""
+    """Never empty: the type and address when none is given."""
+    address: Annotated[str | None, PLAIN] = None
+    """``host:port`` for ntp (123 is added); a socket or device path, or None for the usual one, for the others."""
+    interval: Annotated[int, duration("100ms", "24h")] = 0
+    """Nanoseconds; never 0: when not given, 16 s for ntp and 1 s for the others, which are on this machine."""
+    smear: bool = False
+    """Whether this source smears leap seconds; smeared and unsmeared sources are never mixed."""
+
+    def __post_init__(self) -> None:
+        if not self.interval:
+            msgspec.structs.force_setattr(self, "interval", 16_000_000_000 if self.type == "ntp" else 1_000_000_000)
+        if not self.name:
+            msgspec.structs.force_setattr(self, "name", f"{self.type}:{self.address}" if self.address else self.type)
+
+
+class MeshConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``[mesh]``: the peers, and how they are measured over UDP."""
+
+    listen: Annotated[str | None, LISTEN] = "127.0.0.1:9957"
+    """``host:port``; port 0 picks one; None (written ``"off"``) for no UDP."""
+    key_file: Annotated[Path | None, PATH] = None
+    peers: Annotated[tuple[str, ...], many(parse_peer)] = ()
+    dns: Annotated[str | None, Written(kind=str, parse=parse_peer)] = None
+    """``name:port``; every address of the name is a peer."""
+    interval: Annotated[int, duration("10ms", "1h")] = 1_000_000_000
+    """Nanoseconds between exchanges with a peer."""
+    fanout: Annotated[int, whole(1, 64)] = 8
+    reference: Annotated[str, Written(kind=str, parse=parse_reference)] = "auto"
+    """``auto``, ``utc``, or a node's bare name (``node:x`` may be written too)."""
+
+
+class LinkConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``[[link]]``: a transport that carries the work and, in-band, the clock messages."""
+
+    transport: Annotated[str, choice("zmq", "kafka", "aeron")]
+    address: Annotated[str, PLAIN]
+    """zmq: ``tcp://host:port`` or ``ipc://path`` that the daemon binds; kafka: the bootstrap ``host:port``."""
+    topic: Annotated[str | None, TOPIC] = None
+    peers: Annotated[tuple[str, ...], many(parse_link_peer)] = ()
+
+
+class SidecarConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``[sidecar]``: what is received, what is done to spans, and where they go."""
+
+    grpc: Annotated[str | None, LISTEN] = "127.0.0.1:4317"
+    http: Annotated[str | None, LISTEN] = "127.0.0.1:4318"
+    forward: Annotated[str | None, Written(kind=str, parse=parse_forward)] = None
+    mode: Annotated[str, choice("off", "tag", "rewrite")] = "tag"
+    stamps: Annotated[str, choice("unknown", "wall")] = "unknown"
+    """``wall`` if the applications are known to read the wall clock at both ends of a span."""
+    keep_original: bool = True
+    attributes: Annotated[str, choice("span", "resource", "minimal")] = "span"
+    attribute_prefix: Annotated[str, PREFIX] = "clock."
+
+
+class SpoolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``[spool]``: where spans wait on disk while the collector is away; nowhere by default."""
+
+    path: Annotated[Path | None, PATH] = None
+    max_bytes: Annotated[int, whole(1 << 20, 1 << 40)] = 256 << 20
+
+
+class MetricsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``[metrics]``: Prometheus, health and the page."""
+
+    listen: Annotated[str | None, LISTEN] = "127.0.0.1:9956"
+
+
+class CheckConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``[check]``: the thresholds of ``skewd check``, nanoseconds."""
+
+    warning: Annotated[int, duration("1ns", "24h")] = 1_000_000
+    critical: Annotated[int, duration("1ns", "24h")] = 3_000_000
+
+
+class ClockBoundConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``[clockbound]``: shared memory that AWS's ClockBound clients read."""
+
+    enabled: bool = False
+    directory: Annotated[Path, PATH] = Path("/var/run/clockbound")
+
+
+class DisciplineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``[discipline]``: whether this daemon steers the clock; it never does unless told to."""
+
+    mode: Annotated[str, choice("off", "slew")] = "off"
+
+
+class LogConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``[log]``: to standard error."""
+
+    level: Annotated[str, choice("debug", "info", "warning", "error")] = "info"
+    format: Annotated[str, choice("text", "json")] = "text"
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything, in force. Durations are nanoseconds, paths absolute. ``Config()`` is what an empty file gives."""
+
+    node: NodeConfig = msgspec.field(default_factory=NodeConfig)
+    clock: ClockConfig = ClockConfig()
+    source: tuple[SourceConfig, ...] = ()
+    mesh: MeshConfig = MeshConfig()
+    link: tuple[LinkConfig, ...] = ()
+    sidecar: SidecarConfig = SidecarConfig()
+    spool: SpoolConfig = SpoolConfig()
+    metrics: MetricsConfig = MetricsConfig()
+    check: CheckConfig = CheckConfig()
+    clockbound: ClockBoundConfig = ClockBoundConfig()
+    discipline: DisciplineConfig = DisciplineConfig()
+    log: LogConfig = LogConfig()
+
+    @property
+    def socket_path(self) -> Path:
+        """The Unix socket that the daemon answers on."""
+        return self.node.runtime_dir / "skewd.sock"
+
+    @property
+    def segment_path(self) -> Path:
+        """The shared memory that the daemon publishes bounds in."""
+        return self.node.runtime_dir / "clock.shm"
+
+
+SECTIONS: dict[str, type[msgspec.Struct]] = {
+    "node": NodeConfig,
+    "clock": ClockConfig,
+    "source": SourceConfig,
+    "mesh": MeshConfig,
+    "link": LinkConfig,
+    "sidecar": SidecarConfig,
+    "spool": SpoolConfig,
+    "metrics": MetricsConfig,
+    "check": CheckConfig,
+    "clockbound": ClockBoundConfig,
+    "discipline": DisciplineConfig,
+    "log": LogConfig,
+}
+TABLES = ("source", "link")
+"""Sections that may be written several times, as ``[[source]]``."""

@@ -1,0 +1,341 @@
+"""The daemon: one loop that reads this node's clocks, lets the links and sources talk, and publishes what follows.
+
+All thinking is elsewhere (``node.py``, ``bounds/``, ``links/protocol.py``); here sockets are opened, clocks are read
+and timers run. Every ``TICK_S`` the wall clock is compared with the raw clock, so a step is seen within that time
+and published at once; four times a second a knot is published. Nothing a network sends can end this loop: links
+count what they refuse.
+
+Limits: one daemon per runtime directory (a lock file says whose). A step is noticed up to ``TICK_S`` after it
+happened; a span that is exported within that time is judged by the clock before the step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import secrets
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+import structlog
+
+import skewd
+from skewd import sd_notify
+from skewd.clock import Clock, HostClock, read_wall
+from skewd.config import Config, LinkConfig, SourceConfig, split_address
+from skewd.durations import format_duration
+from skewd.keys import MeshKey, load_key
+from skewd.links.protocol import LinkProtocol, Proofs, Timebases
+from skewd.node import KNOT_PERIOD_NS, Node
+from skewd.publish import prometheus
+from skewd.publish.segment import SegmentWriter
+from skewd.publish.web import LocalApi, Metrics
+
+if TYPE_CHECKING:
+    from skewd.sources.ntp import NtpSource
+
+TICK_S = 0.02
+SUSPEND_NS = 100_000_000
+"""CLOCK_BOOTTIME running ahead of the raw clock by more than this means that the host slept."""
+
+Ready = Callable[[dict[str, Any]], None]
+
+
+class StartError(Exception):
+    """The daemon can't start; the message says why and what to do."""
+
+
+def boot_id(virtual: bool) -> bytes:
+    """16 bytes that name this boot of the raw clock; a virtual node's clock boots with its daemon."""
+    if not virtual:
+        with contextlib.suppress(OSError, ValueError):
+            return bytes.fromhex(Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", ""))
+    return secrets.token_bytes(16)
+
+
+class Daemon:
+    """One node, running."""
+
+    def __init__(self, config: Config, clock: Clock) -> None:
+        self.config = config
+        self.clock = clock
+        self.node = Node(config, boot=boot_id(clock.virtual), first=read_wall(clock), virtual=clock.virtual)
+        self._log = structlog.get_logger().bind(node=config.node.name)
+        self._links: list[tuple[str, str, LinkProtocol]] = []
+        self._ntp_sources: list[NtpSource] = []
+        self._metrics_address: str | None = None
+        self._asleep_ns = self._boottime_ahead_ns()
+        self._said: dict[str, Any] = {}
+        self._writer: SegmentWriter | None = None
+        self._next_knot_ns = 0
+
+    # -- told to others ------------------------------------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        """``skewd status --json``."""
+        for source in self._ntp_sources:
+            self.node.on_source_state(source.name, source.state.value)
+        told = self.node.status(self.clock.raw_ns())
+        told["links"] = [
+            {"transport": transport, "address": address, "counters": dict(protocol.counters)}
+            for transport, address, protocol in self._links
+        ]
+        told["metrics"] = self._metrics_address
+        told["version"] = skewd.__version__
+        refused = {
+            reason: sum(link["counters"].get(reason, 0) for link in told["links"])
+            for reason in ("wrong_key", "bad_mac", "duplicate_name")
+        }
+        for reason, count in refused.items():
+            if count:
+                told["messages"].append(_REFUSED[reason].format(count=count))
+        told["messages"] += [f"source {source.name}: {source.reason}" for source in self._ntp_sources if source.reason]
+        return told
+
+    def now(self) -> dict[str, Any]:
+        """``skewd now --json``: the reference timescale's time, within its bound."""
+        raw = self.clock.raw_ns()
+        estimate = self.node.reference_estimate(raw)
+        if estimate is None:
+            return {"earliest_ns": None, "latest_ns": None, "reference": None, "status": "unsynchronized"}
+        time_ns = (self.node.wall.wall_minus_raw(raw) + estimate.bound).shift(raw)
+        told = self.node.status(raw)
+        return {
+            "earliest_ns": time_ns.lo,
+            "latest_ns": time_ns.hi,
+            "reference": estimate.name,
+            "status": told["status"],
+        }
+
+    # -- running -------------------------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[dict[str, Any]]:
+        """Everything open and the loop turning; yields the addresses that were bound.
+
+        Raises:
+            StartError: something configured is not to be had; names what and the fix.
+            PortTaken: a port is in use; names the holder.
+        """
+        config = self.config
+        runtime = config.node.runtime_dir
+        async with contextlib.AsyncExitStack() as stack:
+            stack.enter_context(_locked(runtime))
+            self._writer = SegmentWriter(
+                config.segment_path, node=config.node.name, boot=self.node.boot, virtual=self.clock.virtual
+            )
+            stack.callback(self._writer.close)
+            ready: dict[str, Any] = {"socket": str(config.socket_path), "mesh": None, "metrics": None}
+            await self._open_links(stack, ready)
+            for source in config.source:
+                await self._open_source(stack, source)
+            if config.metrics.listen is not None:
+                build = {"version": skewd.__version__, "virtual": str(self.clock.virtual).lower()}
+                registry = prometheus.registry(self.status, build, lambda: self.clock.wall_ns() / 1e9)
+                metrics = Metrics(self.status, registry)
+                stack.push_async_callback(metrics.close)
+                host, port = await metrics.open(*split_address(config.metrics.listen))
+                ready["metrics"] = self._metrics_address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            api = LocalApi(self.status, self.now)
+            stack.push_async_callback(api.close)
+            await api.open(config.socket_path)
+            self.ticker = asyncio.create_task(self._tick_forever(), name="skewd-tick")
+            stack.push_async_callback(_cancelled, self.ticker)
+            yield ready
+
+    async def _open_links(self, stack: contextlib.AsyncExitStack, ready: dict[str, Any]) -> None:
+        config = self.config
+        key = load_key(config.mesh.key_file) if config.mesh.key_file is not None else None
+        timebases = Timebases()
+        if config.mesh.dns is not None:
+            raise StartError("[mesh] dns is not available in this version; list the peers in [mesh] peers")
+        if config.mesh.listen is not None:
+            from skewd.links.udp import UdpLink
+
+            protocol = self._protocol("udp", key, timebases)
+            udp = await UdpLink.open(
+                config.mesh.listen,
+                protocol,
+                self.clock,
+                self._on_proofs,
+                list(config.mesh.peers),
+                config.mesh.interval,
+            )
+            stack.push_async_callback(udp.close)
+            host, port = udp.address[:2]
+            ready["mesh"] = f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
+            self._links.append(("udp", ready["mesh"], protocol))
+        for link in config.link:
+            await self._open_link(stack, link, key, timebases)
+
+    async def _open_link(
+        self, stack: contextlib.AsyncExitStack, link: LinkConfig, key: MeshKey | None, timebases: Timebases
+    ) -> None:
+        if link.transport != "zmq":
+            raise StartError(f"[[link]] transport = '{link.transport}' is not available in this version; use zmq")
+        from skewd.links.zmq import ZmqLink
+
+        protocol = self._protocol("zmq", key, timebases)
+        zmq = await ZmqLink.open(
+            link.address, protocol, self.clock, self._on_proofs, list(link.peers), self.config.mesh.interval
+        )
+        stack.push_async_callback(zmq.close)
+        self._links.append(("zmq", link.address, protocol))
+
+    def _protocol(self, link: str, key: MeshKey | None, timebases: Timebases) -> LinkProtocol:
+        return LinkProtocol(
+            link=link, key=key, describe=self.node.describe, random=secrets.token_bytes, timebases=timebases
+        )
+
+    async def _open_source(self, stack: contextlib.AsyncExitStack, source: SourceConfig) -> None:
+        if source.type != "ntp":
+            raise StartError(
+                f"[[source]] type = '{source.type}' is not available in this version; use type = 'ntp' with its address"
+            )
+        if source.address is None:
+            raise StartError(f"[[source]] {source.name} has no address; write address = 'host' or 'host:port'")
+        from skewd.sources.ntp import NtpSample, NtpSource
+
+        def on_sample(sample: NtpSample) -> None:
+            outgoing, incoming = sample.proofs()
+            self.node.on_utc(source.name, [outgoing], [incoming], self.clock.raw_ns())
+
+        opened = await NtpSource.open(source.name, source.address, self.clock, on_sample, source.interval)
+        stack.push_async_callback(opened.close)
+        self._ntp_sources.append(opened)
+
+    def _on_proofs(self, proofs: Proofs) -> None:
+        self.node.on_proofs(proofs, self.clock.raw_ns())
+
+    # -- the loop ------------------------------------------------------------------------------------------------
+
+    async def _tick_forever(self) -> None:
+        watchdog_ns = sd_notify.watchdog_interval_ns()
+        next_watchdog_ns = next_minute_ns = 0
+        while True:
+            self.tick()
+            now = time.monotonic_ns()
+            if watchdog_ns is not None and now >= next_watchdog_ns:
+                next_watchdog_ns = now + watchdog_ns
+                sd_notify.notify("WATCHDOG=1")
+            if now >= next_minute_ns:
+                next_minute_ns = now + 10_000_000_000
+                self.node.forget_departed(self.clock.raw_ns())
+                self._say()
+            await asyncio.sleep(TICK_S)
+
+    def tick(self) -> None:
+        """Reads the clocks; publishes at once after a step, and otherwise when a knot is due."""
+        assert self._writer is not None
+        asleep = self._boottime_ahead_ns()
+        stepped = False
+        if abs(asleep - self._asleep_ns) > SUSPEND_NS:
+            self._log.warning("the host was suspended; every bound starts anew", for_ns=asleep - self._asleep_ns)
+            self.node.on_raw_disturbed(read_wall(self.clock))
+            stepped = True
+        elif self.node.on_wall(read_wall(self.clock)):
+            self._log.warning("the wall clock was stepped", by=format_duration(self.node.wall.last_step_ns or 0))
+            stepped = True
+        self._asleep_ns = asleep
+        now = self.clock.raw_ns()
+        if stepped or now >= self._next_knot_ns:
+            self._next_knot_ns = now + KNOT_PERIOD_NS
+            knot = self.node.knot(now)
+            if knot is not None:
+                self._writer.publish(knot)
+            for better in self.node.tightened():
+                self._writer.tighten(better)
+        self._writer.heartbeat()
+
+    def _say(self) -> None:
+        """A log line when the state changes, and the service manager's status text."""
+        told = self.status()
+        state = {"status": told["status"], "reference": told["reference"], "messages": tuple(told["messages"])}
+        bound = "no bound" if told["offset_ns"] is None else f"+-{format_duration(told['uncertainty_ns'])}"
+        sd_notify.notify(f"STATUS={told['status']}, {len(told['peers'])} peers, {bound}")
+        if state != self._said:
+            self._said = state
+            self._log.info(told["status"], reference=told["reference"], bound=bound, messages=told["messages"])
+
+    @staticmethod
+    def _boottime_ahead_ns() -> int:
+        return time.clock_gettime_ns(time.CLOCK_BOOTTIME) - HostClock().raw_ns()
+
+
+_REFUSED = {
+    "wrong_key": "{count} messages came with another mesh key; all nodes of a mesh share one ([mesh] key_file)",
+    "bad_mac": "{count} messages failed authentication; they were altered, or made with another key",
+    "duplicate_name": "{count} messages came from another node with this node's name; change one [node] name",
+}
+
+
+@contextlib.contextmanager
+def _locked(runtime: Path) -> Any:
+    """Holds the runtime directory, made if need be.
+
+    Raises:
+        StartError: it can't be made, or another daemon has it.
+    """
+    try:
+        runtime.mkdir(mode=0o755, parents=True, exist_ok=True)
+        lock: TextIO = (runtime / "skewd.lock").open("a+")
+    except OSError as error:
+        raise StartError(
+            f"the runtime directory {runtime} can't be used: {error.strerror}; choose another with [node] runtime_dir"
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.seek(0)
+            holder = lock.read(32).strip() or "unknown"
+            raise StartError(
+                f"another skewd (pid {holder}) runs in {runtime}; stop it, or choose another [node] runtime_dir"
+            ) from None
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        yield
+
+
+async def _cancelled(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    await asyncio.wait({task})
+
+
+async def serve(config: Config, clock: Clock, ready: Ready, stop: asyncio.Event) -> None:
+    """Runs a daemon until ``stop`` is set. ``ready`` gets the addresses once everything listens."""
+    daemon = Daemon(config, clock)
+    async with daemon.running() as addresses:
+        sd_notify.notify(f"READY=1\nMAINPID={os.getpid()}")
+        ready(addresses)
+        stopping = asyncio.create_task(stop.wait(), name="skewd-stop")
+        done, _ = await asyncio.wait({stopping, daemon.ticker}, return_when=asyncio.FIRST_COMPLETED)
+        sd_notify.notify("STOPPING=1")
+        await _cancelled(stopping)
+        if daemon.ticker in done:
+            daemon.ticker.result()  # a fault of ours: end loudly, and be restarted
+
+
+def run(config: Config, clock: Clock, ready: Ready) -> int:
+    """Runs until SIGINT or SIGTERM; the exit code: 0, or 1 when it could not start (said on standard error)."""
+
+    async def main() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stop.set)
+        await serve(config, clock, ready, stop)
+
+    try:
+        asyncio.run(main())
+    except (StartError, OSError, ValueError) as error:
+        print(f"skewd: {error}", file=sys.stderr)
+        return 1
+    return 0

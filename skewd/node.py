@@ -1,0 +1,550 @@
+"""What one node knows: proofs and clock readings in, bounds and knots out.
+
+This is the daemon without its sockets. Messages arrive as proofs about raw clocks (``links``, ``sources``), readings
+of this node's own clocks arrive as sandwiches, and from them follow
+
+    peer wall - own wall = (peer raw - own raw) + (peer wall - peer raw) - (own wall - own raw),
+
+each term an interval: the first from the set-membership filter (``bounds/pair.py``), the second as the peer last
+declared it, widened by how fast it may have moved since, the third from our own readings. One of the peers, or UTC
+from the sources, is the *reference*; its difference to this node's wall clock is what spans are corrected by, and
+goes out as knots (``bounds/history.py``) that carry the applied line (``bounds/applied.py``).
+
+Which reference: the configured one; with ``auto``, UTC if any source is configured, else the member with the least
+name among this node and the peers it has a bound for (the same for all members of a full mesh; a real election
+comes with the mesh). A node without source and peer has nothing to compare its clock with, and says so.
+
+Limits: ``PEERS_MAX`` peers; the one heard least recently gives way. The reference's wall clock may be stepped between
+two exchanges: until the next one tells, what is said of it holds for its clock before the step. Pure: no clock is
+read and no socket opened here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from skewd.bounds import applied
+from skewd.bounds.history import Knot, Status
+from skewd.bounds.pair import PairBound, pair_limits
+from skewd.bounds.select import Selection, select
+from skewd.clock import WallSample
+from skewd.config import Config
+from skewd.durations import format_duration
+from skewd.interval import Interval
+from skewd.links.protocol import Proofs, Self
+from skewd.wall import WallMap
+
+PEERS_MAX = 256
+"""Peers remembered at most (memory), whoever sends."""
+
+PEER_GONE_NS = 900_000_000_000
+"""A peer not heard for this long is forgotten: 15 minutes."""
+
+KNOT_PERIOD_NS = 250_000_000
+LEAD_NS = 20_000_000
+"""Knots begin this far in the future, so that the line in force at a stamp was known before the stamp was made."""
+
+TIGHTEN_NS = 2_000_000_000
+"""How far back knots are improved by what arrived since."""
+
+HOLDOVER_AFTER = 3
+"""Missed intervals after which a bound is called holdover."""
+
+_RTT_WINDOW_NS = 60_000_000_000
+_PPB = 1_000_000_000
+
+
+class _RttMinimum:
+    """The smallest of the last minute, in a deque that stays increasing (at most 128 entries)."""
+
+    def __init__(self) -> None:
+        self._entries: deque[tuple[int, int]] = deque(maxlen=128)
+
+    def add(self, at_ns: int, rtt_ns: int) -> None:
+        while self._entries and self._entries[-1][1] >= rtt_ns:
+            self._entries.pop()
+        self._entries.append((at_ns, rtt_ns))
+        self._expire(at_ns)
+
+    def _expire(self, at_ns: int) -> None:
+        while len(self._entries) > 1 and at_ns - self._entries[0][0] > _RTT_WINDOW_NS:
+            self._entries.popleft()
+
+    def least_ns(self) -> int | None:
+        return self._entries[0][1] if self._entries else None
+
+
+@dataclass(slots=True)
+class _Peer:
+    """One peer: its filter and what it last said of itself."""
+
+    declared: Self
+    pair: PairBound
+    rtt: _RttMinimum
+    heard_ns: int
+    address: str
+    link: str
+    contradictions_before: int = 0
+
+    @property
+    def epoch(self) -> tuple[object, ...]:
+        """Changes whenever what was said of this peer before may no longer be continued."""
+        return (
+            self.declared.name,
+            self.declared.timebase,
+            self.declared.era,
+            self.pair.contradictions,
+        )
+
+
+@dataclass(slots=True)
+class _Source:
+    """One source of UTC."""
+
+    name: str
+    type: str
+    interval_ns: int
+    pair: PairBound
+    heard_ns: int | None = None
+    state: str = "pending"
+    rtt: _RttMinimum = field(default_factory=_RttMinimum)
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """other - own wall at one instant: the bound, how fast it moves, how well it is kept up."""
+
+    bound: Interval
+    drift_ppb: Interval
+    wander_ppb_per_s: int
+    age_ns: int
+    interval_ns: int
+    epoch: tuple[object, ...]
+    name: str
+
+
+class Node:
+    """The knowledge of one node.
+
+    Args:
+        config: the configuration in force.
+        boot: 16 bytes that name this run of the raw clock.
+        first: the first sandwich of wall - raw.
+        virtual: whether the clocks are a test's stand-ins.
+    """
+
+    def __init__(self, config: Config, *, boot: bytes, first: WallSample, virtual: bool) -> None:
+        self.config = config
+        self.name = config.node.name
+        self.virtual = virtual
+        self.boot = boot
+        self.raw_era = 1
+        self.wall = WallMap(first)
+        self._began_ns = first.raw_ns
+        self._peers: OrderedDict[str, _Peer] = OrderedDict()
+        self._sources: dict[str, _Source] = {}
+        self._contradictions_of_departed = 0
+        self._line: applied.Line | None = None
+        self._line_key: tuple[object, ...] | None = None
+        self._recent: deque[Knot] = deque(maxlen=TIGHTEN_NS // KNOT_PERIOD_NS)
+        self._last_wall_ns: tuple[int, int] | None = None
+        self._improved = False
+        for source in config.source:
+            # UTC is true time: its own limits are zero.
+            self._sources[source.name] = _Source(source.name, source.type, source.interval, self._fresh(0, 0))
+
+    # -- what comes in -------------------------------------------------------------------------------------------
+
+    def describe(self) -> Self:
+        """What this node says about itself in each message."""
+        clock, latest = self.config.clock, self.wall.latest
+        return Self(
+            name=self.name,
+            boot=self.boot,
+            raw_era=self.raw_era,
+            era=self.wall.era,
+            wall_minus_raw=latest.wall_minus_raw,
+            wall_raw_at_ns=latest.raw_ns,
+            wall_slew_ppb=self.wall.slew_ppb(),
+            max_drift_ppm=clock.max_drift_ppm,
+            max_wander_ppb_per_s=clock.max_wander_ppb_per_s,
+        )
+
+    def on_wall(self, reading: WallSample) -> bool:
+        """Takes a reading of this node's clocks; True when the wall clock was stepped since the last."""
+        return self.wall.sample(reading)
+
+    def on_raw_disturbed(self, reading: WallSample) -> None:
+        """The raw clock was not continuous (suspend): every bound is void, a new era begins."""
+        self.raw_era += 1
+        self.wall.restart(reading)
+        self._peers.clear()
+        for source in self._sources.values():
+            source.pair = self._fresh(0, 0)
+            source.heard_ns = None
+
+    def _limits(self, there_drift_ppm: float, there_wander_ppb_per_s: float) -> tuple[float, float]:
+        clock = self.config.clock
+        return pair_limits(clock.max_drift_ppm, clock.max_wander_ppb_per_s, there_drift_ppm, there_wander_ppb_per_s)
+
+    def _fresh(self, there_drift_ppm: float, there_wander_ppb_per_s: float) -> PairBound:
+        drift, wander = self._limits(there_drift_ppm, there_wander_ppb_per_s)
+        return PairBound(max_drift_ppm=drift, max_wander_ppb_per_s=wander)
+
+    def on_proofs(self, proofs: Proofs, now_raw_ns: int) -> None:
+        """Takes what one authentic message of a peer proves."""
+        declared = proofs.peer
+        if declared.name == self.name:
+            return
+        peer = self._peers.get(declared.name)
+        if (
+            peer is None
+            or peer.declared.timebase != declared.timebase
+            or (peer.declared.max_drift_ppm, peer.declared.max_wander_ppb_per_s)
+            != (declared.max_drift_ppm, declared.max_wander_ppb_per_s)
+        ):
+            # A clock not known yet, or another one than before (a reboot): nothing of the old bound applies.
+            if peer is not None:
+                self._contradictions_of_departed += peer.pair.contradictions
+            elif len(self._peers) >= PEERS_MAX:
+                _, gone = self._peers.popitem(last=False)
+                self._contradictions_of_departed += gone.pair.contradictions
+            pair = self._fresh(declared.max_drift_ppm, declared.max_wander_ppb_per_s)
+            peer = _Peer(declared, pair, _RttMinimum(), now_raw_ns, proofs.address, proofs.link)
+            self._peers[declared.name] = peer
+        for sent, received in proofs.outgoing:
+            peer.pair.outgoing(sent, received)
+        for sent, received in proofs.incoming:
+            peer.pair.incoming(sent, received)
+        if declared.wall_raw_at_ns >= peer.declared.wall_raw_at_ns or declared.era > peer.declared.era:
+            peer.declared = declared
+        if proofs.rtt_ns is not None:
+            peer.rtt.add(now_raw_ns, max(proofs.rtt_ns, 0))
+        peer.heard_ns, peer.address, peer.link = now_raw_ns, proofs.address, proofs.link
+        self._peers.move_to_end(declared.name)
+        self._improved = True
+
+    def on_utc(
+        self, name: str, outgoing: Sequence[tuple[int, int]], incoming: Sequence[tuple[int, int]], now_raw_ns: int
+    ) -> None:
+        """Takes what one answer of the source ``name`` proves about UTC - raw."""
+        source = self._sources[name]
+        for sent, received in outgoing:
+            source.pair.outgoing(sent, received)
+        for sent, received in incoming:
+            source.pair.incoming(sent, received)
+        for (sent, arrived), (left, received) in zip(outgoing, incoming, strict=False):
+            source.rtt.add(now_raw_ns, max((received - sent) - (left - arrived), 0))
+        source.heard_ns, source.state = now_raw_ns, "reachable"
+        self._improved = True
+
+    def on_source_state(self, name: str, state: str) -> None:
+        """Takes a source's state: pending, reachable or unreachable."""
+        self._sources[name].state = state
+
+    def forget_departed(self, now_raw_ns: int) -> None:
+        """Drops peers that have been silent for too long, and with them their series."""
+        while self._peers:
+            name, peer = next(iter(self._peers.items()))
+            if now_raw_ns - peer.heard_ns <= PEER_GONE_NS:
+                return
+            self._contradictions_of_departed += peer.pair.contradictions
+            del self._peers[name]
+
+    # -- what is known -------------------------------------------------------------------------------------------
+
+    @property
+    def contradictions(self) -> int:
+        """How often a set of possible states became empty, since the start."""
+        return (
+            self._contradictions_of_departed
+            + sum(peer.pair.contradictions for peer in self._peers.values())
+            + sum(source.pair.contradictions for source in self._sources.values())
+        )
+
+    def reference_name(self) -> str | None:
+        """``utc``, a node's bare name, or None when there is nothing to compare with."""
+        configured = self.config.mesh.reference
+        if configured != "auto":
+            return configured
+        if self._sources:
+            return "utc"
+        bounded = [name for name, peer in self._peers.items() if peer.pair.offset(peer.heard_ns) is not None]
+        return min([self.name, *bounded]) if bounded else None
+
+    def _own_slew(self, bound: Interval, at_raw_ns: int) -> Interval:
+        return bound - self.wall.wall_minus_raw(at_raw_ns)
+
+    def peer_estimate(self, name: str, at_raw_ns: int) -> Estimate | None:
+        """Peer's wall - own wall at an own raw instant; None while unknown."""
+        peer = self._peers.get(name)
+        if peer is None:
+            return None
+        raws = peer.pair.offset(at_raw_ns)
+        drift = peer.pair.drift(at_raw_ns)
+        if raws is None or drift is None:
+            return None
+        declared = peer.declared
+        there = at_raw_ns + raws.midpoint - declared.wall_raw_at_ns
+        moved = (abs(there) + raws.width) * declared.wall_slew_ppb // _PPB + 1
+        bound = self._own_slew(raws + declared.wall_minus_raw.widen(moved), at_raw_ns)
+        _, wander = self._limits(declared.max_drift_ppm, declared.max_wander_ppb_per_s)
+        return Estimate(
+            bound,
+            self._wall_drift(drift, declared.wall_slew_ppb),
+            math.ceil(wander) + 1,
+            at_raw_ns - peer.heard_ns,
+            self.config.mesh.interval,
+            peer.epoch,
+            f"node:{name}",
+        )
+
+    def _wall_drift(self, raw_drift_ppb: Interval, there_slew_ppb: int) -> Interval:
+        # Seen per wall second instead of raw second a rate changes by its own size times the slew: under a
+        # thousandth; and both walls may be slewed.
+        second_order = max(abs(raw_drift_ppb.lo), abs(raw_drift_ppb.hi)) // 500 + 1
+        return raw_drift_ppb.widen(there_slew_ppb + self.wall.slew_ppb() + second_order)
+
+    def utc_selection(self, at_raw_ns: int) -> tuple[list[tuple[_Source, Interval]], Selection]:
+        """Each source's UTC - own wall, and what the majority of them agrees on."""
+        known: list[tuple[_Source, Interval]] = []
+        for source in self._sources.values():
+            utc = source.pair.offset(at_raw_ns)
+            if utc is not None:
+                known.append((source, self._own_slew(utc, at_raw_ns)))
+        return known, select([bound for _, bound in known])
+
+    def _utc_estimate(self, at_raw_ns: int) -> Estimate | None:
+        known, selection = self.utc_selection(at_raw_ns)
+        if selection.interval is None:
+            return None
+        chosen = [known[index][0] for index in selection.truechimers]
+        drifts = [drift for source in chosen if (drift := source.pair.drift(at_raw_ns)) is not None]
+        drift = drifts[0]
+        for other in drifts[1:]:
+            drift = drift.hull(other)
+        return Estimate(
+            selection.interval,
+            self._wall_drift(drift, 0),
+            math.ceil(self._limits(0, 0)[1]) + 1,
+            min(at_raw_ns - (source.heard_ns or 0) for source in chosen),
+            min(source.interval_ns for source in chosen),
+            ("utc", sum(source.pair.contradictions for source in chosen)),
+            "utc",
+        )
+
+    def reference_estimate(self, at_raw_ns: int) -> Estimate | None:
+        """reference - own wall at an own raw instant."""
+        name = self.reference_name()
+        if name is None:
+            return None
+        if name == "utc":
+            return self._utc_estimate(at_raw_ns)
+        if name == self.name:
+            still = Interval(0, 0)
+            return Estimate(still, still, 0, 0, 1, ("self",), f"node:{name}")
+        return self.peer_estimate(name, at_raw_ns)
+
+    def _status(self, estimate: Estimate, uncertainty_ns: int) -> Status:
+        if uncertainty_ns > self.config.clock.max_uncertainty:
+            return Status.UNSYNCHRONIZED
+        if estimate.age_ns > HOLDOVER_AFTER * estimate.interval_ns + LEAD_NS:
+            return Status.HOLDOVER
+        return Status.SYNCHRONIZED
+
+    # -- knots ---------------------------------------------------------------------------------------------------
+
+    def knot(self, now_raw_ns: int) -> Knot | None:
+        """The next knot, a little ahead of now; None before anything is known, or if one was just made."""
+        at_raw = now_raw_ns + LEAD_NS
+        at_wall = at_raw + self.wall.wall_minus_raw(at_raw).midpoint
+        if self._last_wall_ns is not None and self._last_wall_ns >= (self.wall.era, at_wall):
+            return None  # within an era knots only go forwards
+        estimate = self.reference_estimate(at_raw)
+        if estimate is None:
+            if self._line_key is None:
+                return None
+            self._line_key = None
+            return self._remember(at_raw, at_wall, None)
+        key = (self.wall.era, *estimate.epoch)
+        if self._line is None or key != self._line_key:
+            self._line = applied.begin(at_wall, estimate.bound, estimate.drift_ppb)
+            self._recent.clear()
+        else:
+            self._line = applied.continue_(self._line, at_wall, estimate.bound, estimate.drift_ppb, KNOT_PERIOD_NS)
+        self._line_key = key
+        return self._remember(at_raw, at_wall, estimate)
+
+    def _remember(self, at_raw: int, at_wall: int, estimate: Estimate | None) -> Knot:
+        line = self._line
+        assert line is not None
+        knot = Knot(
+            era=self.wall.era,
+            era_begin_wall_ns=self.wall.era_begin_wall_ns,
+            previous_end_wall_ns=self.wall.previous_end_wall_ns,
+            raw_ns=at_raw,
+            wall_ns=at_wall,
+            bound=estimate.bound if estimate else None,
+            drift_ppb=estimate.drift_ppb if estimate else Interval(0, 0),
+            wander_ppb_per_s=estimate.wander_ppb_per_s if estimate else 0,
+            applied_ns=line.offset_ns,
+            applied_slope_ppb=line.slope_ppb,
+            status=(
+                self._status(estimate, estimate.bound.farthest(line.offset_ns)) if estimate else Status.UNSYNCHRONIZED
+            ),
+            reference=estimate.name if estimate else None,
+        )
+        self._last_wall_ns = (knot.era, knot.wall_ns)
+        if estimate is not None:
+            self._recent.append(knot)
+        return knot
+
+    def tightened(self) -> list[Knot]:
+        """Recent knots that what arrived since has made narrower."""
+        if not self._improved:
+            return []
+        self._improved = False
+        better: list[Knot] = []
+        for index, knot in enumerate(self._recent):
+            if knot.era != self.wall.era or knot.bound is None:
+                continue
+            estimate = self.reference_estimate(knot.raw_ns)
+            if estimate is None or (self.wall.era, *estimate.epoch) != self._line_key:
+                return better
+            bound = knot.bound.intersect(estimate.bound)
+            drift = knot.drift_ppb.intersect(estimate.drift_ppb)
+            if bound is None or drift is None or bound == knot.bound:
+                continue
+            self._recent[index] = tightened = replace(knot, bound=bound, drift_ppb=drift)
+            better.append(tightened)
+        return better
+
+    # -- what is told --------------------------------------------------------------------------------------------
+
+    def status(self, now_raw_ns: int) -> dict[str, Any]:
+        """``skewd status --json``: see docs for the fields; unknown is None."""
+        estimate = self.reference_estimate(now_raw_ns)
+        reference = self.reference_name()
+        told: dict[str, Any] = {
+            "node": self.name,
+            "era": self.wall.era,
+            "status": Status.UNSYNCHRONIZED.value,
+            "reference": None if reference is None else "utc" if reference == "utc" else f"node:{reference}",
+            "offset_ns": None,
+            "lower_ns": None,
+            "upper_ns": None,
+            "uncertainty_ns": None,
+            "drift_ppb": None,
+            "age_s": None,
+        }
+        if estimate is not None:
+            offset = estimate.bound.midpoint
+            if self._line is not None and self._line_key == (self.wall.era, *estimate.epoch):
+                wall = now_raw_ns + self.wall.wall_minus_raw(now_raw_ns).midpoint
+                offset = self._line.at(wall) if wall >= self._line.wall_ns else self._line.offset_ns
+            uncertainty = estimate.bound.farthest(offset)
+            told |= {
+                "status": self._status(estimate, uncertainty).value,
+                "offset_ns": offset,
+                "lower_ns": estimate.bound.lo,
+                "upper_ns": estimate.bound.hi,
+                "uncertainty_ns": uncertainty,
+                "drift_ppb": estimate.drift_ppb.midpoint,
+                "age_s": round(max(estimate.age_ns, 0) / 1e9, 3),
+            }
+        told["peers"] = [self._peer_status(name, peer, now_raw_ns) for name, peer in sorted(self._peers.items())]
+        told["sources"] = self._source_statuses(now_raw_ns)
+        told["links"] = []
+        told["virtual"] = self.virtual
+        told["contradictions"] = self.contradictions
+        told["uptime_s"] = round((now_raw_ns - self._began_ns) / 1e9, 3)
+        told["messages"] = self._messages(told, now_raw_ns)
+        return told
+
+    def _peer_status(self, name: str, peer: _Peer, now_raw_ns: int) -> dict[str, Any]:
+        estimate = self.peer_estimate(name, now_raw_ns)
+        age_ns = now_raw_ns - peer.heard_ns
+        late = age_ns > HOLDOVER_AFTER * self.config.mesh.interval
+        return {
+            "name": name,
+            "address": peer.address,
+            "link": peer.link,
+            "offset_ns": estimate.bound.midpoint if estimate else None,
+            "lower_ns": estimate.bound.lo if estimate else None,
+            "upper_ns": estimate.bound.hi if estimate else None,
+            "drift_ppb": estimate.drift_ppb.midpoint if estimate else None,
+            "rtt_min_ns": peer.rtt.least_ns(),
+            "age_s": round(max(age_ns, 0) / 1e9, 3),
+            "trust": "first-hand",
+            "state": "pending" if estimate is None else "holdover" if late else "synchronized",
+        }
+
+    def _source_statuses(self, now_raw_ns: int) -> list[dict[str, Any]]:
+        known, selection = self.utc_selection(now_raw_ns)
+        bounds = {source.name: (bound, index) for index, (source, bound) in enumerate(known)}
+        statuses: list[dict[str, Any]] = []
+        for source in self._sources.values():
+            bound, index = bounds.get(source.name, (None, -1))
+            if source.state == "unreachable":
+                state = "unreachable"
+            elif index in selection.truechimers:
+                state = "truechimer"
+            elif index in selection.falsetickers:
+                state = "falseticker"
+            else:
+                state = "pending"
+            statuses.append(
+                {
+                    "name": source.name,
+                    "type": source.type,
+                    "offset_ns": bound.midpoint if bound else None,
+                    "lower_ns": bound.lo if bound else None,
+                    "upper_ns": bound.hi if bound else None,
+                    "rtt_min_ns": source.rtt.least_ns(),
+                    "age_s": None if source.heard_ns is None else round((now_raw_ns - source.heard_ns) / 1e9, 3),
+                    "state": state,
+                }
+            )
+        return statuses
+
+    def _messages(self, told: dict[str, Any], now_raw_ns: int) -> list[str]:
+        """What is wrong, and what to do about it, in order of weight."""
+        messages: list[str] = []
+        reference = self.reference_name()
+        if self.virtual:
+            messages.append("this is a VIRTUAL node: its clocks are a test's stand-ins, not this machine's")
+        if reference is None and not self._sources and not self._peers:
+            if self.config.mesh.peers:
+                messages.append("no peer has answered yet; check that they run, and that the key is the same")
+            else:
+                messages.append("nothing to compare this clock with; add [[source]] or [mesh] peers")
+        elif told["offset_ns"] is None:
+            if reference == "utc" and not self._sources:
+                messages.append("the reference is utc, and no source of it is configured; add [[source]]")
+            elif reference == "utc":
+                messages.append(
+                    "the sources disagree and no majority tells which is right; add a source"
+                    if self.utc_selection(now_raw_ns)[0]
+                    else "no source has answered yet"
+                )
+            else:
+                messages.append(f"no bound for the reference node '{reference}' yet; is it among [mesh] peers, and up?")
+        elif told["status"] == Status.UNSYNCHRONIZED.value:
+            limit = format_duration(self.config.clock.max_uncertainty)
+            width = format_duration(told["uncertainty_ns"])
+            messages.append(f"the bound (+-{width}) is wider than [clock] max_uncertainty ({limit})")
+        elif told["status"] == Status.HOLDOVER.value:
+            messages.append(f"holdover: the reference was last heard {told['age_s']:.0f} s ago, the bound grows")
+        for source in told["sources"]:
+            if source["state"] in ("falseticker", "unreachable"):
+                messages.append(f"source {source['name']} is {source['state']}")
+        if self.contradictions:
+            messages.append(
+                f"{self.contradictions} contradictions: a clock moved by more than its declared limits"
+                " ([clock] max_drift_ppm, max_wander_ppb_per_s), or a raw clock jumped"
+            )
+        return messages

@@ -1,0 +1,133 @@
+"""What the daemon knows, as Prometheus metrics.
+
+Metrics are made from the same status that the local API gives, at the moment of the scrape, so that the two can't
+disagree and nothing has to be kept up to date between scrapes. Series exist for the peers that are known now, no
+others: a departed peer's series goes with it. Names and units follow Prometheus' rules (base units in the name,
+``_total`` for counters); intervals are given by both ends, since a bound is no single number.
+
+Limits: as many peers as the node remembers (256). Values are floats of seconds, good to 1e-16 of their size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from skewd.bounds.history import Status
+
+SOURCE_STATES = ("truechimer", "falseticker", "unreachable", "pending")
+
+
+def _seconds(ns: int | None) -> float | None:
+    return None if ns is None else ns / 1e9
+
+
+class NodeCollector(Collector):
+    """Metrics of one node.
+
+    Args:
+        status: gives the status dictionary, fresh.
+        build: labels of ``skewd_build_info``.
+        wall_seconds: this node's wall clock, for timestamps.
+    """
+
+    def __init__(
+        self, status: Callable[[], dict[str, Any]], build: dict[str, str], wall_seconds: Callable[[], float]
+    ) -> None:
+        self._status, self._build, self._wall_seconds = status, build, wall_seconds
+
+    def collect(self) -> Iterable[Metric]:
+        told = self._status()
+        yield from self._clock(told)
+        yield from self._peers(told["peers"])
+        states = GaugeMetricFamily("skewd_source_state", "1 for the state a source is in.", labels=["source", "state"])
+        for source in told["sources"]:
+            for state in SOURCE_STATES:
+                states.add_metric([source["name"], state], float(source["state"] == state))
+        yield states
+        eras = CounterMetricFamily(
+            "skewd_clock_eras", "Discontinuities of this node's clocks seen, the start included."
+        )
+        eras.add_metric([], told["era"])
+        yield eras
+        contradictions = CounterMetricFamily(
+            "skewd_contradictions", "Times that messages excluded every state the declared limits allow."
+        )
+        contradictions.add_metric([], told["contradictions"])
+        yield contradictions
+        messages = CounterMetricFamily(
+            "skewd_link_messages", "Messages of a link by outcome.", labels=["link", "address", "outcome"]
+        )
+        for link in told["links"]:
+            for outcome, count in link["counters"].items():
+                messages.add_metric([link["transport"], link["address"], outcome], count)
+        yield messages
+        build = GaugeMetricFamily("skewd_build_info", "What runs here.", labels=list(self._build))
+        build.add_metric(list(self._build.values()), 1.0)
+        yield build
+
+    @staticmethod
+    def _clock(told: dict[str, Any]) -> Iterable[Metric]:
+        reference = told["reference"] or ""
+        offset = GaugeMetricFamily(
+            "skewd_clock_offset_seconds", "Reference minus this node's wall clock, as applied.", labels=["reference"]
+        )
+        if told["offset_ns"] is not None:
+            offset.add_metric([reference], told["offset_ns"] / 1e9)
+        yield offset
+        for name, key, text in (
+            ("skewd_clock_offset_lower_seconds", "lower_ns", "Lower end of the bound on the offset."),
+            ("skewd_clock_offset_upper_seconds", "upper_ns", "Upper end of the bound on the offset."),
+            ("skewd_clock_uncertainty_seconds", "uncertainty_ns", "Largest distance from the offset to either end."),
+        ):
+            value = _seconds(told[key])
+            if value is not None:
+                yield GaugeMetricFamily(name, text, value=value)
+        if told["drift_ppb"] is not None:
+            yield GaugeMetricFamily(
+                "skewd_clock_drift_ratio", "Rate of the offset, seconds per second.", value=told["drift_ppb"] / 1e9
+            )
+        status = GaugeMetricFamily("skewd_clock_status", "1 for the status the clock is in.", labels=["status"])
+        for known in Status:
+            status.add_metric([known.value], float(told["status"] == known.value))
+        yield status
+
+    def _peers(self, peers: list[dict[str, Any]]) -> Iterable[Metric]:
+        now = self._wall_seconds()
+        for name, key, text in (
+            ("skewd_peer_offset_seconds", "offset_ns", "Peer's wall clock minus this node's, middle of the bound."),
+            ("skewd_peer_offset_lower_seconds", "lower_ns", "Lower end of the bound on the peer's offset."),
+            ("skewd_peer_offset_upper_seconds", "upper_ns", "Upper end of the bound on the peer's offset."),
+            ("skewd_peer_rtt_min_seconds", "rtt_min_ns", "Smallest round trip of the last minute."),
+        ):
+            family = GaugeMetricFamily(name, text, labels=["peer"])
+            for peer in peers:
+                value = _seconds(peer[key])
+                if value is not None:
+                    family.add_metric([peer["name"]], value)
+            yield family
+        exchanged = GaugeMetricFamily(
+            "skewd_peer_last_exchange_timestamp_seconds", "When the peer was last heard, Unix time.", labels=["peer"]
+        )
+        for peer in peers:
+            exchanged.add_metric([peer["name"]], now - peer["age_s"])
+        yield exchanged
+
+
+def registry(
+    status: Callable[[], dict[str, Any]], build: dict[str, str], wall_seconds: Callable[[], float]
+) -> CollectorRegistry:
+    """A registry with the node's metrics and nothing else."""
+    made = CollectorRegistry(auto_describe=False)
+    made.register(NodeCollector(status, build, wall_seconds))
+    return made
+
+
+def exposition(made: CollectorRegistry) -> bytes:
+    """The text that a scrape gets."""
+    return generate_latest(made)

@@ -1,0 +1,318 @@
+"""The node's clock knowledge in shared memory, for any number of readers that never wait.
+
+The daemon writes knots (see ``bounds/history.py``) into a ring of fixed records in a mapped file, one writer, no
+locks. A reader copies records out and checks each one's sequence number and CRC-32: a record caught half-written
+fails the check and is read again at the next refresh. Records of the last seconds are rewritten in place when later
+messages tightened them; a reader re-reads that many each time. So a reader sees the past get better, and never a
+value that was not written.
+
+The segment is versioned and carries the boot id, a random identity and a heartbeat in the host's CLOCK_MONOTONIC
+(the same for every process of the host, virtual nodes included; containers share it). A restarted daemon makes a
+new file and renames it over the old one, so a reader that holds the old one sees the heartbeat end, opens the path
+again, and finds the new identity. A bind-mounted *directory* shows the new file; a bind-mounted single file would
+not: mount the directory.
+
+Limits: ``CAPACITY`` records (15 minutes and more at 4 a second), names up to 63 bytes. When the heartbeat is older than
+``STALE_NS``, stamps later than the last knot's reach are unsynchronized, since a step would have gone unnoticed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import secrets
+import struct
+import time
+import zlib
+from pathlib import Path
+
+from skewd.bounds.history import UNSYNCHRONIZED, Correction, History, Knot, Status
+from skewd.interval import Interval
+
+NAME = "clock.shm"
+"""File name within the runtime directory."""
+
+VERSION = 1
+CAPACITY = 4_096
+TIGHTENED_MAX = 48
+"""The newest records, which the writer may still rewrite and readers read again."""
+
+STALE_NS = 2_000_000_000
+"""A heartbeat older than this: the daemon does not run."""
+
+# magic, version, flags, header size, record size, capacity, boot id, identity, node; then the CRC-32 of these
+_HEADER = struct.Struct("<8sHHIII16s16s64s")
+_HEADER_BYTES = 192
+# Aligned words, stored whole: records written so far; the last sign of life in CLOCK_MONOTONIC ns.
+_COUNT, _HEARTBEAT = 20, 21
+_MAGIC = b"skewdseg"
+_FLAG_VIRTUAL = 1
+
+_RECORD = struct.Struct("<QIBBHqqqqqqqqqqq64s")
+_RECORD_BYTES = 184
+_CRC = struct.Struct("<I")
+_NONE = -(1 << 63)
+_STATUSES = tuple(Status)
+
+_monotonic_ns = time.monotonic_ns  # bound at import: see skewd.clock on virtual nodes
+
+
+class SegmentError(OSError):
+    """The segment cannot be used; the message says why."""
+
+
+def _pack(number: int, knot: Knot) -> bytes:
+    body = _RECORD.pack(
+        number,
+        knot.era,
+        _STATUSES.index(knot.status),
+        knot.bound is not None,
+        0,
+        knot.era_begin_wall_ns,
+        _NONE if knot.previous_end_wall_ns is None else knot.previous_end_wall_ns,
+        knot.raw_ns,
+        knot.wall_ns,
+        knot.bound.lo if knot.bound else 0,
+        knot.bound.hi if knot.bound else 0,
+        knot.drift_ppb.lo,
+        knot.drift_ppb.hi,
+        knot.wander_ppb_per_s,
+        knot.applied_ns,
+        knot.applied_slope_ppb,
+        (knot.reference or "").encode()[:63],
+    )
+    return (body + _CRC.pack(zlib.crc32(body))).ljust(_RECORD_BYTES, b"\0")
+
+
+def _unpack(number: int, data: bytes) -> Knot | None:
+    """The knot of one record; None when it is not (or not yet, or no longer) record ``number``."""
+    body = data[: _RECORD.size]
+    if _CRC.unpack_from(data, _RECORD.size)[0] != zlib.crc32(body):
+        return None
+    found, era, status, known, _, begin, end, raw, wall, lo, hi, drift_lo, drift_hi, wander, applied, slope, name = (
+        _RECORD.unpack(body)
+    )
+    if found != number:
+        return None
+    return Knot(
+        era=era,
+        era_begin_wall_ns=begin,
+        previous_end_wall_ns=None if end == _NONE else end,
+        raw_ns=raw,
+        wall_ns=wall,
+        bound=Interval(lo, hi) if known else None,
+        drift_ppb=Interval(drift_lo, drift_hi),
+        wander_ppb_per_s=wander,
+        applied_ns=applied,
+        applied_slope_ppb=slope,
+        status=_STATUSES[status],
+        reference=name.rstrip(b"\0").decode() or None,
+    )
+
+
+class SegmentWriter:
+    """The daemon's side. Makes the file under a temporary name and renames it into place.
+
+    Raises:
+        OSError: the directory cannot be written.
+        ValueError: the node's name is longer than 63 bytes.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, node: str, boot: bytes, virtual: bool) -> None:
+        name = node.encode()
+        if len(name) > 63:
+            raise ValueError(f"the node's name {node!r} is longer than 63 bytes")
+        self.path = Path(path)
+        self._count = 0
+        self._recent: dict[tuple[int, int], int] = {}
+        size = _HEADER_BYTES + CAPACITY * _RECORD_BYTES
+        temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}")
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+        try:
+            os.fchmod(descriptor, 0o644)  # readers are other users' processes, whatever the umask
+            os.ftruncate(descriptor, size)
+            self._memory = mmap.mmap(descriptor, size)
+            flags = _FLAG_VIRTUAL if virtual else 0
+            header = _HEADER.pack(
+                _MAGIC, VERSION, flags, _HEADER_BYTES, _RECORD_BYTES, CAPACITY, boot, secrets.token_bytes(16), name
+            )
+            self._memory[: len(header)] = header
+            self._memory[len(header) : len(header) + 4] = _CRC.pack(zlib.crc32(header))
+            self._words = memoryview(self._memory).cast("q")
+            self.heartbeat()
+            os.rename(temporary, self.path)
+            self._inode = os.fstat(descriptor).st_ino
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(descriptor)
+
+    def publish(self, knot: Knot) -> None:
+        """Adds the newest knot."""
+        number = self._count
+        self._write(number, knot)
+        self._recent[(knot.era, knot.wall_ns)] = number
+        if len(self._recent) > TIGHTENED_MAX - 8:  # a margin for readers that refresh while knots are added
+            del self._recent[next(iter(self._recent))]
+        self._count = number + 1
+        self._words[_COUNT] = self._count  # after the record: a reader that sees the count finds the record
+
+    def tighten(self, knot: Knot) -> None:
+        """Rewrites a recent knot in place; one that is no longer recent stays as it is."""
+        number = self._recent.get((knot.era, knot.wall_ns))
+        if number is not None:
+            self._write(number, knot)
+
+    def heartbeat(self) -> None:
+        """Says that the daemon runs and that the wall clock was just looked at."""
+        self._words[_HEARTBEAT] = _monotonic_ns()
+
+    def _write(self, number: int, knot: Knot) -> None:
+        at = _HEADER_BYTES + (number % CAPACITY) * _RECORD_BYTES
+        self._memory[at : at + _RECORD_BYTES] = _pack(number, knot)
+
+    def close(self) -> None:
+        """Unmaps and removes the file, if it is still ours."""
+        with contextlib.suppress(OSError):
+            if self.path.stat().st_ino == self._inode:
+                self.path.unlink()
+        self._words.release()
+        self._memory.close()
+
+
+class SegmentReader:
+    """Any reader's side: a :class:`~skewd.bounds.history.CorrectionSource` that follows the daemon of this node.
+
+    A missing, replaced, damaged or stale segment is survived: answers are unsynchronized until it is there again.
+
+    Args:
+        path: the segment, usually ``/run/skewd/clock.shm``.
+        node: the node's name, until the segment tells it.
+        stamps, max_uncertainty_ns: as in :class:`~skewd.bounds.history.History`.
+    """
+
+    _REOPEN_NS = 200_000_000
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        node: str = "",
+        stamps: str = "unknown",
+        max_uncertainty_ns: int = 1_000_000_000,
+    ) -> None:
+        self.path = Path(path)
+        self._stamps = stamps
+        self._max_uncertainty_ns = max_uncertainty_ns
+        self._node = node
+        self._memory: mmap.mmap | None = None
+        self._next_open_ns = 0
+        self.virtual = False
+        self._reset()
+
+    def _reset(self) -> None:
+        self._history = History(max_uncertainty_ns=self._max_uncertainty_ns, stamps=self._stamps)
+        self._read = 0
+        self._seen = 0
+
+    @property
+    def node(self) -> str:
+        """The node's name: the segment's, once there is one."""
+        if self._memory is None:
+            self._open()
+        return self._node
+
+    @property
+    def latest(self) -> Knot | None:
+        """The newest knot read, if the daemon runs."""
+        return self._history.latest if self.refresh() else None
+
+    def at(self, wall_ns: int) -> Correction:
+        """The correction for a stamp of this node's wall clock."""
+        if self.refresh():
+            return self._history.at(wall_ns)
+        # The daemon is gone: what it said of the past stands, what came after it is unknown.
+        latest = self._history.latest
+        if latest is None or wall_ns > latest.wall_ns + STALE_NS:
+            return UNSYNCHRONIZED
+        return self._history.at(wall_ns)
+
+    def refresh(self) -> bool:
+        """Takes in what the daemon wrote since; False when no daemon is writing."""
+        if self._memory is None and not self._open():
+            return False
+        assert self._memory is not None
+        count, heartbeat = self._words[_COUNT], self._words[_HEARTBEAT]
+        if heartbeat != self._seen:
+            self._take(count)
+            self._seen = heartbeat
+        if _monotonic_ns() - heartbeat <= STALE_NS:
+            return True
+        # Perhaps a new daemon has replaced the file.
+        if _monotonic_ns() >= self._next_open_ns and self._replaced():
+            self.close()
+            self._next_open_ns = 0
+            return self._open() and self.refresh()
+        return False
+
+    def _replaced(self) -> bool:
+        self._next_open_ns = _monotonic_ns() + self._REOPEN_NS
+        try:
+            return self.path.stat().st_ino != self._inode
+        except OSError:
+            return False
+
+    def _open(self) -> bool:
+        now = _monotonic_ns()
+        if now < self._next_open_ns:
+            return False
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            self._next_open_ns = now + self._REOPEN_NS
+            return False
+        try:
+            status = os.fstat(descriptor)
+            if status.st_size != _HEADER_BYTES + CAPACITY * _RECORD_BYTES:
+                self._next_open_ns = now + self._REOPEN_NS
+                return False
+            memory = mmap.mmap(descriptor, status.st_size, prot=mmap.PROT_READ)
+        finally:
+            os.close(descriptor)
+        size = _HEADER.size
+        magic, version, flags, _, _, _, _, _, name = _HEADER.unpack_from(memory)
+        if magic != _MAGIC or version != VERSION or _CRC.unpack_from(memory, size)[0] != zlib.crc32(memory[:size]):
+            memory.close()
+            self._next_open_ns = now + self._REOPEN_NS
+            return False
+        self._memory, self._inode = memory, status.st_ino
+        self._words = memoryview(memory).cast("q")
+        self._node = name.rstrip(b"\0").decode()
+        self.virtual = bool(flags & _FLAG_VIRTUAL)
+        self._reset()
+        return True
+
+    def _take(self, count: int) -> None:
+        """Reads the new records, and the recent ones again."""
+        assert self._memory is not None
+        for number in range(max(self._read - TIGHTENED_MAX, count - CAPACITY, 0), count):
+            at = _HEADER_BYTES + (number % CAPACITY) * _RECORD_BYTES
+            knot = _unpack(number, self._memory[at : at + _RECORD_BYTES])
+            if knot is None:
+                if number >= self._read:
+                    return  # being written; the next refresh will have it
+                continue
+            if number < self._read:
+                self._history.tighten((knot,))
+            else:
+                self._history.append(knot)
+                self._read = number + 1
+
+    def close(self) -> None:
+        """Unmaps the segment."""
+        if self._memory is not None:
+            self._words.release()
+            self._memory.close()
+            self._memory = None

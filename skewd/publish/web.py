@@ -1,0 +1,148 @@
+"""The daemon's two doors: a local API on a Unix socket, and metrics, health and a page over HTTP.
+
+Both tell the same status. The Unix socket is for this host's tools (``skewd check``, ``status``, ``now``) and is
+open to every local user, since it only tells; the HTTP listener is for Prometheus and probes, on loopback unless
+configured otherwise. ``/healthz`` says that the loop turns; ``/readyz`` that a bound is known and not too wide.
+
+Limits: requests without bodies only (1 KiB), answers of a few KiB; nothing can be changed through either.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from skewd.bounds.history import Status
+from skewd.ports import PortTaken, describe_holder
+from skewd.publish.prometheus import exposition
+
+_BODY_MAX = 1024
+_SHUTDOWN_S = 1.0
+
+
+def _application(routes: list[web.RouteDef]) -> web.AppRunner:
+    application = web.Application(client_max_size=_BODY_MAX)
+    application.add_routes(routes)
+    return web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=_SHUTDOWN_S)
+
+
+class LocalApi:
+    """The local API on a Unix socket: ``GET /v1/status``, ``GET /v1/now``."""
+
+    def __init__(self, status: Callable[[], dict[str, Any]], now: Callable[[], dict[str, Any]]) -> None:
+        self._status, self._now = status, now
+        self._path: Path | None = None
+        self._runner = _application([web.get("/v1/status", self._get_status), web.get("/v1/now", self._get_now)])
+
+    async def _get_status(self, _: web.Request) -> web.Response:
+        return web.json_response(self._status())
+
+    async def _get_now(self, _: web.Request) -> web.Response:
+        return web.json_response(self._now())
+
+    async def open(self, path: Path) -> None:
+        """Listens. A socket left by a daemon that is gone is replaced (the caller holds the directory's lock)."""
+        path.unlink(missing_ok=True)
+        await self._runner.setup()
+        await web.UnixSite(self._runner, str(path)).start()
+        os.chmod(path, 0o666)
+        self._path = path
+
+    async def close(self) -> None:
+        """Stops listening and removes the socket."""
+        await self._runner.cleanup()
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+
+class Metrics:
+    """``/metrics``, ``/healthz``, ``/readyz``, and a page at ``/``."""
+
+    def __init__(self, status: Callable[[], dict[str, Any]], registry: CollectorRegistry) -> None:
+        self._status, self._registry = status, registry
+        self._runner = _application(
+            [
+                web.get("/", self._get_page),
+                web.get("/metrics", self._get_metrics),
+                web.get("/healthz", self._get_health),
+                web.get("/readyz", self._get_ready),
+            ]
+        )
+
+    async def open(self, host: str, port: int) -> tuple[str, int]:
+        """Listens; port 0 picks one. Returns what was bound.
+
+        Raises:
+            PortTaken: somebody else has the port; the message names who.
+        """
+        await self._runner.setup()
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+        except OSError as error:
+            listener.close()
+            if error.errno != 98:  # EADDRINUSE
+                raise
+            raise PortTaken(
+                f"{host}:{port} is taken by {describe_holder(host, port)}; choose another with [metrics] listen"
+            ) from error
+        bound: tuple[str, int] = listener.getsockname()[:2]
+        await web.SockSite(self._runner, listener, backlog=16).start()
+        return bound
+
+    async def close(self) -> None:
+        """Stops listening."""
+        await self._runner.cleanup()
+
+    async def _get_metrics(self, _: web.Request) -> web.Response:
+        return web.Response(body=exposition(self._registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    async def _get_health(self, _: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def _get_ready(self, _: web.Request) -> web.Response:
+        status = self._status()["status"]
+        return web.Response(text=f"{status}\n", status=503 if status == Status.UNSYNCHRONIZED.value else 200)
+
+    async def _get_page(self, _: web.Request) -> web.Response:
+        told = self._status()
+        rows = "".join(
+            f"<tr><th>{html.escape(key)}</th><td>{html.escape(json.dumps(told[key]))}</td></tr>"
+            for key in told
+            if key not in ("peers", "sources", "links", "messages")
+        )
+        tables = "".join(_table(name, told[name]) for name in ("peers", "sources"))
+        wrong = "".join(f"<li>{html.escape(message)}</li>" for message in told["messages"])
+        return web.Response(
+            text=_PAGE.format(node=html.escape(told["node"]), rows=rows, tables=tables, wrong=wrong),
+            content_type="text/html",
+        )
+
+
+def _table(name: str, rows: list[dict[str, Any]]) -> str:
+    if not rows:
+        return ""
+    head = "".join(f"<th>{html.escape(key)}</th>" for key in rows[0])
+    body = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(str(value))}</td>" for value in row.values()) + "</tr>" for row in rows
+    )
+    return f"<h2>{name}</h2><table><tr>{head}</tr>{body}</table>"
+
+
+_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>skewd: {node}</title>
+<style>:root{{color-scheme:light dark}}body{{font:14px system-ui;margin:2em}}
+th,td{{text-align:left;padding:.2em .8em .2em 0}}</style>
+<h1>{node}</h1><ul>{wrong}</ul><table>{rows}</table>{tables}
+<p><a href="/metrics">metrics</a></p></html>
+"""

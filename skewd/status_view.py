@@ -1,0 +1,209 @@
+"""The screen of ``skewd status``: a daemon's status in, text for a person out.
+
+It is read in a hurry, so it answers in this order: how is this node, what is wrong and what to do, then the sources
+and peers that say so. Offsets are the other clock minus this one (add it to this node's time); an uncertainty is
+rounded up so that what is printed still covers the bound. Unknown is said as ``-``, never as zero.
+
+Limits: at most ``ROWS_MAX`` rows of a kind, the rest is counted; names of at most 63 characters. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from skewd.check import VIRTUAL, describe, rounded_up, short
+from skewd.interval import Interval
+
+ROWS_MAX = 50
+NAME_MAX = 63
+_UNKNOWN = "-"
+
+_Row = Mapping[str, Any]
+
+
+def render_status(status: Mapping[str, Any]) -> str:
+    """The whole screen, ending in a newline. Missing or odd fields are shown as unknown; it never fails."""
+    sections = [_this_node(status), _wrong(status), _sources(status), _peers(status)]
+    links = _links(status)
+    if links:
+        sections.append(links)
+    # Names and messages are others' words: they must not move the cursor or recolour the screen.
+    return "\n\n".join("\n".join(_printable(line) for line in lines) for lines in sections) + "\n"
+
+
+def _this_node(status: Mapping[str, Any]) -> list[str]:
+    node = _word(status, "node")
+    lines = []
+    if status.get("virtual") is True:
+        lines.append(f"*** {VIRTUAL} ***")
+    clock_status = _word(status, "status")
+    lines.append(f"{node}: {clock_status}")
+    reference = status.get("reference")
+    against = str(reference)[: NAME_MAX + 5] if reference else "no reference"
+    bound = _bound(status)
+    if bound is None:
+        lines.append(f"  how far       unknown against {against}")
+    else:
+        offset = _offset(status, bound)
+        if against == f"node:{node}":
+            lines.append("  how far       this node is the reference")
+        elif offset == 0:
+            lines.append(f"  how far       agrees with {against}")
+        else:
+            size = describe(offset, bound)[0]
+            lines.append(f"  how far       {size} {'ahead of' if offset < 0 else 'behind'} {against}")
+        if bound.width or offset:
+            lines.append(f"  how sure      {describe(offset, bound)[1]}  (the reference lies {_span(bound)} from here)")
+    for label, text in _facts(status):
+        lines.append(f"  {label:<13} {text}")
+    return lines
+
+
+def _facts(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    drift = status.get("drift_ppb")
+    if _is_number(drift):
+        yield "drift", f"{_drift(drift)} against the reference"
+    age = status.get("age_s")
+    if _is_number(age):
+        yield "last heard", _age(age)
+    yield "era", _word(status, "era")
+    metrics = status.get("metrics")
+    if metrics:
+        yield "metrics", f"http://{metrics}/metrics"
+
+
+def _wrong(status: Mapping[str, Any]) -> list[str]:
+    """Each message of the daemon is ``what is wrong; what to do``."""
+    messages = status.get("messages")
+    messages = [str(message) for message in messages] if isinstance(messages, list) else []
+    if not messages:
+        return ["nothing is wrong"]
+    lines = ["what is wrong, and what to do"]
+    for message in messages[:ROWS_MAX]:
+        wrong, _, remedy = " ".join(message.split()).partition("; ")
+        lines.append(f"  ! {wrong}")
+        if remedy:
+            lines.append(f"    -> {remedy}")
+    return [*lines, *_rest(len(messages))]
+
+
+def _sources(status: Mapping[str, Any]) -> list[str]:
+    columns: list[tuple[str, Callable[[_Row], str]]] = [
+        ("source", lambda row: _word(row, "name")),
+        ("type", lambda row: _word(row, "type")),
+        ("offset", lambda row: _signed(row)),
+        ("bound", lambda row: _uncertainty(row)),
+        ("heard", lambda row: _age(row.get("age_s"))),
+        ("state", lambda row: _word(row, "state")),
+    ]
+    return _table(_rows(status, "sources"), columns, "no sources of UTC; [[source]] adds one")
+
+
+def _peers(status: Mapping[str, Any]) -> list[str]:
+    columns: list[tuple[str, Callable[[_Row], str]]] = [
+        ("peer", lambda row: _word(row, "name")),
+        ("address", lambda row: _word(row, "address")),
+        ("offset", lambda row: _signed(row)),
+        ("bound", lambda row: _uncertainty(row)),
+        ("best RTT", lambda row: _short(row.get("rtt_min_ns"))),
+        ("drift", lambda row: _drift(row.get("drift_ppb"))),
+        ("heard", lambda row: _age(row.get("age_s"))),
+        ("trust", lambda row: _word(row, "trust")),
+        ("state", lambda row: _word(row, "state")),
+    ]
+    return _table(_rows(status, "peers"), columns, "no peers; [mesh] peers adds one")
+
+
+def _links(status: Mapping[str, Any]) -> list[str]:
+    rows = _rows(status, "links")
+    if not rows:
+        return []
+    keys = list(dict.fromkeys(key for row in rows for key, value in row.items() if not isinstance(value, dict | list)))
+    columns: list[tuple[str, Callable[[_Row], str]]] = [
+        (key if place else "link", lambda row, key=key: _word(row, key))  # type: ignore[misc]
+        for place, key in enumerate(keys[:8])
+    ]
+    return _table(rows, columns, "")
+
+
+def _table(rows: Sequence[_Row], columns: Sequence[tuple[str, Callable[[_Row], str]]], empty: str) -> list[str]:
+    if not rows:
+        return [empty]
+    cells = [[heading for heading, _ in columns]]
+    cells += [[show(row) for _, show in columns] for row in rows[:ROWS_MAX]]
+    widths = [max(len(line[place]) for line in cells) for place in range(len(columns))]
+    lines = ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in cells]
+    return [*lines, *_rest(len(rows))]
+
+
+def _rest(count: int) -> list[str]:
+    return [f"  and {count - ROWS_MAX} more; see --json"] if count > ROWS_MAX else []
+
+
+def _rows(status: Mapping[str, Any], key: str) -> list[_Row]:
+    rows = status.get(key)
+    return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+
+
+def _word(row: _Row, key: str) -> str:
+    value = row.get(key)
+    return (_printable(str(value)[:NAME_MAX]) if value is not None else "") or _UNKNOWN
+
+
+def _printable(text: str) -> str:
+    return "".join(letter for letter in text if letter.isprintable())
+
+
+def _bound(row: _Row) -> Interval | None:
+    lower, upper = row.get("lower_ns"), row.get("upper_ns")
+    if isinstance(lower, int) and isinstance(upper, int) and lower <= upper:
+        return Interval(lower, upper)
+    return None
+
+
+def _offset(row: _Row, bound: Interval) -> int:
+    offset = row.get("offset_ns")
+    return bound.clamp(offset) if isinstance(offset, int) else bound.midpoint
+
+
+def _signed(row: _Row) -> str:
+    bound = _bound(row)
+    if bound is None:
+        return _UNKNOWN
+    offset = _offset(row, bound)
+    return f"{'-' if offset < 0 else '+'}{describe(offset, bound)[0]}"
+
+
+def _uncertainty(row: _Row) -> str:
+    bound = _bound(row)
+    return _UNKNOWN if bound is None else describe(_offset(row, bound), bound)[1]
+
+
+def _span(bound: Interval) -> str:
+    return f"{_outward(bound.lo, -1)} to {_outward(bound.hi, +1)}"
+
+
+def _outward(ns: int, towards: int) -> str:
+    """An end of a bound with four digits, rounded away from the bound."""
+    step = 10 ** max(0, len(str(abs(ns))) - 4)
+    rounded = -(-ns // step) * step if towards > 0 else ns // step * step
+    return f"{'+' if rounded > 0 else ''}{short(rounded)}"
+
+
+def _short(value: object) -> str:
+    return short(rounded_up(value)) if isinstance(value, int) and value >= 0 else _UNKNOWN
+
+
+def _drift(value: object) -> str:
+    return f"{value / 1000:+.3g} ppm" if isinstance(value, int | float) else _UNKNOWN
+
+
+def _age(value: object) -> str:
+    if not isinstance(value, int | float):
+        return _UNKNOWN
+    return f"{value:.1f} s ago" if value < 120 else f"{value / 60:.0f} min ago"
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

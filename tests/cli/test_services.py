@@ -1,0 +1,208 @@
+"""`skewd run` and `skewd sidecar` as a service manager sees them: one line when ready, an orderly end, exit 0."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+
+import pytest
+
+from skewd.cli import main
+from tests.cli.fake_daemon import wait_until
+
+READY_S = 30.0
+
+
+class Service:
+    """A command in a process of its own."""
+
+    def __init__(self, *words: str, directory: Path) -> None:
+        env = {name: value for name, value in os.environ.items() if not name.startswith(("SKEWD_", "OTEL_"))}
+        self.errors = directory / f"{words[0]}.err"
+        with self.errors.open("wb") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "skewd", *words], stdout=subprocess.PIPE, stderr=errors, env=env, text=True
+            )
+        self._deadline = threading.Timer(READY_S, self.process.kill)
+        self._deadline.start()
+
+    def ready(self) -> dict[str, Any]:
+        """Waits for the line that says so."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        self._deadline.cancel()
+        assert line.startswith("READY {"), self.errors.read_text()
+        told = json.loads(line.removeprefix("READY "))
+        assert isinstance(told, dict)
+        return told
+
+    def end(self, number: int) -> tuple[int, str]:
+        """Sends the signal; the exit code and what was still printed."""
+        self.process.send_signal(number)
+        out, _ = self.process.communicate(timeout=READY_S)
+        return self.process.returncode, out
+
+    def close(self) -> None:
+        self._deadline.cancel()
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.communicate()
+
+
+@pytest.fixture
+def services(tmp_path: Path) -> Iterator[Any]:
+    started: list[Service] = []
+
+    def start(*words: str) -> Service:
+        started.append(Service(*words, directory=tmp_path))
+        return started[-1]
+
+    yield start
+    for service in started:
+        service.close()
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    file = tmp_path / "skewd.toml"
+    file.write_text(
+        f'[node]\nname = "inference"\nruntime_dir = "{tmp_path}/run"\nstate_dir = "{tmp_path}/state"\n'
+        '[mesh]\nlisten = "127.0.0.1:0"\n[metrics]\nlisten = "127.0.0.1:0"\n'
+    )
+    return file
+
+
+class Collector:
+    """Takes what is exported to it."""
+
+    def __init__(self) -> None:
+        self.bodies: list[bytes] = []
+        bodies = self.bodies
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
+                self.send_response(200)
+                self.send_header("Content-Type", "application/x-protobuf")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
+        self._thread.start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    taken = Collector()
+    yield taken
+    taken.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_daemon_says_when_it_is_ready_and_ends_in_order(
+    services: Any, config: Path, number: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    daemon = services("run", "--config", str(config), "--virtual-clock", "offset=5ms")
+    told = daemon.ready()
+    assert told["socket"] == str(config.parent / "run" / "skewd.sock")
+    assert told["mesh"].startswith("127.0.0.1:")
+    assert told["metrics"].startswith("127.0.0.1:")
+    assert main(["status", "--json", "--config", str(config)]) == 0
+    assert json.loads(capsys.readouterr().out)["node"] == "inference"
+    assert main(["check", "--config", str(config)]) == 3
+    assert "VIRTUAL CLOCK" in capsys.readouterr().out
+    assert "VIRTUAL CLOCK" in daemon.errors.read_text()
+    assert daemon.end(number) == (0, "")
+    assert main(["check", "--config", str(config)]) == 3
+    assert "no daemon" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("clock", "code", "says"), [("offset=5ms", 2, "ms ahead of producer"), ("offset=0ms", 0, "OK: inference ")]
+)
+def test_a_check_against_a_peer_tells_a_wrong_clock_from_a_right_one(
+    services: Any, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], clock: str, code: int, says: str
+) -> None:
+    other = tmp_path / "producer.toml"
+    fast = config.read_text().replace("[mesh]", '[mesh]\ninterval = "50ms"')
+    other.write_text(fast.replace("inference", "producer").replace(f"{tmp_path}/run", f"{tmp_path}/run2"))
+    producer = services("run", "--config", str(other)).ready()
+    config.write_text(fast.replace("[mesh]", f'[mesh]\npeers = ["{producer["mesh"]}"]'))
+    services("run", "--config", str(config), "--virtual-clock", clock).ready()
+    words = ["check", "--config", str(config), "--peer", "producer"]
+    # The first exchanges on a busy machine prove little; the bound narrows with the fastest of them.
+    wait_until(lambda: main(words) == code, f"the check exits {code}")
+    capsys.readouterr()
+    assert main(words) == code
+    out = capsys.readouterr().out
+    assert says in out
+    assert " | offset=" in out
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_sidecar_forwards_without_a_daemon(services: Any, config: Path, collector: Collector, number: int) -> None:
+    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+    request = ExportTraceServiceRequest()
+    span = request.resource_spans.add().scope_spans.add().spans.add(name="work", start_time_unix_nano=10**18)
+    sidecar = services(
+        "sidecar", "--config", str(config), "--grpc", "off", "--http", "127.0.0.1:0", "--forward", collector.url
+    )
+    told = sidecar.ready()
+    assert told["grpc"] is None
+    post = Request(
+        f"http://{told['http']}/v1/traces",
+        data=request.SerializeToString(),
+        headers={"Content-Type": "application/x-protobuf"},
+    )
+    with urlopen(post, timeout=READY_S) as answer:
+        assert answer.status == 200
+    forwarded = ExportTraceServiceRequest.FromString(collector.bodies[0])
+    span = forwarded.resource_spans[0].scope_spans[0].spans[0]
+    attributes = {attribute.key: attribute.value for attribute in span.attributes}
+    assert attributes["clock.status"].string_value == "unsynchronized"
+    assert attributes["clock.node.name"].string_value == "inference"
+    assert sidecar.end(number) == (0, "")
+
+
+def test_a_static_offset_needs_no_daemon_and_is_said(services: Any, config: Path, collector: Collector) -> None:
+    words = "--grpc 127.0.0.1:0 --http off --static-offset 3ms --static-uncertainty 50us --mode rewrite"
+    sidecar = services("sidecar", "--config", str(config), *words.split(), "--forward", collector.url)
+    assert sidecar.ready()["http"] is None
+    assert sidecar.end(signal.SIGTERM)[0] == 0
+    assert "STATIC OFFSET" in sidecar.errors.read_text()
+
+
+def test_a_sidecar_whose_port_is_taken_says_by_whom(
+    config: Path, collector: Collector, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        port = held.getsockname()[1]
+        words = ["--config", str(config), "--grpc", "off", "--http", f"127.0.0.1:{port}", "--forward", collector.url]
+        assert main(["sidecar", *words]) == 1
+    assert f"pid {os.getpid()}" in capsys.readouterr().err
+
+
+def test_a_sidecar_with_nowhere_to_send_is_refused(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sidecar", "--config", str(config), "--grpc", "off", "--http", "127.0.0.1:0"]) == 64
+    assert "forward" in capsys.readouterr().err

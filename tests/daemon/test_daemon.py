@@ -1,0 +1,225 @@
+"""Real daemons on loopback, on virtual clocks whose truth the test knows."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from skewd.clock import VirtualClock, VirtualPage
+from skewd.config import Config, LinkConfig, MeshConfig, MetricsConfig, NodeConfig, SourceConfig
+from skewd.daemon import Daemon, StartError
+from skewd.keys import generate_key_file
+from skewd.ports import PortTaken
+from skewd.publish.segment import NAME, SegmentReader
+from skewd.reader import Now
+
+MS = 1_000_000
+
+
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """A directory with a path short enough for Unix sockets."""
+    with tempfile.TemporaryDirectory(prefix="skd") as name:
+        yield Path(name)
+
+
+class Bench:
+    """Virtual nodes of one test."""
+
+    def __init__(self, root: Path, stack: contextlib.AsyncExitStack) -> None:
+        self.root, self.stack = root, stack
+        self.pages: dict[str, VirtualPage] = {}
+        self.daemons: dict[str, Daemon] = {}
+        self.addresses: dict[str, dict[str, Any]] = {}
+
+    async def start(self, name: str, *, offset_ns: int = 0, mesh: MeshConfig, **more: Any) -> Daemon:
+        page = VirtualPage.create(None, offset_ns=offset_ns, epoch_ns=len(self.pages) * 10**15)
+        config = Config(
+            node=NodeConfig(name=name, runtime_dir=self.root / name, state_dir=self.root),
+            mesh=mesh,
+            metrics=MetricsConfig(listen="127.0.0.1:0"),
+            **more,
+        )
+        daemon = Daemon(config, VirtualClock(page))
+        self.addresses[name] = await self.stack.enter_async_context(daemon.running())
+        self.pages[name], self.daemons[name] = page, daemon
+        return daemon
+
+    def offset(self, of: str, seen_from: str) -> int:
+        return self.pages[of].offset_ns - self.pages[seen_from].offset_ns
+
+
+@pytest.fixture
+async def bench(short: Path) -> AsyncIterator[Bench]:
+    async with contextlib.AsyncExitStack() as stack:
+        yield Bench(short, stack)
+
+
+async def until(condition: Callable[[], Any], what: str, limit_s: float = 20.0) -> Any:
+    loop = asyncio.get_running_loop()
+    end = loop.time() + limit_s
+    while not (value := condition()):
+        assert loop.time() < end, f"not within {limit_s} s: {what}"
+        await asyncio.sleep(0.02)
+    return value
+
+
+def mesh(reference: str, *peers: str, key: Path | None = None) -> MeshConfig:
+    return MeshConfig(listen="127.0.0.1:0", peers=peers, interval=100 * MS, reference=reference, key_file=key)
+
+
+async def test_two_nodes_find_their_offset_and_follow_a_step(bench: Bench) -> None:
+    a = await bench.start("a", mesh=mesh("a"))
+    b = await bench.start("b", offset_ns=5 * MS, mesh=mesh("a", bench.addresses["a"]["mesh"]))
+    told = await until(lambda: b.status()["offset_ns"] is not None and b.status(), "a bound")
+    assert told["lower_ns"] <= -5 * MS <= told["upper_ns"]
+    assert told["reference"] == "node:a"
+    # The side that only answers learns as well.
+    peers = await until(lambda: [p for p in a.status()["peers"] if p["offset_ns"] is not None], "a bound at a")
+    assert peers[0]["name"] == "b"
+    assert peers[0]["lower_ns"] <= 5 * MS <= peers[0]["upper_ns"]
+
+    reader = SegmentReader(bench.root / "b" / NAME, stamps="wall")
+    now = bench.pages["b"].wall_ns()
+    correction = await until(lambda: (c := reader.at(now)).reference and c, "a knot in the segment")
+    assert abs(correction.offset_ns + 5 * MS) <= correction.uncertainty_ns
+
+    bench.pages["b"].step_to(-3 * MS)
+    await until(lambda: b.status()["era"] == 2, "the step")
+    stamp = bench.pages["b"].wall_ns() + 20 * MS  # beyond the readings that occurred twice
+    await until(lambda: bench.pages["b"].wall_ns() > stamp + 300 * MS, "time to pass")
+    correction = reader.at(stamp)
+    assert abs(correction.offset_ns - 3 * MS) <= correction.uncertainty_ns < 3 * MS
+
+    earliest = Now(bench.root / "b" / NAME, VirtualClock(bench.pages["b"]))
+    low = bench.pages["a"].wall_ns()
+    told_now = b.now()
+    interval = earliest()
+    high = bench.pages["a"].wall_ns()
+    assert interval.lo <= high
+    assert interval.hi >= low
+    assert told_now["earliest_ns"] <= high
+    assert told_now["latest_ns"] >= low
+
+
+async def test_messages_travel_over_zeromq_alone(bench: Bench, short: Path) -> None:
+    off = MeshConfig(listen=None, interval=100 * MS, reference="a")
+    link = LinkConfig(transport="zmq", address=f"ipc://{short}/a.ipc")
+    await bench.start("a", mesh=off, link=(link,))
+    b = await bench.start(
+        "b",
+        offset_ns=-4 * MS,
+        mesh=off,
+        link=(LinkConfig(transport="zmq", address=f"ipc://{short}/b.ipc", peers=(f"ipc://{short}/a.ipc",)),),
+    )
+    told = await until(lambda: b.status()["offset_ns"] is not None and b.status(), "a bound")
+    assert told["lower_ns"] <= 4 * MS <= told["upper_ns"]
+    assert told["peers"][0]["link"] == "zmq"
+
+
+async def test_a_wrong_key_is_counted_ignored_and_said(bench: Bench, short: Path) -> None:
+    generate_key_file(short / "k1")
+    generate_key_file(short / "k2")
+    a = await bench.start("a", mesh=mesh("a", key=short / "k1"))
+    b = await bench.start("b", mesh=mesh("a", bench.addresses["a"]["mesh"], key=short / "k2"))
+    await until(lambda: a.status()["links"][0]["counters"]["wrong_key"] >= 3, "refusals")
+    assert any("another mesh key" in message for message in a.status()["messages"])
+    assert a.status()["peers"] == []
+    assert b.status()["offset_ns"] is None
+
+
+async def test_metrics_health_and_page(bench: Bench) -> None:
+    await bench.start("a", mesh=mesh("a"))
+    b = await bench.start("b", offset_ns=5 * MS, mesh=mesh("a", bench.addresses["a"]["mesh"]))
+    url = f"http://{bench.addresses['b']['metrics']}"
+    async with aiohttp.ClientSession() as session:
+        async with session.get(url + "/healthz") as answer:
+            assert answer.status == 200
+        await until(lambda: b.status()["offset_ns"] is not None, "a bound")
+        async with session.get(url + "/readyz") as answer:
+            assert (answer.status, await answer.text()) == (200, "synchronized\n")
+        async with session.get(url + "/metrics") as answer:
+            text = await answer.text()
+        async with session.get(url + "/") as answer:
+            assert "VIRTUAL" in await answer.text()
+    samples = {
+        (s.name, tuple(s.labels.values())): s.value for f in text_string_to_metric_families(text) for s in f.samples
+    }
+    offset = samples["skewd_clock_offset_seconds", ("node:a",)]
+    uncertainty = samples["skewd_clock_uncertainty_seconds", ()]
+    assert abs(offset + 0.005) <= uncertainty
+    assert samples["skewd_clock_offset_lower_seconds", ()] <= -0.005 <= samples["skewd_clock_offset_upper_seconds", ()]
+    assert samples["skewd_clock_status", ("synchronized",)] == 1
+    assert samples["skewd_peer_offset_lower_seconds", ("a",)] <= -0.005
+    assert samples["skewd_clock_eras_total", ()] == 1
+    assert samples["skewd_contradictions_total", ()] == 0
+    assert samples["skewd_build_info", ("0.1.0", "true")] == 1
+    assert ("skewd_clock_drift_ratio", ()) in samples
+    for name in (
+        "skewd_peer_offset_seconds",
+        "skewd_peer_rtt_min_seconds",
+        "skewd_peer_last_exchange_timestamp_seconds",
+    ):
+        assert (name, ("a",)) in samples
+
+
+async def test_a_taken_port_names_its_holder(bench: Bench) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        config = Config(
+            node=NodeConfig(name="a", runtime_dir=bench.root / "a"),
+            mesh=mesh("a"),
+            metrics=MetricsConfig(listen=f"127.0.0.1:{port}"),
+        )
+        with pytest.raises(PortTaken, match=r"is taken by pid \d+ .*\[metrics\] listen"):
+            async with Daemon(config, VirtualClock(VirtualPage.create(None))).running():
+                pass
+    assert not (bench.root / "a" / NAME).exists(), "a failed start leaves nothing behind"
+
+
+async def test_one_daemon_per_runtime_directory(bench: Bench) -> None:
+    await bench.start("a", mesh=mesh("a"))
+    config = Config(node=NodeConfig(name="x", runtime_dir=bench.root / "a"), mesh=mesh("a"))
+    with pytest.raises(StartError, match=r"another skewd \(pid \d+\) runs in"):
+        async with Daemon(config, VirtualClock(VirtualPage.create(None))).running():
+            pass
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"source": (SourceConfig(type="chrony", name="c", interval=10**9),)}, "type = 'chrony' is not available"),
+        ({"source": (SourceConfig(type="ntp", name="n", interval=10**9),)}, "has no address"),
+        ({"link": (LinkConfig(transport="kafka", address="127.0.0.1:9092"),)}, "use zmq"),
+        ({"mesh": MeshConfig(listen="127.0.0.1:0", dns="mesh:9957")}, "list the peers"),
+    ],
+)
+async def test_what_is_not_built_yet_is_refused_with_a_way_out(bench: Bench, more: dict[str, Any], says: str) -> None:
+    config = Config(**({"node": NodeConfig(name="a", runtime_dir=bench.root / "a"), "mesh": mesh("a")} | more))
+    with pytest.raises(StartError, match=says):
+        async with Daemon(config, VirtualClock(VirtualPage.create(None))).running():
+            pass
+
+
+async def test_random_datagrams_do_not_end_it(bench: Bench) -> None:
+    a = await bench.start("a", mesh=mesh("a"))
+    host, _, port = bench.addresses["a"]["mesh"].rpartition(":")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        for size in (0, 1, 4, 63, 319, 320, 512, 1400):
+            sender.sendto(bytes(range(256)) * 6 if size == 1400 else b"skwd\x01\x01" + bytes(size), (host, int(port)))
+    counters = a.status()["links"][0]["counters"]
+    await until(
+        lambda: sum(a.status()["links"][0]["counters"].values()) > sum(counters.values()), "the refusals to be counted"
+    )
+    assert not a.ticker.done()

@@ -1,0 +1,298 @@
+"""A node's knowledge, driven by simulated clocks and messages: no socket, no real clock, no waiting."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+
+from skewd.bounds.history import History, Status
+from skewd.clock import WallSample
+from skewd.config import Config, MeshConfig, NodeConfig, SourceConfig
+from skewd.interval import Interval
+from skewd.links.protocol import Proofs
+from skewd.node import KNOT_PERIOD_NS, LEAD_NS, PEER_GONE_NS, PEERS_MAX, Node
+from skewd.reader import NoBound, reference_time
+
+SECOND = 1_000_000_000
+MS = 1_000_000
+
+
+@dataclass
+class Clocks:
+    """A node's clocks as functions of true time (ns)."""
+
+    epoch_ns: int = 0
+    drift_ppb: int = 0
+    wall_ahead_ns: int = 0
+
+    def raw(self, true_ns: int) -> int:
+        return self.epoch_ns + true_ns + true_ns * self.drift_ppb // SECOND
+
+    def wall(self, true_ns: int) -> int:
+        return 1_700_000_000 * SECOND + true_ns + true_ns * self.drift_ppb // SECOND + self.wall_ahead_ns
+
+    def sample(self, true_ns: int) -> WallSample:
+        difference = self.wall(true_ns) - self.raw(true_ns)
+        return WallSample(self.raw(true_ns), Interval(difference - 150, difference + 50))
+
+
+class Mesh:
+    """Two nodes that exchange messages with random delays, in true time."""
+
+    def __init__(self, here: Clocks, there: Clocks, reference: str = "there", seed: int = 1) -> None:
+        self.choose = random.Random(seed)
+        self.true_ns = 0
+        self.clocks = {"here": here, "there": there}
+        self.nodes = {
+            name: Node(
+                Config(node=NodeConfig(name=name), mesh=MeshConfig(reference=reference)),
+                boot=name.encode().ljust(16),
+                first=clocks.sample(0),
+                virtual=False,
+            )
+            for name, clocks in self.clocks.items()
+        }
+        self.knots: list[object] = []
+        self.history = History(stamps="wall")
+        self._next_knot_ns = 0
+
+    def exchange(self) -> None:
+        """here asks, there answers; both learn."""
+        here, there = self.clocks["here"], self.clocks["there"]
+        t1 = self.true_ns
+        t2 = t1 + 40_000 + self.choose.randrange(300_000)
+        t3 = t2 + 20_000
+        t4 = t3 + 40_000 + self.choose.randrange(300_000)
+        self.nodes["here"].on_proofs(
+            Proofs(
+                peer=self.nodes["there"].describe(),
+                link="udp",
+                address="there:9957",
+                outgoing=((here.raw(t1), there.raw(t2)),),
+                incoming=((there.raw(t3), here.raw(t4)),),
+                rtt_ns=(t4 - t1) - (t3 - t2),
+            ),
+            here.raw(t4),
+        )
+        self.true_ns = t4
+
+    def run(self, seconds: float, *, exchanges: bool = True) -> None:
+        end = self.true_ns + round(seconds * SECOND)
+        next_exchange = self.true_ns
+        node = self.nodes["here"]
+        while self.true_ns < end:
+            self.true_ns += 20 * MS
+            stepped = False
+            for name, clocks in self.clocks.items():
+                changed = self.nodes[name].on_wall(clocks.sample(self.true_ns))
+                stepped |= changed and name == "here"
+            if exchanges and self.true_ns >= next_exchange:
+                next_exchange = self.true_ns + SECOND
+                self.exchange()
+            now = self.clocks["here"].raw(self.true_ns)
+            if stepped or now >= self._next_knot_ns:
+                self._next_knot_ns = now + KNOT_PERIOD_NS
+                knot = node.knot(now)
+                if knot is not None:
+                    self.history.append(knot)
+                self.history.tighten(node.tightened())
+
+    def truth(self, true_ns: int | None = None) -> int:
+        at = self.true_ns if true_ns is None else true_ns
+        return self.clocks["there"].wall(at) - self.clocks["here"].wall(at)
+
+    def told(self) -> dict[str, Any]:
+        return self.nodes["here"].status(self.clocks["here"].raw(self.true_ns))
+
+
+def drifting() -> Mesh:
+    return Mesh(
+        Clocks(epoch_ns=77 * SECOND, drift_ppb=30_000, wall_ahead_ns=5 * MS), Clocks(epoch_ns=-3, drift_ppb=-20_000)
+    )
+
+
+def test_every_past_stamp_is_corrected_within_its_uncertainty() -> None:
+    mesh = drifting()
+    mesh.run(30)
+    checked = 0
+    for true_ns in range(2 * SECOND, 30 * SECOND, 37 * MS):
+        correction = mesh.history.at(mesh.clocks["here"].wall(true_ns))
+        assert correction.status is Status.SYNCHRONIZED
+        assert correction.reference == "node:there"
+        assert abs(correction.offset_ns - mesh.truth(true_ns)) <= correction.uncertainty_ns
+        assert correction.uncertainty_ns < 700_000
+        checked += 1
+    assert checked > 700
+    told = mesh.told()
+    assert told["lower_ns"] <= mesh.truth() <= told["upper_ns"]
+    assert told["status"] == "synchronized"
+
+
+def test_a_step_is_a_local_fact() -> None:
+    """The wall clock is set back by 7 ms: a new era at once, with the old bound on the raw clocks."""
+    mesh = drifting()
+    mesh.run(20)
+    before = mesh.told()
+    step_true = mesh.true_ns
+    mesh.clocks["here"].wall_ahead_ns -= 7 * MS
+    mesh.run(1, exchanges=False)
+    told = mesh.told()
+    assert told["era"] == 2
+    assert told["lower_ns"] <= mesh.truth() <= told["upper_ns"]
+    width = told["upper_ns"] - told["lower_ns"]
+    assert width < (before["upper_ns"] - before["lower_ns"]) + 60_000
+    for true_ns in range(step_true - SECOND, mesh.true_ns, 11 * MS):
+        correction = mesh.history.at(mesh.clocks["here"].wall(true_ns) + (7 * MS if true_ns <= step_true else 0))
+        assert abs(correction.offset_ns - mesh.truth(true_ns) + (7 * MS if true_ns <= step_true else 0)) <= (
+            correction.uncertainty_ns
+        )
+
+
+def test_the_reference_may_be_stepped_too() -> None:
+    mesh = drifting()
+    mesh.run(10)
+    mesh.clocks["there"].wall_ahead_ns += 40 * MS
+    mesh.run(3)
+    told = mesh.told()
+    assert told["era"] == 1
+    assert told["lower_ns"] <= mesh.truth() <= told["upper_ns"]
+    correction = mesh.history.at(mesh.clocks["here"].wall(mesh.true_ns - 50 * MS))
+    assert abs(correction.offset_ns - mesh.truth()) <= correction.uncertainty_ns + 10_000
+
+
+def test_silence_is_holdover_and_grows() -> None:
+    mesh = drifting()
+    mesh.run(20)
+    narrow = mesh.told()
+    mesh.run(60, exchanges=False)
+    told = mesh.told()
+    assert told["status"] == "holdover"
+    assert told["lower_ns"] <= mesh.truth() <= told["upper_ns"]
+    assert told["uncertainty_ns"] > narrow["uncertainty_ns"]
+    assert any("holdover" in message for message in told["messages"])
+
+
+def test_too_wide_a_bound_is_unsynchronized_and_said() -> None:
+    mesh = drifting()
+    mesh.run(2)
+    mesh.run(6_000, exchanges=False)
+    told = mesh.told()
+    assert told["status"] == "unsynchronized"
+    assert any("max_uncertainty" in message for message in told["messages"])
+
+
+def test_a_peers_reboot_begins_a_new_bound() -> None:
+    mesh = drifting()
+    mesh.run(5)
+    mesh.clocks["there"] = Clocks(epoch_ns=5, drift_ppb=-20_000)
+    mesh.nodes["there"] = Node(
+        Config(node=NodeConfig(name="there"), mesh=MeshConfig(reference="there")),
+        boot=b"another".ljust(16),
+        first=mesh.clocks["there"].sample(mesh.true_ns),
+        virtual=False,
+    )
+    mesh.run(5)
+    told = mesh.told()
+    assert told["contradictions"] == 0
+    assert told["lower_ns"] <= mesh.truth() <= told["upper_ns"]
+
+
+def test_a_suspended_host_forgets_what_it_knew() -> None:
+    mesh = drifting()
+    mesh.run(5)
+    mesh.nodes["here"].on_raw_disturbed(mesh.clocks["here"].sample(mesh.true_ns))
+    assert mesh.told()["offset_ns"] is None
+    assert mesh.nodes["here"].describe().raw_era == 2
+    assert mesh.nodes["here"].describe().era == 2
+
+
+def test_a_jump_of_the_raw_clock_is_a_contradiction_that_is_said() -> None:
+    mesh = drifting()
+    mesh.run(5)
+    mesh.clocks["there"].epoch_ns += 80 * MS
+    mesh.clocks["there"].wall_ahead_ns += 80 * MS
+    mesh.run(5)
+    told = mesh.told()
+    assert told["contradictions"] >= 1
+    assert told["lower_ns"] <= mesh.truth() <= told["upper_ns"]
+    assert any("declared limits" in message for message in told["messages"])
+
+
+def test_auto_names_the_least_member_on_both_sides() -> None:
+    mesh = Mesh(Clocks(), Clocks(), reference="auto")
+    assert mesh.nodes["here"].reference_name() is None
+    assert any("nothing to compare" in message for message in mesh.told()["messages"])
+    mesh.exchange()
+    assert mesh.nodes["here"].reference_name() == "here"
+
+
+def test_peers_are_limited_and_the_departed_forgotten() -> None:
+    mesh = drifting()
+    mesh.exchange()
+    node = mesh.nodes["here"]
+    template = mesh.nodes["there"].describe()
+    for number in range(PEERS_MAX + 20):
+        node.on_proofs(
+            Proofs(replace(template, name=f"p{number}"), "udp", "x:1", ((0, 10),), ((0, 10),), None), SECOND + number
+        )
+    peers = node.status(2 * SECOND)["peers"]
+    assert len(peers) == PEERS_MAX
+    node.forget_departed(PEER_GONE_NS + SECOND + 100)
+    names = {peer["name"] for peer in node.status(PEER_GONE_NS + SECOND + 100)["peers"]}
+    assert "p275" in names
+    assert "p50" not in names
+
+
+def utc_node() -> Node:
+    sources = tuple(SourceConfig(type="ntp", name=name, address="x", interval=SECOND) for name in ("s1", "s2", "s3"))
+    return Node(
+        Config(node=NodeConfig(name="n"), source=sources), boot=bytes(16), first=Clocks().sample(0), virtual=False
+    )
+
+
+def feed(node: Node, name: str, error_ns: int, at_ns: int = 0) -> None:
+    utc = 1_700_000_000 * SECOND + error_ns
+    node.on_utc(name, [(at_ns, utc + at_ns + 2 * MS)], [(utc + at_ns + 1 * MS, at_ns + 2 * MS)], at_ns)
+
+
+def test_a_falseticker_is_outvoted_and_named() -> None:
+    node = utc_node()
+    assert node.status(0)["offset_ns"] is None
+    assert any("no source has answered" in message for message in node.status(0)["messages"])
+    feed(node, "s1", 0)
+    feed(node, "s2", 100_000)
+    feed(node, "s3", SECOND)
+    told = node.status(3 * MS)
+    assert told["reference"] == "utc"
+    assert told["lower_ns"] <= 0 <= told["upper_ns"]
+    states = {source["name"]: source["state"] for source in told["sources"]}
+    assert states == {"s1": "truechimer", "s2": "truechimer", "s3": "falseticker"}
+    assert "source s3 is falseticker" in told["messages"]
+
+
+def test_no_majority_is_said_plainly() -> None:
+    node = utc_node()
+    feed(node, "s1", 0)
+    feed(node, "s2", SECOND)
+    told = node.status(3 * MS)
+    assert told["offset_ns"] is None
+    assert any("no majority" in message for message in told["messages"])
+
+
+def test_reference_time_from_a_knot_holds_the_truth() -> None:
+    mesh = drifting()
+    mesh.run(10)
+    knot = mesh.history.latest
+    assert knot is not None
+    for later in (0, 100 * MS, 3 * SECOND):
+        at = mesh.true_ns + LEAD_NS + later
+        time = reference_time(knot, mesh.clocks["here"].raw(at))
+        assert time.contains(mesh.clocks["there"].wall(at))
+        assert time.width < 2 * MS
+    lost = Node(Config(), boot=bytes(16), first=Clocks().sample(0), virtual=False)
+    assert lost.knot(0) is None
+    with pytest.raises(NoBound, match="skewd status"):
+        reference_time(replace(knot, bound=None), 0)
