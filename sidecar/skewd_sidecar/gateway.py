@@ -1,0 +1,95 @@
+"""What becomes of a request on its way through: policy, in bytes and out bytes.
+
+A sidecar stands in the export path of everything a process says about itself, so the safest thing it can do with
+most of it is nothing. Spans are corrected; metrics and logs go on as the very bytes that came, after a look at their
+outermost fields that catches a body cut short. A span for which no bound is known goes on at once, and says so: no
+request ever waits for the clock to be known.
+
+Limits: a request of ``BODY_MAX_BYTES`` at most, decompressed; the receivers enforce it while they read. Pure.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from enum import StrEnum
+
+from skewd.bounds.history import CorrectionSource
+from skewd_sidecar.patch import Action, PatchOptions, PatchResult, check_message, patch_traces
+
+BODY_MAX_BYTES = 16 * 1024 * 1024
+"""The largest request taken, after decompression: four times what OTLP receivers take by default."""
+
+
+class Signal(StrEnum):
+    """What a request carries; the value is its path segment over HTTP."""
+
+    TRACES = "traces"
+    METRICS = "metrics"
+    LOGS = "logs"
+
+    @property
+    def http_path(self) -> str:
+        """The path that OTLP/HTTP defines."""
+        return f"/v1/{self.value}"
+
+    @property
+    def grpc_service(self) -> str:
+        """The service that OTLP/gRPC defines; its one method is ``Export``."""
+        name = {"traces": "trace.v1.Trace", "metrics": "metrics.v1.Metrics", "logs": "logs.v1.Logs"}[self.value]
+        return f"opentelemetry.proto.collector.{name}Service"
+
+
+class Gateway:
+    """Patches requests and counts what was delivered.
+
+    Args:
+        options: how spans are patched; an empty ``node`` means: as the source names it.
+        source: what the node's stamps deserve.
+        fallback_node: the name used while neither knows one.
+
+    Attributes:
+        spans: delivered spans by action.
+        requests: requests by signal and result (``delivered``, ``malformed``, ``busy``, or ``failed`` downstream).
+    """
+
+    def __init__(self, options: PatchOptions, source: CorrectionSource, fallback_node: str = "unknown") -> None:
+        self._named = bool(options.node)
+        self._options = options if self._named else replace(options, node=fallback_node)
+        self._source = source
+        self.spans: Counter[str] = Counter({action.value: 0 for action in Action})
+        self.requests: Counter[tuple[str, str]] = Counter()
+
+    @property
+    def options(self) -> PatchOptions:
+        """The options in force. A daemon that starts after its sidecar still names the node."""
+        if not self._named:
+            node = self._source.node
+            if node and node != self._options.node:
+                self._options = replace(self._options, node=node)
+        return self._options
+
+    @property
+    def virtual(self) -> bool:
+        """Whether corrections come from a test's stand-in rather than a node's own clock."""
+        return bool(getattr(self._source, "virtual", False))
+
+    def handle(self, signal: Signal, body: bytes) -> PatchResult:
+        """The request to send on instead of ``body``.
+
+        Raises:
+            MalformedRequest: refuse it; retrying would not help.
+        """
+        if signal is Signal.TRACES:
+            return patch_traces(body, self.options, self._source.at)
+        check_message(body)
+        return PatchResult(body, 0, {})
+
+    def delivered(self, signal: Signal, result: PatchResult) -> None:
+        """Counts a request that the next hop has acknowledged: an exporter's retries are not counted twice."""
+        self.spans.update(result.actions)
+        self.requests[signal.value, "delivered"] += 1
+
+    def undelivered(self, signal: Signal, why: str) -> None:
+        """Counts a request that was refused here (``malformed``, ``busy``) or failed downstream (``failed``)."""
+        self.requests[signal.value, why] += 1
