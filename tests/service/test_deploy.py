@@ -1,0 +1,141 @@
+"""The container file and the Kubernetes manifests: what they name exists, and nothing in them runs with more than it
+needs. No cluster and no container engine is asked; a manifest's keys are checked where they matter, not all of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from skewd.config import load_config, parse_config
+
+CHECKOUT = Path(__file__).parent.parent.parent
+CONTAINERFILE = CHECKOUT / "deploy" / "Containerfile"
+MANIFESTS = CHECKOUT / "deploy" / "kubernetes"
+
+
+def instructions() -> list[tuple[str, str]]:
+    """The container file as (instruction, rest), continuation lines joined, comments left out."""
+    text = re.sub(r"^#.*\n", "", CONTAINERFILE.read_text(), flags=re.MULTILINE).replace("\\\n", " ")
+    return [(name, rest.strip()) for name, _, rest in (line.partition(" ") for line in text.splitlines() if line)]
+
+
+def test_everything_copied_into_the_image_exists() -> None:
+    copied = [rest.split()[:-1] for name, rest in instructions() if name == "COPY" and not rest.startswith("--from=")]
+    assert copied
+    for source in (source for sources in copied for source in sources):
+        assert (CHECKOUT / source).exists(), source
+
+
+def test_base_images_are_plain_names() -> None:
+    bases = [rest.split()[0] for name, rest in instructions() if name == "FROM"]
+    assert len(bases) == 2, "one stage builds, another runs"
+    for base in bases:
+        assert re.fullmatch(r"[a-z]+:[0-9.]+(-[a-z]+)?", base), base
+
+
+def test_the_image_runs_without_root() -> None:
+    last = dict(instructions()[[name for name, _ in instructions()].index("FROM") + 1 :])
+    assert int(last["USER"].split(":")[0]) >= 1000
+    assert (last["ENTRYPOINT"], last["CMD"]) == ('["skewd"]', '["run"]')
+
+
+def test_everything_installed_is_pinned_by_hash() -> None:
+    installs = [part for _, rest in instructions() for part in rest.split("&&") if "pip install" in part]
+    assert len(installs) == 3
+    for install in installs:
+        assert "--require-hashes" in install or "--no-deps dist/*.whl" in install, install
+
+
+def test_the_build_tool_comes_with_all_it_needs() -> None:
+    """The container file names hatchling's requirements, since it takes them out of a longer list."""
+    (named,) = re.findall(r"\^\\\(([^)]*)\\\)==", CONTAINERFILE.read_text())
+    needed, look = set[str](), ["hatchling"]
+    while look:
+        name = look.pop()
+        if name not in needed:
+            needed.add(name)
+            marked = [text for text in metadata.requires(name) or [] if ";" not in text]
+            look += [re.split(r"[^A-Za-z0-9-]", text)[0].lower() for text in marked]
+    assert set(named.split(r"\|")) == needed
+    pins = (CHECKOUT / "requirements" / "all.txt").read_text()
+    assert all(f"\n{name}==" in f"\n{pins}" for name in needed)
+
+
+def documents(name: str) -> list[dict[str, Any]]:
+    yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
+    return list(yaml.safe_load_all((MANIFESTS / name).read_text()))
+
+
+def of_kind(name: str, kind: str) -> dict[str, Any]:
+    (found,) = (document for document in documents(name) if document["kind"] == kind)
+    return found
+
+
+def pod_specs() -> Iterator[tuple[str, dict[str, Any]]]:
+    yield "pod.yaml", of_kind("pod.yaml", "Pod")["spec"]
+    yield "daemonset.yaml", of_kind("daemonset.yaml", "DaemonSet")["spec"]["template"]["spec"]
+
+
+def test_the_sidecar_is_native_and_starts_before_the_application() -> None:
+    spec = of_kind("pod.yaml", "Pod")["spec"]
+    (sidecar,) = spec["initContainers"]
+    assert sidecar["restartPolicy"] == "Always"
+    assert sidecar["args"][0] == "sidecar"
+    assert "startupProbe" in sidecar, "without one, the application would not wait for it"
+    (application,) = spec["containers"]
+    (endpoint,) = (item["value"] for item in application["env"] if item["name"] == "OTEL_EXPORTER_OTLP_ENDPOINT")
+    assert endpoint == f"http://{load_config(None, environment(sidecar)).sidecar.grpc}"
+
+
+def test_pods_read_what_the_daemon_writes() -> None:
+    (pod, daemon) = (spec for _, spec in pod_specs())
+    places = [
+        volume["hostPath"]["path"] for spec in (pod, daemon) for volume in spec["volumes"] if "hostPath" in volume
+    ]
+    assert places == ["/run/skewd", "/run/skewd"]
+    for container in [*pod["initContainers"], *pod["containers"]]:
+        for mount in container.get("volumeMounts", []):
+            assert mount["readOnly"] is True
+            assert "subPath" not in mount, "a mounted file would not follow a restarted daemon"
+
+
+def environment(container: dict[str, Any]) -> dict[str, str]:
+    """A container's variables; what the cluster fills in stands for itself."""
+    return {item["name"]: item.get("value", "node-a") for item in container.get("env", [])}
+
+
+def test_the_configuration_is_accepted() -> None:
+    text = of_kind("daemonset.yaml", "ConfigMap")["data"]["skewd.toml"]
+    (daemon,) = of_kind("daemonset.yaml", "DaemonSet")["spec"]["template"]["spec"]["containers"]
+    config = parse_config(text.encode(), Path("skewd.toml"), environment(daemon)).config
+    assert config.node.name == "node-a"
+    mounts = [Path(mount["mountPath"]) for mount in daemon["volumeMounts"]]
+    assert config.mesh.key_file is not None
+    assert config.mesh.key_file.parent in mounts
+    assert config.node.runtime_dir in mounts
+    assert config.metrics.listen is not None
+    for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+        asked = daemon[probe]["httpGet"]
+        assert config.metrics.listen == f"{asked['host']}:{asked['port']}", probe
+
+
+def test_no_container_holds_what_it_does_not_need() -> None:
+    for name, spec in pod_specs():
+        assert spec["automountServiceAccountToken"] is False
+        assert spec["securityContext"]["runAsNonRoot"] is True
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        for container in [*spec["initContainers"], *spec["containers"]]:
+            context = container["securityContext"]
+            assert context["allowPrivilegeEscalation"] is False, (name, container["name"])
+            assert context["capabilities"]["drop"] == ["ALL"]
+            # One container is root, to hand one directory over, with the one capability that takes.
+            added = context["capabilities"].get("add", [])
+            assert added == (["CHOWN"] if container["name"] == "runtime-directory" else [])
+            assert "limits" in container["resources"]
+            if container["image"].startswith("skewd"):
+                assert context["readOnlyRootFilesystem"] is True
