@@ -246,7 +246,7 @@ def _parse_drift_ppb(text: str) -> int:
     raise ValueError(f"--virtual-clock: drift={text} is not a rate; write drift=20ppm or drift=500ppb")
 
 
-def read_wall(clock: Clock, *, width_ns: int = 1_000, attempts: int = 5) -> WallSample:
+def read_wall(clock: Clock, *, width_ns: int = 1_000, attempts: int = 3) -> WallSample:
     """wall - raw now, from a raw/wall/raw sandwich, retried while wider than ``width_ns``; the narrowest is taken.
 
     With raw0 <= (instant of the wall reading) <= raw1, wall - raw at that instant lies in

@@ -53,6 +53,9 @@ CONSTRAINTS_MAX = 12
 _OUTWARD_NS = 1.0
 """Every half-plane stands this far outward, so that an exactly tight pair of messages does not empty the set."""
 
+_WORTH_A_SEARCH_NS = 100.0
+"""Below this there is nothing to gain from knowing where the drift limit stops the wander."""
+
 _SECOND_NS = 1_000_000_000
 
 
@@ -295,7 +298,7 @@ class PairBound:
             return max(x + v * tau for x, v in directed) + accel * tau * tau / 2 + limit * (duration - tau)
 
         best = bound(duration)
-        if max(v for _, v in directed) + accel * duration > limit:
+        if accel * duration * duration > _WORTH_A_SEARCH_NS and max(v for _, v in directed) + accel * duration > limit:
             # Any tau is valid, so an inexact minimum only costs width; 40 ternary steps leave 1e-7 of the way.
             left, right = 0.0, duration
             for _ in range(40):
