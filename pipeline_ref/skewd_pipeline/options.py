@@ -1,0 +1,186 @@
+"""What one run of the experiment is asked to do, checked before anything is started.
+
+A sweep takes minutes and starts a dozen processes; a typing mistake must be found in the first millisecond, and the
+message must say what to write instead. So everything that can be known to be wrong from the words alone is refused
+here, purely: no file is opened and no module loaded (a model that cannot be imported is the experiment's to report).
+
+Skews are milliseconds, since that is the unit of the question ("at how many milliseconds does it break?"); a unit is
+taken too (``2s``, ``250us``). Every other duration needs its unit.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+
+from skewd.durations import parse_duration_ns
+
+STAGES = ("producer", "preprocess", "inference", "postprocess", "consumer")
+DIRECTIONS = ("behind", "ahead")
+TRANSPORTS = ("zmq", "kafka")
+MODES = ("off", "tag", "rewrite")
+
+SKEWS_MAX = 64
+SKEW_MAX_MS = 3_600_000.0
+MESSAGES_MAX = 1_000_000
+RATE_MAX = 100_000.0
+SERVICE_FLOOR_MAX_NS = 10_000_000_000
+
+_MODEL = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+_HOST_PORT = re.compile(r"[^\s,/]+:\d{1,5}")
+
+
+@dataclass(frozen=True, slots=True)
+class ExperimentOptions:
+    """One sweep: every skew x transport x mode, at one stage, in one direction.
+
+    Attributes:
+        skews_ms: how far the skewed stage's clock is off, milliseconds, in the order they are run, none negative.
+        stage: the stage whose node has the skewed clock.
+        direction: ``behind`` (its clock shows too little) or ``ahead``.
+        transports: ``zmq``, ``kafka``.
+        modes: the sidecar modes that see the same traffic side by side: ``off``, ``tag``, ``rewrite``.
+        messages: messages counted in each cell.
+        rate: messages offered per second.
+        seed: decides the order of the work; the same seed gives the same schedule.
+        reference: the stage whose node is the reference of all corrections; never the skewed one.
+        service_floor_ns: each stage's work lasts at least this long; 0 for no floor.
+        kafka_bootstrap: ``host:port[,host:port]`` of a broker to use instead of one started for the run.
+        model: ``module:callable`` that takes bytes and returns a label, instead of the model that comes with it.
+        out: the directory that results.json and report.html are written to.
+        demo: run the short form that ``make demo`` runs.
+
+    Raises:
+        ValueError: a value that cannot work; the message names the option and what to write.
+    """
+
+    skews_ms: tuple[float, ...] = (0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 7.0, 10.0)
+    stage: str = "inference"
+    direction: str = "behind"
+    transports: tuple[str, ...] = ("zmq", "kafka")
+    modes: tuple[str, ...] = ("off", "tag", "rewrite")
+    messages: int = 200
+    rate: float = 40.0
+    seed: int = 1
+    reference: str = "producer"
+    service_floor_ns: int = 3_500_000
+    kafka_bootstrap: str | None = None
+    model: str | None = None
+    out: Path = Path("out/experiment")
+    demo: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.skews_ms) <= SKEWS_MAX:
+            raise ValueError(f"--skews: give 1 to {SKEWS_MAX} skews, not {len(self.skews_ms)}")
+        for skew in self.skews_ms:
+            if not 0 <= skew <= SKEW_MAX_MS:
+                raise ValueError(_skew_range(f"{skew:g}"))
+        _one_of("--stage", self.stage, STAGES)
+        _one_of("--direction", self.direction, DIRECTIONS)
+        _one_of("--reference", self.reference, STAGES)
+        _some_of("--transports", self.transports, TRANSPORTS)
+        _some_of("--modes", self.modes, MODES)
+        if self.stage == self.reference:
+            others = ", ".join(stage for stage in STAGES if stage != self.stage)
+            raise ValueError(
+                f"--reference: '{self.reference}' is the skewed stage, and a reference must not be; "
+                f"choose one of {others}"
+            )
+        if (self.stage, self.direction) == (STAGES[0], "behind"):
+            raise ValueError(
+                f"--direction: nothing is sent to the {self.stage}, so its clock being behind breaks no edge; "
+                "write --direction ahead"
+            )
+        if (self.stage, self.direction) == (STAGES[-1], "ahead"):
+            raise ValueError(
+                f"--direction: the {self.stage} sends nothing on, so its clock being ahead breaks no edge; "
+                "write --direction behind"
+            )
+        if not 1 <= self.messages <= MESSAGES_MAX:
+            raise ValueError(f"--messages: {self.messages} is not between 1 and {MESSAGES_MAX}")
+        if not 0 < self.rate <= RATE_MAX:
+            raise ValueError(f"--rate: {self.rate:g} is not between 0 and {RATE_MAX:g} messages per second")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"--seed: {self.seed} is not a whole number from 0 to 2^63 - 1")
+        if not 0 <= self.service_floor_ns <= SERVICE_FLOOR_MAX_NS:
+            raise ValueError("--service-floor: choose from 0ms to 10s")
+        if self.kafka_bootstrap is not None and not all(
+            _HOST_PORT.fullmatch(part) for part in self.kafka_bootstrap.split(",")
+        ):
+            raise ValueError(f"--kafka-bootstrap: '{self.kafka_bootstrap}' is not host:port; write 127.0.0.1:9092")
+        if self.model is not None and not _MODEL.fullmatch(self.model):
+            raise ValueError(f"--model: '{self.model}' is not module:callable; write mymodel:classify")
+
+
+def default_reference(stage: str) -> str:
+    """The reference when none is named: the producer, or the consumer when the producer is the skewed one."""
+    return STAGES[-1] if stage == STAGES[0] else STAGES[0]
+
+
+def parse_skews(text: str) -> tuple[float, ...]:
+    """``0,1,2.5`` (milliseconds) or with units (``0,250us,2s``), as milliseconds in the order given.
+
+    Raises:
+        ValueError: an entry is no number, is negative, beyond an hour, or given twice.
+    """
+    skews: list[float] = []
+    for part in _parts("--skews", text):
+        try:
+            skew = float(Decimal(part))
+        except InvalidOperation:
+            try:
+                skew = parse_duration_ns(part) / 1e6
+            except ValueError:
+                raise ValueError(
+                    f"--skews: '{part[:40]}' is not a skew; write milliseconds, as 0,1,2.5, or a unit, as 250us,2s"
+                ) from None
+        if not 0 <= skew <= SKEW_MAX_MS:  # also refuses NaN
+            raise ValueError(_skew_range(part[:40]))
+        if skew in skews:
+            raise ValueError(f"--skews: '{part}' is given twice; each skew is run once")
+        skews.append(skew)
+    return tuple(skews)
+
+
+def parse_names(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
+    """``zmq,kafka`` as names, each one of ``known`` and given once.
+
+    Raises:
+        ValueError: an unknown or repeated name; the message lists the known ones.
+    """
+    names = tuple(_parts(option, text))
+    _some_of(option, names, known)
+    return names
+
+
+def _parts(option: str, text: str) -> list[str]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(parts):
+        raise ValueError(f"{option}: '{text[:80]}' has an empty entry; write a list with commas between")
+    return parts
+
+
+def _one_of(option: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"{option}: '{value[:40]}' is unknown; choose {_listing(known)}")
+
+
+def _some_of(option: str, values: tuple[str, ...], known: tuple[str, ...]) -> None:
+    if not values:
+        raise ValueError(f"{option}: nothing is chosen; choose from {_listing(known)}")
+    for value in values:
+        _one_of(option, value, known)
+    if len(set(values)) != len(values):
+        raise ValueError(f"{option}: a name is given twice")
+
+
+def _listing(known: tuple[str, ...]) -> str:
+    return ", ".join(known[:-1]) + f" or {known[-1]}"
+
+
+def _skew_range(text: str) -> str:
+    if text.startswith("-"):
+        return f"--skews: '{text}' is negative; write {text[1:]} with --direction behind or ahead"
+    return f"--skews: '{text}' is not between 0 and one hour"

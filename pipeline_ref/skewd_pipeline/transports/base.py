@@ -1,0 +1,232 @@
+"""How a message gets from one stage to the next: one small interface, whatever carries it.
+
+The problem: the experiment compares transports, so nothing in a stage may depend on which one it runs over. The
+insight: a stage needs only two ends of one-way links. It waits on an inbox, it sends on an outbox, and whenever it
+has nothing to do it *waits inside the transport* (``pump``) instead of in ``time.sleep``, so that a transport which
+also carries the clocks' own conversation (see ``zmq.py``) keeps that conversation turning.
+
+Names: a *hop* is one link between two neighbouring stages, called after both ("producer-preprocess"). Its *upstream*
+stage owns the outbox, its *downstream* stage the inbox.
+
+Limits: a body of at most ``MAX_BODY_BYTES``, at most ``MAX_HEADERS`` headers of ``MAX_HEADER_BYTES`` together. An end
+belongs to the thread that opened it. ZeroMQ acknowledges nothing (a neighbour that dies loses what it had), on Kafka
+the broker does. Messages arrive in the order of sending, except on Kafka after the client had to retry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, Protocol
+
+MAX_BODY_BYTES = 1 << 20
+MAX_HEADERS = 64
+MAX_HEADER_BYTES = 8 << 10
+TransportName = Literal["zmq", "kafka"]
+
+
+class TransportError(RuntimeError):
+    """A hop cannot do what was asked of it; the message names the hop, what went wrong and what to do."""
+
+
+class MessageRefused(ValueError):
+    """A message is outside the limits every transport shares; nothing was sent."""
+
+
+@dataclass(slots=True)
+class Message:
+    """One unit of work.
+
+    Args:
+        headers: text by name, as the W3C trace context wants it; carried beside the body, never inside it.
+        body: the payload, opaque to the transport.
+    """
+
+    headers: dict[str, str]
+    body: bytes
+
+
+def check_limits(message: Message) -> None:
+    """Refuse what one transport would carry and another would not, before anything is sent.
+
+    Raises:
+        MessageRefused: too large a body, or too many or too large headers.
+    """
+    if len(message.body) > MAX_BODY_BYTES:
+        raise MessageRefused(f"a body of {len(message.body)} bytes is over the limit of {MAX_BODY_BYTES}; split it")
+    if len(message.headers) > MAX_HEADERS:
+        raise MessageRefused(f"{len(message.headers)} headers are over the limit of {MAX_HEADERS}")
+    size = sum(len(name.encode()) + len(value.encode()) for name, value in message.headers.items())
+    if size > MAX_HEADER_BYTES:
+        raise MessageRefused(f"headers of {size} bytes are over the limit of {MAX_HEADER_BYTES}")
+
+
+class Inbox(Protocol):
+    """The downstream end of a hop."""
+
+    @property
+    def address(self) -> str:
+        """Where the other end finds this one: the bound endpoint (its real port when 0 was asked), or the topic."""
+
+    @property
+    def counters(self) -> Mapping[str, int]:
+        """What happened so far, by name: ``received``, ``malformed``, and the transport's own."""
+
+    def receive(self, timeout_s: float) -> Message | None:
+        """The next message, or ``None`` after ``timeout_s`` seconds (0: only what is already here).
+
+        Raises:
+            TransportError: the hop is broken, or this end is closed.
+        """
+
+    def pump(self, timeout_s: float) -> None:
+        """Wait ``timeout_s`` seconds, never less, inside the transport; messages that arrive are kept."""
+
+    def close(self) -> None:
+        """Give everything back. Messages not yet received here are lost. Closing twice is fine."""
+
+
+class Outbox(Protocol):
+    """The upstream end of a hop."""
+
+    @property
+    def counters(self) -> Mapping[str, int]:
+        """What happened so far, by name: ``sent``, and the transport's own."""
+
+    def send(self, message: Message) -> None:
+        """Hand over one message; returns once the transport owns it, not once it arrived.
+
+        Raises:
+            MessageRefused: the message is outside the shared limits.
+            TransportError: the hop stays full for too long, or an earlier message was not delivered.
+        """
+
+    def flush(self) -> None:
+        """Wait until the transport delivered what it can confirm (Kafka: the broker's acknowledgements).
+
+        Raises:
+            TransportError: something was not delivered.
+        """
+
+    def pump(self, timeout_s: float) -> None:
+        """Wait ``timeout_s`` seconds, never less, inside the transport."""
+
+    def close(self) -> None:
+        """Deliver what was sent, then give everything back. Closing twice is fine.
+
+        Raises:
+            TransportError: something that was sent could not be delivered (all is given back nevertheless).
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class HopConfig:
+    """All that one end of one hop needs to know; plain values, so that it travels as JSON to the stage's process.
+
+    Args:
+        transport: "zmq" or "kafka".
+        upstream: the stage (and node) that sends.
+        downstream: the stage (and node) that receives.
+        endpoint: zmq: where the inbox binds and the outbox connects, ``tcp://127.0.0.1:PORT`` (an inbox may ask for
+            port 0 and tell its ``address``).
+        bootstrap: kafka: ``host:port`` of the broker.
+        topic: kafka: the hop's topic; only its partition 0 is used.
+        start_offset: kafka: where the inbox starts; ``None`` is the topic's end when the inbox opens, so whatever is
+            sent after ``open_inbox`` returned is received.
+        fetch_wait_ms: kafka: how long the broker may hold an empty fetch; ``None`` is what suits the broker found.
+        daemon_link: zmq: address of *this* node's daemon (``ipc://...``) for the in-band relay; ``None``: no relay.
+
+    Raises:
+        ValueError: a value the transport needs is missing or makes no sense.
+    """
+
+    transport: TransportName
+    upstream: str
+    downstream: str
+    endpoint: str | None = None
+    bootstrap: str | None = None
+    topic: str | None = None
+    start_offset: int | None = None
+    fetch_wait_ms: int | None = None
+    daemon_link: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.upstream or not self.downstream:
+            raise ValueError("a hop needs the names of its upstream and its downstream stage")
+        if self.transport == "zmq":
+            if not self.endpoint:
+                raise ValueError(f"hop {self.name}: zmq needs an endpoint, such as tcp://127.0.0.1:5555")
+        elif self.transport == "kafka":
+            if not self.bootstrap or not self.topic:
+                raise ValueError(f"hop {self.name}: kafka needs a bootstrap address (host:port) and a topic")
+        else:
+            raise ValueError(f"hop {self.name}: '{self.transport}' is not a transport; write zmq or kafka")
+        if self.fetch_wait_ms is not None and not 1 <= self.fetch_wait_ms <= 500:
+            raise ValueError(f"hop {self.name}: fetch_wait_ms is {self.fetch_wait_ms}; write 1 to 500")
+
+    @property
+    def name(self) -> str:
+        """The hop's name: both stages, the upstream one first."""
+        return f"{self.upstream}-{self.downstream}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; ``from_dict`` is the way back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> HopConfig:
+        """The configuration that ``to_dict`` gave.
+
+        Raises:
+            ValueError: a key that is not ours, one that is missing, or a bad value.
+        """
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise ValueError(f"unknown key '{unknown[0]}' in a hop's configuration; known: {', '.join(sorted(known))}")
+        if missing := sorted({"transport", "upstream", "downstream"} - set(values)):
+            raise ValueError(f"a hop's configuration needs '{missing[0]}'")
+        return cls(**values)
+
+
+def open_inbox(config: HopConfig) -> Inbox:
+    """The downstream end of a hop, ready: what is sent after this returned is received.
+
+    Raises:
+        TransportError: the endpoint is taken, the broker does not answer, the topic does not exist, or the
+            transport's package is not installed.
+    """
+    try:
+        if config.transport == "kafka":
+            from skewd_pipeline.transports.kafka import KafkaInbox
+
+            return KafkaInbox(config)
+        from skewd_pipeline.transports.zmq import ZmqInbox
+
+        return ZmqInbox(config)
+    except ModuleNotFoundError as error:
+        raise _not_installed(config, error) from error
+
+
+def open_outbox(config: HopConfig) -> Outbox:
+    """The upstream end of a hop. On ZeroMQ it may open before its inbox; messages wait for it, within limits.
+
+    Raises:
+        TransportError: the broker does not answer, the topic does not exist, or the transport's package is not
+            installed.
+    """
+    try:
+        if config.transport == "kafka":
+            from skewd_pipeline.transports.kafka import KafkaOutbox
+
+            return KafkaOutbox(config)
+        from skewd_pipeline.transports.zmq import ZmqOutbox
+
+        return ZmqOutbox(config)
+    except ModuleNotFoundError as error:
+        raise _not_installed(config, error) from error
+
+
+def _not_installed(config: HopConfig, error: ModuleNotFoundError) -> TransportError:
+    return TransportError(
+        f"hop {config.name}: {config.transport} needs the package '{error.name}'; install skewd[{config.transport}]"
+    )

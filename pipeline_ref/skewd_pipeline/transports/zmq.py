@@ -1,0 +1,398 @@
+"""Hops over ZeroMQ, and the clocks' conversation relayed beside the work.
+
+The problem: a daemon that compares clocks with its neighbour needs a path there. The pipeline already has one, and
+its delays are the ones that matter. But the path belongs to the application, which is busy: it waits for work,
+computes, sleeps. The insight: an application that waits *in the transport* can pass a few small frames from its
+daemon to its neighbour while it waits, at the cost of a poll over two more sockets. It needs no key, nobody trusts
+it, and however late it relays, a bound only gets wider, never wrong.
+
+Per hop one DEALER at each end (downstream binds, upstream connects); per end one more DEALER to this node's daemon,
+which is told once (and again every ``REATTACH_S``, for a daemon that was restarted) which neighbour it leads to:
+
+    daemon A  <- ipc ->  stage A  <===== hop: work, and clock frames both ways =====>  stage B  <- ipc ->  daemon B
+
+All ends a thread opened are turned together: a stage that waits in its inbox also relays for its outbox. Work goes
+first, always: a message that is here is returned before any clock frame is touched, and the relay gets a turn when
+there is none, when the stage pumps, or at the latest every ``TURN_S`` of receiving without a pause.
+
+Limits: ``HIGH_WATER`` messages wait on each side of a hop, plus ``READ_AHEAD`` that were read to get at the clock
+frames between them; a full hop blocks ``send`` for ``SEND_LIMIT_S``, then it fails. Of clock frames the newest
+``CLOCK_QUEUE`` are kept in each direction. ``close`` of an outbox waits ``LINGER_S`` at most for the neighbour to take
+what was sent; ZeroMQ acknowledges nothing, so a neighbour that dies loses what it had. Nothing is encrypted: loopback
+and trusted networks. A frame over the size limit costs its sender the connection.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from collections import Counter, deque
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import zmq
+
+from skewd_pipeline.transports import beside
+from skewd_pipeline.transports.base import HopConfig, Message, TransportError
+from skewd_pipeline.transports.frames import (
+    MAX_CLOCK_BYTES,
+    MAX_FRAME_BYTES,
+    MalformedFrames,
+    decode,
+    encode_attach,
+    encode_clock,
+    encode_work,
+    is_clock_payload,
+)
+
+HIGH_WATER = 256
+READ_AHEAD = 64
+CLOCK_QUEUE = 16
+CLOCK_HIGH_WATER = 64
+FRAMES_PER_TURN = 16
+SEND_LIMIT_S = 30.0
+LINGER_S = 5.0
+REATTACH_S = 2.0
+ATTACH_RETRY_S = 0.05
+TURN_S = 0.001
+# The longest wait in one poll: how late an attachment that is due, or a clock frame the hop had no room for, may be.
+SLICE_S = 0.05
+# zmq_poll counts whole milliseconds; the rest of a pump below this is slept.
+POLL_GRAIN_S = 0.001
+
+
+class _Group:
+    """The ends one thread opened, turned together."""
+
+    def __init__(self) -> None:
+        self.poller = zmq.Poller()
+        self.ends: list[_End] = []
+        self.turned_at = 0.0
+
+    def wait(self, timeout_s: float, first: _End | None = None) -> None:
+        """Waits for anything at any end, at most ``timeout_s``, then lets each end relay what there is.
+
+        ``first`` has its own hop read before the others are served; when that brings work, the rest waits for the
+        next turn, since the caller has something better to do.
+        """
+        ready = dict(self.poller.poll(max(0, int(min(timeout_s, SLICE_S) * 1000))))
+        now = time.monotonic()
+        if first is not None and first.hop in ready:
+            first.read_hop()
+            if first.pending:
+                return
+        self.turned_at = now
+        for end in self.ends:
+            end.turn(ready, now)
+
+    def add(self, end: _End) -> None:
+        """Turns this end with the others from now on."""
+        for socket in end.sockets():
+            self.poller.register(socket, zmq.POLLIN)
+        self.ends.append(end)
+        beside.register(lambda: self.wait(0))
+
+    def remove(self, end: _End) -> None:
+        """Forgets an end that is being closed."""
+        for socket in end.sockets():
+            if socket in self.poller:
+                self.poller.unregister(socket)
+        self.ends.remove(end)
+        if not self.ends:
+            beside.register(None)
+
+
+class _ThreadGroup(threading.local):
+    def __init__(self) -> None:
+        self.group = _Group()
+
+
+_of_thread = _ThreadGroup()
+
+
+class _End:
+    """What both ends of a hop share: the two sockets, the relay between them, waiting, closing."""
+
+    def __init__(self, config: HopConfig, neighbour: str, *, takes_work: bool) -> None:
+        self._config = config
+        self._takes_work = takes_work
+        self._attach_frame = encode_attach(neighbour)
+        self._attach_at = 0.0
+        self._attached = False
+        self._counters: Counter[str] = Counter()
+        self._to_hop: deque[bytes] = deque(maxlen=CLOCK_QUEUE)
+        self._to_daemon: deque[bytes] = deque(maxlen=CLOCK_QUEUE)
+        self.pending: deque[Message] = deque()
+        self._owner = threading.get_ident()
+        self._closed = False
+        # A context of its own: closing this end then waits for this end's messages, whatever else the thread opened.
+        self._context = zmq.Context()
+        self.hop = self._context.socket(zmq.DEALER)
+        self.daemon: zmq.Socket[bytes] | None = None
+        try:
+            self.hop.set(zmq.SNDHWM, HIGH_WATER)
+            self.hop.set(zmq.RCVHWM, HIGH_WATER)
+            self.hop.set(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
+            # Only clock frames go upstream, and they are worth no waiting.
+            self.hop.set(zmq.LINGER, 0 if takes_work else int(LINGER_S * 1000))
+            self.hop.set(zmq.RECONNECT_IVL, 20)
+            self.hop.set(zmq.RECONNECT_IVL_MAX, 1000)
+            self._open_hop()
+            if config.daemon_link is not None:
+                self.daemon = self._open_daemon(config.daemon_link)
+        except BaseException:
+            self._context.destroy(linger=0)
+            raise
+        # An end that is forgotten instead of closed: the collector would wait for its context for ever, in any thread.
+        self._if_forgotten = weakref.finalize(self, _give_back, self._context, self.sockets())
+        self._if_forgotten.atexit = False
+        self._group = _of_thread.group
+        self._group.add(self)
+
+    def _open_hop(self) -> None:
+        raise NotImplementedError
+
+    def _open_daemon(self, address: str) -> zmq.Socket[bytes]:
+        daemon: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
+        daemon.set(zmq.SNDHWM, CLOCK_HIGH_WATER)
+        daemon.set(zmq.RCVHWM, CLOCK_HIGH_WATER)
+        daemon.set(zmq.MAXMSGSIZE, MAX_CLOCK_BYTES)
+        daemon.set(zmq.LINGER, 0)
+        # Without a daemon nothing is queued for it: an old clock frame is worth nothing.
+        daemon.set(zmq.IMMEDIATE, 1)
+        daemon.set(zmq.RECONNECT_IVL, 50)
+        daemon.set(zmq.RECONNECT_IVL_MAX, 1000)
+        try:
+            daemon.connect(address)
+        except zmq.ZMQError as error:
+            raise TransportError(f"hop {self._config.name}: no daemon link at '{address}': {error}") from error
+        return daemon
+
+    def sockets(self) -> list[zmq.Socket[bytes]]:
+        """The sockets to wait for."""
+        return [self.hop] if self.daemon is None else [self.hop, self.daemon]
+
+    @property
+    def counters(self) -> Mapping[str, int]:
+        """``sent`` or ``received``, ``malformed``, ``clock_to_neighbour``, ``clock_to_daemon``, ``clock_dropped``."""
+        return MappingProxyType(self._counters)
+
+    def check(self) -> None:
+        """Refuses use after closing and from another thread.
+
+        Raises:
+            TransportError: either.
+        """
+        if self._closed:
+            raise TransportError(f"hop {self._config.name}: this end is closed")
+        if threading.get_ident() != self._owner:
+            raise TransportError(f"hop {self._config.name}: this end belongs to the thread that opened it")
+
+    # -- relaying -----------------------------------------------------------------------------------------------
+
+    def turn(self, ready: Mapping[object, int], now: float) -> None:
+        """One bounded round of relaying for the sockets that are ready; never blocks."""
+        if self.hop in ready:
+            self.read_hop()
+        if self.daemon is None:
+            return
+        if now >= self._attach_at:
+            said = self._try_send(self.daemon, [self._attach_frame])
+            self._attached |= said
+            self._attach_at = now + (REATTACH_S if said else ATTACH_RETRY_S)
+        if self.daemon in ready:
+            self._read_daemon(self.daemon)
+        self._drain(self._to_hop, self.hop, "clock_to_neighbour")
+        if self._attached:  # before that the daemon would not know from whom it is
+            self._drain(self._to_daemon, self.daemon, "clock_to_daemon")
+
+    def read_hop(self) -> None:
+        """Takes what the hop has: work is kept for ``receive``, clock frames go to the daemon. Stops at limits."""
+        for _ in range(FRAMES_PER_TURN):
+            if len(self.pending) >= READ_AHEAD:
+                # Until receive() makes room the hop is not looked at, or a full inbox would make every poll return.
+                self._group.poller.unregister(self.hop)
+                return
+            try:
+                arrived = decode(self.hop.recv_multipart(zmq.NOBLOCK))
+            except zmq.Again:
+                return
+            except MalformedFrames:
+                self._counters["malformed"] += 1
+                continue
+            if isinstance(arrived, bytes):
+                self._queue(self._to_daemon, arrived)
+            elif self._takes_work:
+                self.pending.append(arrived)
+                return
+            else:
+                self._counters["malformed"] += 1
+
+    def take(self) -> Message:
+        """The oldest message that was read."""
+        if len(self.pending) == READ_AHEAD:
+            self._group.poller.register(self.hop, zmq.POLLIN)
+        self._counters["received"] += 1
+        return self.pending.popleft()
+
+    def _read_daemon(self, daemon: zmq.Socket[bytes]) -> None:
+        for _ in range(FRAMES_PER_TURN):
+            try:
+                frames = daemon.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            if len(frames) == 1 and is_clock_payload(frames[0]):
+                self._queue(self._to_hop, frames[0])
+            else:
+                self._counters["malformed"] += 1
+
+    def _queue(self, queue: deque[bytes], payload: bytes) -> None:
+        if len(queue) == CLOCK_QUEUE:  # the deque drops its oldest: the newest measures best
+            self._counters["clock_dropped"] += 1
+        queue.append(payload)
+
+    def _drain(self, queue: deque[bytes], socket: zmq.Socket[bytes], counter: str) -> None:
+        while queue:
+            if not self._try_send(socket, encode_clock(queue[0]) if socket is self.hop else [queue[0]]):
+                return
+            queue.popleft()
+            self._counters[counter] += 1
+
+    @staticmethod
+    def _try_send(socket: zmq.Socket[bytes], frames: list[bytes]) -> bool:
+        try:
+            socket.send_multipart(frames, zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        return True
+
+    # -- waiting and closing ------------------------------------------------------------------------------------
+
+    def pump(self, timeout_s: float) -> None:
+        """Relay for ``timeout_s`` seconds, never less; work that arrives is kept."""
+        self.check()
+        deadline = time.monotonic() + timeout_s
+        self._group.wait(0)
+        while (rest := deadline - time.monotonic()) > 0:
+            if rest < POLL_GRAIN_S:
+                time.sleep(rest)
+            else:
+                self._group.wait(rest)
+
+    def close(self) -> None:
+        """Send what is left, wait ``LINGER_S`` at most for the neighbour to take it, give all sockets back."""
+        if self._closed:
+            return
+        self.check()
+        self._closed = True
+        self._group.remove(self)
+        for socket in self.sockets():
+            socket.close()
+        self._context.term()
+        self._if_forgotten.detach()
+
+
+class ZmqInbox(_End):
+    """The downstream end: binds, receives work, relays clock frames."""
+
+    def __init__(self, config: HopConfig) -> None:
+        """Bind and be ready.
+
+        Raises:
+            TransportError: the endpoint is taken or makes no sense.
+        """
+        super().__init__(config, config.upstream, takes_work=True)
+
+    def _open_hop(self) -> None:
+        endpoint = self._config.endpoint
+        assert endpoint is not None, "HopConfig checked it"
+        try:
+            self.hop.bind(endpoint)
+        except zmq.ZMQError as error:
+            why = f"{endpoint} is taken{_holder(endpoint)}" if error.errno == zmq.EADDRINUSE else str(error)
+            raise TransportError(f"hop {self._config.name}: cannot listen at {endpoint}: {why}") from error
+
+    @property
+    def address(self) -> str:
+        """The endpoint this end is bound to, with its real port."""
+        return self.hop.get_string(zmq.LAST_ENDPOINT)
+
+    def receive(self, timeout_s: float) -> Message | None:
+        """The next message, or ``None`` after ``timeout_s`` seconds; relays while it waits."""
+        self.check()
+        now = time.monotonic()
+        deadline = now + timeout_s
+        if now - self._group.turned_at > TURN_S:
+            self._group.wait(0, first=None if self.pending else self)
+        while not self.pending:
+            rest = deadline - time.monotonic()
+            # Rounded up to the poll's grain, or the last part of a wait would be a busy loop.
+            self._group.wait(max(rest, 0) + POLL_GRAIN_S if rest > 0 else 0, first=self)
+            if rest <= 0:
+                break
+        return self.take() if self.pending else None
+
+
+class ZmqOutbox(_End):
+    """The upstream end: connects, sends work, relays clock frames."""
+
+    def __init__(self, config: HopConfig) -> None:
+        """Connect; the neighbour may bind later.
+
+        Raises:
+            TransportError: the endpoint makes no sense.
+        """
+        super().__init__(config, config.downstream, takes_work=False)
+
+    def _open_hop(self) -> None:
+        endpoint = self._config.endpoint
+        assert endpoint is not None, "HopConfig checked it"
+        try:
+            self.hop.connect(endpoint)
+        except zmq.ZMQError as error:
+            raise TransportError(f"hop {self._config.name}: cannot connect to {endpoint}: {error}") from error
+
+    def send(self, message: Message) -> None:
+        """Hand over one message; blocks, relaying, while the hop is full."""
+        self.check()
+        frames = encode_work(message)
+        if not self._try_send(self.hop, frames):
+            self._send_when_room(frames)
+        self._counters["sent"] += 1
+
+    def _send_when_room(self, frames: list[bytes]) -> None:
+        deadline = time.monotonic() + SEND_LIMIT_S
+        poller = self._group.poller
+        poller.register(self.hop, zmq.POLLIN | zmq.POLLOUT)
+        try:
+            while not self._try_send(self.hop, frames):
+                if time.monotonic() >= deadline:
+                    raise TransportError(
+                        f"hop {self._config.name}: {self._config.downstream} took nothing for {SEND_LIMIT_S:.0f} s "
+                        f"and {HIGH_WATER} messages wait; see whether it still runs"
+                    )
+                self._group.wait(SLICE_S)
+        finally:
+            poller.register(self.hop, zmq.POLLIN)
+
+    def flush(self) -> None:
+        """Nothing to wait for: ZeroMQ confirms nothing. Whatever the relay holds is passed on."""
+        self.check()
+        self._group.wait(0)
+
+
+def _give_back(context: zmq.Context[zmq.Socket[bytes]], sockets: list[zmq.Socket[bytes]]) -> None:
+    for socket in sockets:
+        socket.close(linger=0)
+    context.term()
+
+
+def _holder(endpoint: str) -> str:
+    """Who holds a TCP endpoint, in words to append, or nothing where that is not known."""
+    host, colon, port = endpoint.removeprefix("tcp://").rpartition(":")
+    if not colon or not port.isdigit():
+        return ""
+    from skewd.ports import describe_holder
+
+    return f" by {describe_holder(host, int(port))}"

@@ -1,0 +1,106 @@
+"""The daemons' own ZeroMQ link, carried by two stages that are busy with work: what it proves is true."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from skewd.clock import VirtualClock, VirtualPage
+from skewd.interval import Interval
+from skewd.keys import MeshKey
+from skewd.links.protocol import LinkProtocol, Proofs
+from skewd.links.wire import Self
+from skewd.links.zmq import ZmqLink
+from skewd_pipeline.kafka_broker import free_ports
+from skewd_pipeline.transports import HopConfig, Message, open_inbox, open_outbox
+
+KEY = MeshKey.from_secret(bytes(range(32)))
+INTERVAL_NS = 20_000_000
+LIMIT_S = 20.0
+EPOCH_NS = 7_000_000_000_123
+MESSAGES = 100
+
+
+class Daemon:
+    def __init__(self, name: str, epoch_ns: int) -> None:
+        self.name = name
+        self.clock = VirtualClock(VirtualPage.create(None, epoch_ns=epoch_ns, at_host_raw_ns=0))
+        self.proofs: list[Proofs] = []
+        me = Self(name, os.urandom(16), 0, 0, Interval(0, 200), 0, 500_000, 100, 10)
+        self.protocol = LinkProtocol(link="zmq", key=KEY, describe=lambda: me, random=os.urandom)
+        self.link: ZmqLink
+
+    async def open(self, address: str) -> None:
+        self.link = await ZmqLink.open(address, self.protocol, self.clock, self.proofs.append, (), INTERVAL_NS)
+
+    def round_trips(self) -> int:
+        return sum(proofs.rtt_ns is not None for proofs in self.proofs)
+
+
+def _produce(config: HopConfig, stop: threading.Event) -> None:
+    outbox = open_outbox(config)
+    for number in range(MESSAGES):
+        outbox.pump(0.005)
+        outbox.send(Message({"number": str(number)}, bytes(10_000)))
+    while not stop.is_set():
+        outbox.pump(0.02)
+    outbox.close()
+
+
+def _consume(config: HopConfig, stop: threading.Event, numbers: list[str]) -> None:
+    inbox = open_inbox(config)
+    while not stop.is_set():
+        message = inbox.receive(0.02)
+        if message is not None:
+            numbers.append(message.headers["number"])
+            inbox.pump(0.003)
+    inbox.close()
+
+
+async def _until(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while not done():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
+
+
+async def test_daemons_measure_each_other_through_the_stages() -> None:
+    a, b = Daemon("a", 0), Daemon("b", EPOCH_NS)
+    stop = threading.Event()
+    numbers: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="sk-") as directory:
+        links = {daemon.name: f"ipc://{Path(directory, daemon.name)}" for daemon in (a, b)}
+        await a.open(links["a"])
+        await b.open(links["b"])
+        endpoint = f"tcp://127.0.0.1:{free_ports(1)[0]}"
+        out = HopConfig("zmq", "a", "b", endpoint=endpoint, daemon_link=links["a"])
+        into = HopConfig("zmq", "a", "b", endpoint=endpoint, daemon_link=links["b"])
+        gone = threading.Event()
+        # The sender goes first: it waits some seconds for a receiver that has gone.
+        threads = {
+            stop: threading.Thread(target=_produce, args=(out, stop)),
+            gone: threading.Thread(target=_consume, args=(into, gone, numbers)),
+        }
+        for thread in threads.values():
+            thread.start()
+        try:
+            await _until(lambda: a.round_trips() >= 10 and b.round_trips() >= 10 and len(numbers) >= MESSAGES)
+            assert a.link.attached == ("b",)
+            assert b.link.attached == ("a",)
+        finally:
+            for event, thread in threads.items():
+                event.set()
+                await asyncio.to_thread(thread.join, LIMIT_S)
+            await a.link.close()
+            await b.link.close()
+    assert numbers == [str(number) for number in range(MESSAGES)]
+    for local, remote, offset_ns in ((a, "b", EPOCH_NS), (b, "a", -EPOCH_NS)):
+        assert {proofs.peer.name for proofs in local.proofs} == {remote}
+        # Nothing arrives before it leaves: every proof allows the true offset of the two raw clocks.
+        assert all(received - sent >= offset_ns for proofs in local.proofs for sent, received in proofs.outgoing)
+        assert all(sent - received <= offset_ns for proofs in local.proofs for sent, received in proofs.incoming)
