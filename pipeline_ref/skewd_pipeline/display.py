@@ -1,0 +1,148 @@
+"""What the person at the terminal sees: a plan at once, then progress, a line for each finished cell, a table.
+
+On a terminal the current step and the share of the whole stay in view below the lines; elsewhere (a log, a pipe, CI)
+there are only the lines, each complete, none rewritten. Nothing here is needed to understand the results: they are in
+``results.json``.
+
+Limits: the bar counts seconds of the plan's estimate, so it is as right as that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from skewd_pipeline.results import Check, Results, Run, skew_label
+
+
+class Display:
+    """Use as a context manager around the whole run."""
+
+    def __init__(self, total_s: float, console: Console | None = None) -> None:
+        self.console = console if console is not None else Console(highlight=False, soft_wrap=True)
+        self._total_s = total_s
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        if self.console.is_terminal:
+            self._progress = Progress(
+                SpinnerColumn(),
+                BarColumn(bar_width=30),
+                TextColumn("{task.percentage:>3.0f}%"),
+                TimeElapsedColumn(),
+                TextColumn("{task.description}"),
+                console=self.console,
+                transient=True,
+                refresh_per_second=4,
+            )
+
+    def __enter__(self) -> Display:
+        if self._progress is not None:
+            self._task = self._progress.add_task("starting", total=self._total_s)
+            self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def step(self, text: str, done_s: float | None = None) -> None:
+        """What is being done now. Off a terminal it is a line of its own."""
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, description=text)
+            if done_s is not None:
+                self._progress.update(self._task, completed=min(done_s, self._total_s))
+        else:
+            self.console.print(f"  {text}", markup=False)
+
+    def busy(self, text: str, done_s: float) -> None:
+        """As :meth:`step`, for what is soon followed by its own line: said on a terminal only."""
+        if self._progress is not None:
+            self.step(text, done_s)
+
+    def line(self, text: str) -> None:
+        """A line that stays."""
+        self.console.print(text, markup=False)
+
+
+def cell_line(rows: Sequence[Run]) -> str:
+    """One finished cell in one line."""
+    found = {(row.mode, row.rule): row for row in rows}
+    first = rows[0]
+    label = transport_label(first) + ("" if first.floor_ms else ", floor 0")
+    parts = [f"{label:<19} {skew_label(first.skew_ms):>5}"]
+    raw = found.get(("off", "span-start")) or found.get(("tag", "span-start"))
+    if raw is not None:
+        parts.append(f"child first {_percent(raw.violation_rate):>6}")
+    tag = found.get(("tag", "span-start"))
+    if tag is not None:
+        verdicts = " ".join(f"{count} {name}" for name, count in sorted(tag.violation_verdicts.items()))
+        parts.append(f"tags: {verdicts or 'nothing wrong':<13}")
+    fixed = found.get(("rewrite", "span-start"))
+    if fixed is not None:
+        parts.append(f"rewritten {_percent(fixed.violation_rate)}")
+    bound = next((row.uncertainty_ns for row in rows if row.uncertainty_ns), None)
+    if bound is not None:
+        misses = max(row.bound_misses for row in rows)
+        parts.append(f"bound +-{bound.p50 / 1e3:.0f} us, {misses} misses")
+    return "  ".join(parts)
+
+
+def table(results: Results) -> Table:
+    """All cells of the sweep, one line for each transport and skew; narrow enough for 80 columns."""
+    found = Table(
+        box=box.SIMPLE_HEAD, header_style="bold", padding=(0, 0, 0, 1), pad_edge=False, caption_justify="left"
+    )
+    found.add_column("\ntransport", no_wrap=True)
+    headings = (
+        ("", "skew"), ("child", "first"), ("pre-", "dicted"), ("re-", "written"), ("received", "first"),
+        ("skewed/", "unsure"), ("bound", "us"), ("mis-", "ses"),
+    )  # fmt: skip
+    for first, second in headings:
+        found.add_column(f"{first}\n{second}", justify="right", no_wrap=True)
+    cells: dict[tuple[str, float, float], dict[tuple[str, str], Run]] = {}
+    for row in (*results.runs, *results.floor0):
+        cells.setdefault((row.transport, row.skew_ms, row.floor_ms), {})[(row.mode, row.rule)] = row
+    for (_, _, floor_ms), rows in sorted(cells.items(), key=lambda cell: (not cell[0][2], cell[0][0])):
+        any_row = next(iter(rows.values()))
+        start = rows.get(("off", "span-start")) or rows.get(("tag", "span-start"))
+        event = rows.get(("off", "send-receive")) or rows.get(("tag", "send-receive"))
+        tag, fixed = rows.get(("tag", "span-start")), rows.get(("rewrite", "span-start"))
+        bound = next((row.uncertainty_ns for row in rows.values() if row.uncertainty_ns), None)
+        said = tag.violation_verdicts if tag else {}
+        found.add_row(
+            transport_label(any_row) + ("" if floor_ms else "*"),
+            skew_label(any_row.skew_ms),
+            _percent(start.violation_rate if start else None),
+            _percent(start.predicted_rate if start else None),
+            _percent(fixed.violation_rate if fixed else None),
+            _percent(event.violation_rate if event else None),
+            f"{said.get('skewed', 0)}/{said.get('indeterminate', 0)}" if tag else "-",
+            f"{bound.p50 / 1e3:.0f}" if bound else "-",
+            str(max(row.bound_misses for row in rows.values())),
+        )
+    if any(not row.floor_ms for row in (*results.runs, *results.floor0)):
+        found.caption = "* without the service floor"
+    return found
+
+
+def transport_label(row: Run) -> str:
+    """``zmq``, ``kafka mock``: a mock is never shown without saying so."""
+    return f"{row.transport} {row.broker}" if row.broker else row.transport
+
+
+def _percent(share: float | None) -> str:
+    if share is None:
+        return "-"
+    # A share that is not quite nothing or not quite all must not be shown as if it were.
+    return f"{share:.1%}" if 0 < share < 0.005 or 0.995 < share < 1 else f"{share:.0%}"
+
+
+def check_line(check: Check) -> str:
+    """One claim in one line."""
+    mark = {True: "ok  ", False: "FAIL", None: "n/a "}[check.passed]
+    return f"  {mark} {check.statement}: {check.measured}"

@@ -1,0 +1,192 @@
+"""What a run of the experiment leaves behind: ``results.json``, its shape and its reading.
+
+One row (`Run`) for each transport, skew, mode and rule, with the keys other tools may rely on, and everything a
+reader needs to judge the numbers: host, versions, seed, the kind of Kafka broker, the checks and what they
+measured. The report is made from this file alone, so it can be rebuilt anywhere.
+
+Limits: reading is strict about types and tolerant of unknown keys (a newer version's file still reads).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+
+SCHEMA = 1
+MODES = ("off", "tag", "rewrite")
+RULES = ("send-receive", "span-start")
+STAGES = ("producer", "preprocess", "inference", "postprocess", "consumer")
+
+# Which of the numbers differ from run to run though the seed is the same: said in the file itself.
+STOCHASTIC = (
+    "violations",
+    "violation_rate",
+    "predicted_rate",
+    "verdicts",
+    "violation_verdicts",
+    "residual_max_ns",
+    "throughput_per_s",
+    "separation_ms",
+    "uncertainty_ns",
+    "error_ns",
+    "all",
+)
+
+
+class Separation(msgspec.Struct, frozen=True):
+    """How far apart the two instants of an edge truly were, in ms, whatever the clocks said."""
+
+    min: float
+    p1: float
+    p50: float
+    p99: float
+
+
+class Spread(msgspec.Struct, frozen=True):
+    """Smallest, middle and largest of some nanoseconds."""
+
+    min: int
+    p50: int
+    max: int
+
+
+class AllEdges(msgspec.Struct, frozen=True):
+    """The same counts over every edge between neighbouring stages, not only the one the skew can violate."""
+
+    edges: int
+    violations: int
+    verdicts: dict[str, int]
+    violation_verdicts: dict[str, int]
+
+
+class Run(msgspec.Struct, kw_only=True):
+    """One row: a cell of the sweep in one sidecar mode, by one rule.
+
+    ``edges`` counts one edge per message: the skewed stage's incoming one when it is behind, its outgoing one when
+    ahead. ``violations`` compares times as a backend sees them; under ``rewrite``, a send-receive gap inside the
+    two spans' summed uncertainty counts as ``indeterminate`` and its size is in ``residuals_ns``.
+    ``violation_verdicts`` are the verdicts of the violating edges, ``verdicts`` those of all counted ones.
+    ``bound_misses``: tagged spans of the cell for which the injected offset lay outside
+    ``clock.offset_ns`` +- ``clock.uncertainty_ns``; ``error_ns`` is the distance between the two.
+    """
+
+    transport: str
+    broker: str | None
+    stage: str
+    direction: str
+    skew_ms: float
+    mode: str
+    rule: str
+    messages: int
+    edges: int
+    violations: int
+    violation_rate: float
+    predicted_rate: float | None
+    verdicts: dict[str, int]
+    residual_max_ns: int
+    bound_misses: int
+    throughput_per_s: float
+    outputs_correct: float
+    separation_ms: Separation | None
+    floor_ms: float
+    violation_verdicts: dict[str, int] = {}
+    residuals_ns: list[int] = []
+    uncertainty_ns: Spread | None = None
+    error_ns: Spread | None = None
+    spans: int = 0
+    spans_missing: int = 0
+    spans_duplicated: int = 0
+    spans_unsynchronized: int = 0
+    times_changed: int | None = None
+    durations_changed: int | None = None
+    order_changed: int | None = None
+    all: AllEdges | None = None
+
+
+class Throughput(msgspec.Struct, kw_only=True):
+    """Messages delivered to the consumer per second, in one situation; ``offered_per_s`` None means unpaced."""
+
+    transport: str
+    skew_ms: float
+    sidecar: str
+    offered_per_s: float | None
+    delivered_per_s: float
+    messages: int
+    delivered: int
+
+
+class Separations(msgspec.Struct, kw_only=True):
+    """Every separation of an unskewed cell, sorted: the distribution that predicts all the others."""
+
+    transport: str
+    rule: str
+    floor_ms: float
+    separations_ns: list[int]
+
+
+class Probe(msgspec.Struct, kw_only=True):
+    """What ``skewd check`` said on the skewed node."""
+
+    situation: str
+    command: str
+    exit_code: int
+    line: str
+    perfdata: str
+    seconds: float
+
+
+class Check(msgspec.Struct, kw_only=True):
+    """One statement the experiment makes, and whether this run bears it out. ``passed`` None: not applicable."""
+
+    name: str
+    statement: str
+    passed: bool | None
+    measured: str
+
+
+class Results(msgspec.Struct, kw_only=True):
+    """The whole of ``results.json``."""
+
+    schema: int = SCHEMA
+    runs: list[Run]
+    host: dict[str, str | int | float]
+    versions: dict[str, str]
+    settings: dict[str, str | int | float | list[str | float] | None] = {}
+    throughput: list[Throughput] = []
+    floor0: list[Run] = []
+    separations: list[Separations] = []
+    probes: list[Probe] = []
+    checks: list[Check] = []
+    stochastic: list[str] = msgspec.field(default_factory=lambda: list(STOCHASTIC))
+    seconds: float = 0.0
+
+
+def skew_label(skew_ms: float) -> str:
+    """``5 ms``, ``2 s``."""
+    return f"{skew_ms / 1000:g} s" if skew_ms >= 1000 else f"{skew_ms:g} ms"
+
+
+def save(results: Results, path: Path) -> None:
+    """Writes the file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".unfinished")
+    unfinished.write_bytes(msgspec.json.format(msgspec.json.encode(results), indent=1) + b"\n")
+    os.replace(unfinished, path)
+
+
+def load(path: Path) -> Results:
+    """Reads a ``results.json``.
+
+    Raises:
+        ValueError: it is none, or one of a newer schema; the message says which.
+        OSError: it cannot be read.
+    """
+    try:
+        results = msgspec.json.decode(path.read_bytes(), type=Results)
+    except msgspec.DecodeError as error:
+        raise ValueError(f"{path} is not a results.json of `skewd experiment run`: {error}") from error
+    if results.schema > SCHEMA:
+        raise ValueError(f"{path} has schema {results.schema}, this version reads up to {SCHEMA}; upgrade skewd")
+    return results

@@ -1,0 +1,361 @@
+"""A stage at work: follows commands, carries messages, makes spans. Started by ``stages.py``, which gave this process
+its node's clock before anything here was imported.
+
+Two stamps deserve care, since one rule of violation rests on them: ``message.sent`` is made just before the message
+is handed to the transport, ``message.received`` just after it was handed to us. So an edge's true gap is never
+negative, whatever the scheduler does. While a stage has nothing to do it waits in the transport (``pump``), which
+also carries the clocks' conversation.
+
+| command | answer |
+| --- | --- |
+| ``{"do": "listen", "hops": [hop, ...]}`` | ``{"event": "listening", "addresses": {transport: address}}`` |
+| ``{"do": "connect", "hops": [hop, ...]}`` | ``{"event": "connected"}``: outboxes opened |
+| ``{"do": "cell", ...}`` (see `Cell`) | ``{"event": "armed"}``, later ``{"event": "done", ...}`` |
+| ``{"do": "finish"}`` | ends the cell if it still runs; spans flushed; ``{"event": "finished", ...}`` |
+
+Limits: one cell at a time; messages of another cell are counted and dropped; a message that cannot be worked on is
+counted and dropped, its span marked as an error.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import queue
+import sys
+import threading
+import time
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.propagators.textmap import TextMapPropagator
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode, set_span_in_context
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from skewd_pipeline.items import digest_of
+from skewd_pipeline.stages import StageConfig
+from skewd_pipeline.transports import HopConfig, Inbox, Message, Outbox, open_inbox, open_outbox
+
+IDLE_S = 0.05
+"""How long a stage waits in the transport before it looks for a command."""
+
+EXPORT_EVERY_MS = 1_000
+SWITCH_S = 0.0005
+"""How long the exporters' threads may keep the interpreter from the one that carries messages. Python's usual 5 ms
+would be seen in the separations: serializing a batch takes about that long, once a second, in every stage."""
+
+COMMANDS_MAX = 64
+BODY_PLAIN_MAX = 16 << 20
+"""A compressed body may not unfold to more than this."""
+
+CELL_HEADER = "skewd-cell"
+ID_HEADER = "skewd-message"
+ITEM_HEADER = "skewd-item"
+
+_MESSAGING_SYSTEM = {"zmq": "zeromq", "kafka": "kafka"}
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One run of messages.
+
+    Attributes:
+        name: told apart from other cells' messages and spans by this.
+        exporters: which of the stage's exporters get this cell's spans.
+        rate: messages a second; None sends as fast as the pipeline takes them.
+        items: the producer's: which item each message carries, in order.
+    """
+
+    name: str
+    transport: str
+    messages: int
+    floor_ns: int
+    exporters: list[str]
+    rate: float | None = None
+    items: list[int] | None = None
+
+
+class Commands:
+    """The input's lines, read by a thread of their own so that a running cell can be finished."""
+
+    def __init__(self) -> None:
+        self._queue: queue.Queue[dict[str, Any] | None] = queue.Queue(COMMANDS_MAX)
+        self.finish = threading.Event()
+        threading.Thread(target=self._read, name="commands", daemon=True).start()
+
+    def _read(self) -> None:
+        for line in sys.stdin:
+            try:
+                command = json.loads(line)
+            except ValueError:
+                continue
+            if command.get("do") == "finish":
+                self.finish.set()
+            self._queue.put(command)
+        self.finish.set()
+        self._queue.put(None)
+
+    def next(self, timeout_s: float) -> dict[str, Any] | None:
+        """The next command.
+
+        Raises:
+            queue.Empty: none within ``timeout_s``.
+        """
+        return self._queue.get(timeout=timeout_s) if timeout_s else self._queue.get_nowait()
+
+
+def say(event: str, **more: Any) -> None:
+    """One answer."""
+    print(json.dumps({"event": event, **more}), flush=True)
+
+
+class Work:
+    """What each stage does to a message's body; the model and the files are loaded where they are needed."""
+
+    def __init__(self, config: StageConfig) -> None:
+        self._stage = config.stage
+        if config.stage in ("producer", "consumer"):
+            from skewd_pipeline.corpus import load_items
+
+            self._items = load_items(Path(config.items))
+            self._expected = {item.digest: item for item in self._items}
+        elif config.stage == "inference":
+            from skewd_pipeline.model import load_model
+
+            self._model = load_model(config.model)
+            self._model(b"def first():\n    return 'the first call initialises'\n" * 40)
+
+    def first(self, index: int) -> tuple[str, bytes]:
+        """The producer's: an item's identity and its bytes, compressed."""
+        item = self._items[index]
+        return item.digest, zlib.compress(item.body, 1)
+
+    def do(self, digest: str, body: bytes) -> bytes:
+        """What this stage makes of a body.
+
+        Raises:
+            ValueError: the body is not what the stage before makes.
+        """
+        if self._stage == "preprocess":
+            unfold = zlib.decompressobj()
+            plain = unfold.decompress(body, BODY_PLAIN_MAX)
+            if not unfold.eof:
+                raise ValueError(f"not a whole compressed body, or one of more than {BODY_PLAIN_MAX} bytes")
+            return plain
+        if self._stage == "inference":
+            label = self._model(body)
+            return json.dumps({"label": label, "digest": digest_of(body), "bytes": len(body)}).encode()
+        if self._stage == "postprocess":
+            return json.dumps({"item": digest, **json.loads(body)}, sort_keys=True).encode()
+        return body
+
+    def correct(self, digest: str, body: bytes) -> bool:
+        """The consumer's: whether the answer is the expected one, and about the item that was sent."""
+        answer = json.loads(body)
+        return answer["item"] == digest and self._expected[digest].is_correct(answer["digest"], answer["label"])
+
+
+class Telemetry:
+    """The SDK with one batching exporter per destination; a cell says which of them its spans go to."""
+
+    def __init__(self, config: StageConfig) -> None:
+        self._batches = {
+            name: BatchSpanProcessor(
+                OTLPSpanExporter(endpoint=f"{address}/v1/traces", timeout=10),
+                max_queue_size=65_536,
+                schedule_delay_millis=EXPORT_EVERY_MS,
+            )
+            for name, address in config.exporters.items()
+        }
+        active = self._active = list[BatchSpanProcessor]()
+
+        class ToActive(SpanProcessor):
+            def on_end(self, span: ReadableSpan) -> None:
+                for batch in active:
+                    batch.on_end(span)
+
+        resource = Resource.create({"service.name": config.stage, "service.namespace": "skewd-experiment"})
+        self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+        self._provider.add_span_processor(ToActive())
+        self.tracer = self._provider.get_tracer("skewd_pipeline.stages")
+        self.propagator: TextMapPropagator = TraceContextTextMapPropagator()
+
+    def use(self, exporters: list[str]) -> None:
+        """From now on spans go to these."""
+        self._active[:] = [self._batches[name] for name in exporters]
+
+    def flush(self) -> bool:
+        """Exports what waits; True when all of it was acknowledged in time."""
+        done = [batch.force_flush(15_000) for batch in self._active]  # all of them, also after a failure
+        return all(done)
+
+
+class Stage:
+    """A stage: its ends of the hops, its telemetry, its work, and the loop."""
+
+    def __init__(self, config: StageConfig, commands: Commands) -> None:
+        self.name = config.stage
+        self._commands = commands
+        self._work = Work(config)
+        self._telemetry = Telemetry(config)
+        self._inboxes: dict[str, Inbox] = {}
+        self._outboxes: dict[str, Outbox] = {}
+
+    def run(self) -> None:
+        """Follows commands until the input ends."""
+        while True:
+            try:
+                idle = self._idle_end()
+                command = self._commands.next(0 if idle else 1.0)
+            except queue.Empty:
+                if idle is not None:
+                    idle.pump(IDLE_S)
+                continue
+            if command is None:
+                return
+            self._obey(command)
+
+    def _idle_end(self) -> Inbox | Outbox | None:
+        # Only ZeroMQ's ends carry the clocks' conversation; one turns all that this thread opened.
+        return self._inboxes.get("zmq") or self._outboxes.get("zmq")
+
+    def _obey(self, command: dict[str, Any]) -> None:
+        match command.pop("do", None):
+            case "listen":
+                for hop in command["hops"]:
+                    self._inboxes[hop["transport"]] = open_inbox(HopConfig.from_dict(hop))
+                say("listening", addresses={name: inbox.address for name, inbox in self._inboxes.items()})
+            case "connect":
+                for hop in command["hops"]:
+                    self._outboxes[hop["transport"]] = open_outbox(HopConfig.from_dict(hop))
+                say("connected")
+            case "cell":
+                self._cell(Cell(**command))
+            case "finish":
+                self._commands.finish.clear()
+                say("finished", flushed=self._telemetry.flush())
+            case other:
+                raise ValueError(f"unknown command {other!r}")
+
+    def _cell(self, cell: Cell) -> None:
+        self._telemetry.use(cell.exporters)
+        # What start-up left behind need not be looked at again by the collector in the middle of a message.
+        gc.collect()
+        gc.freeze()
+        say("armed", cell=cell.name)
+        if self.name == "producer":
+            self._produce(cell)
+        else:
+            self._follow(cell)
+
+    def _produce(self, cell: Cell) -> None:
+        outbox = self._outboxes[cell.transport]
+        begun_ns = time.monotonic_ns()
+        sent = 0
+        for number, index in enumerate(cell.items or ()):
+            if cell.rate is not None:
+                wait_ns = begun_ns + round(number / cell.rate * 1e9) - time.monotonic_ns()
+                if wait_ns > 0:
+                    outbox.pump(wait_ns / 1e9)
+            if self._commands.finish.is_set():
+                break
+            message_id = f"{cell.name}/{number}"
+            span = self._telemetry.tracer.start_span("producer send", kind=SpanKind.PRODUCER)
+            floor_ends_ns = time.monotonic_ns() + cell.floor_ns
+            self._describe(span, cell, message_id)
+            digest, body = self._work.first(index)
+            headers = {CELL_HEADER: cell.name, ID_HEADER: message_id, ITEM_HEADER: digest}
+            self._send(outbox, span, Message(headers, body), floor_ends_ns)
+            sent += 1
+        outbox.flush()
+        say("done", sent=sent)
+
+    def _follow(self, cell: Cell) -> None:
+        inbox, outbox = self._inboxes[cell.transport], self._outboxes.get(cell.transport)
+        received = correct = strange = failed = 0
+        first_ns = last_ns = 0
+        while received < cell.messages and not self._commands.finish.is_set():
+            message = inbox.receive(IDLE_S)
+            if message is None:
+                continue
+            received_ns = time.time_ns()
+            now_ns = time.monotonic_ns()
+            if message.headers.get(CELL_HEADER) != cell.name:
+                strange += 1
+                continue
+            received += 1
+            first_ns, last_ns = first_ns or now_ns, now_ns
+            span = self._telemetry.tracer.start_span(
+                f"{self.name} process",
+                context=self._telemetry.propagator.extract(message.headers),
+                kind=SpanKind.CONSUMER,
+                start_time=received_ns,
+            )
+            span.add_event("message.received", timestamp=received_ns)
+            self._describe(span, cell, message.headers.get(ID_HEADER, ""))
+            digest = message.headers.get(ITEM_HEADER, "")
+            try:
+                body = self._work.do(digest, message.body)
+                if outbox is None:
+                    correct += self._work.correct(digest, body)
+            except Exception as error:  # the user's model may raise anything; the message is lost, the stage is not
+                failed += 1
+                span.record_exception(error)
+                span.set_status(Status(StatusCode.ERROR, str(error)[:200]))
+                span.end()
+                print(f"{self.name}: {type(error).__name__} on {digest[:12]}: {error}", file=sys.stderr, flush=True)
+                continue
+            if outbox is None:
+                inbox.pump(max(0, now_ns + cell.floor_ns - time.monotonic_ns()) / 1e9)
+                span.end()
+            else:
+                forwarded = {key: message.headers[key] for key in (CELL_HEADER, ID_HEADER, ITEM_HEADER)}
+                self._send(outbox, span, Message(forwarded, body), now_ns + cell.floor_ns)
+        if outbox is not None:
+            outbox.flush()
+        say(
+            "done",
+            received=received,
+            correct=correct,
+            strange=strange,
+            failed=failed,
+            first_ns=first_ns,
+            last_ns=last_ns,
+        )
+
+    def _describe(self, span: Span, cell: Cell, message_id: str) -> None:
+        span.set_attributes(
+            {
+                "skewd.experiment.cell": cell.name,
+                "messaging.message.id": message_id,
+                "messaging.system": _MESSAGING_SYSTEM[cell.transport],
+            }
+        )
+
+    def _send(self, outbox: Outbox, span: Span, message: Message, floor_ends_ns: int) -> None:
+        self._telemetry.propagator.inject(message.headers, context=set_span_in_context(span))
+        rest_ns = floor_ends_ns - time.monotonic_ns()
+        if rest_ns > 0:
+            outbox.pump(rest_ns / 1e9)
+        span.add_event("message.sent")
+        outbox.send(message)
+        span.end()
+
+
+def serve(config: StageConfig) -> None:
+    """Says READY, then follows commands until the input ends. What goes wrong is said as an answer, and raised."""
+    sys.setswitchinterval(SWITCH_S)
+    try:
+        commands = Commands()
+        stage = Stage(config, commands)
+        print("READY {}", flush=True)
+        stage.run()
+    except Exception as error:
+        say("error", error=f"{type(error).__name__}: {error}")
+        raise

@@ -1,0 +1,110 @@
+"""The claims, each on results that bear it out and on results that do not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from skewd_pipeline.claims import claims, failed
+from skewd_pipeline.results import AllEdges, Results, Run
+from tests.experiment.made_results import made_results
+
+
+def rows(results: Results, **wanted: object) -> list[Run]:
+    return [run for run in results.runs if all(getattr(run, key) == value for key, value in wanted.items())]
+
+
+def test_a_good_run_bears_out_every_claim() -> None:
+    checks = claims(made_results())
+    assert failed(checks) == []
+    assert all(check.passed for check in checks)
+    assert len({check.name for check in checks}) == len(checks)
+
+
+def set_rate(results: Results) -> None:
+    for run in rows(results, transport="zmq", skew_ms=5.0, mode="off", rule="span-start"):
+        run.violation_rate = 0.8
+
+
+def early(results: Results) -> None:
+    rows(results, transport="kafka", skew_ms=3.0, mode="off", rule="span-start")[0].violations = 1
+
+
+def left_over(results: Results) -> None:
+    rows(results, mode="rewrite", rule="span-start")[0].all = AllEdges(400, 1, {}, {})
+
+
+def beyond_bound(results: Results) -> None:
+    rows(results, mode="rewrite", rule="send-receive")[3].all = AllEdges(400, 2, {}, {})
+
+
+def missed(results: Results) -> None:
+    rows(results, mode="tag", rule="span-start")[2].bound_misses = 1
+
+
+def blamed(results: Results) -> None:
+    run = rows(results, mode="tag", rule="send-receive", skew_ms=0.0)[0]
+    run.all = AllEdges(400, 0, {"ordered": 399, "skewed": 1}, {})
+
+
+def impossible(results: Results) -> None:
+    run = rows(results, mode="tag", rule="send-receive", skew_ms=5.0)[0]
+    run.all = AllEdges(400, 100, {}, {"skewed": 99, "impossible": 1})
+
+
+def unsure(results: Results) -> None:
+    rows(results, mode="tag", rule="send-receive", skew_ms=10.0)[0].violation_verdicts = {
+        "skewed": 95,
+        "indeterminate": 5,
+    }
+
+
+def slow(results: Results) -> None:
+    results.throughput[4].delivered_per_s = 37.0
+
+
+def slowed_by_sidecar(results: Results) -> None:
+    results.throughput[0].delivered_per_s = 38.0
+
+
+def quiet_check(results: Results) -> None:
+    results.probes[2].exit_code = 1
+
+
+@pytest.mark.parametrize(
+    ("damage", "name"),
+    [
+        (set_rate, "raw-zmq-5ms"),
+        (early, "raw-below-floor"),
+        (left_over, "rewrite-span-start"),
+        (beyond_bound, "rewrite-send-receive"),
+        (missed, "bound-misses"),
+        (blamed, "tag-unskewed"),
+        (impossible, "tag-violations"),
+        (unsure, "tag-indeterminate"),
+        (slow, "throughput-skew"),
+        (slowed_by_sidecar, "throughput-sidecar"),
+        (quiet_check, "check-5-ms"),
+        (lambda results: setattr(results.runs[7], "outputs_correct", 0.99), "outputs"),
+        (lambda results: setattr(results.runs[3], "spans_missing", 1), "spans"),
+        (lambda results: setattr(results.runs[3], "spans_unsynchronized", 1), "synchronized"),
+        (lambda results: setattr(results.runs[3], "times_changed", 1), "tag-times"),
+        (lambda results: setattr(results.runs[5], "durations_changed", 1), "rewrite-durations"),
+        (lambda results: setattr(results.runs[5], "order_changed", 1), "rewrite-order"),
+    ],
+)
+def test_each_claim_fails_on_its_own(damage: Callable[[Results], None], name: str) -> None:
+    results = made_results()
+    damage(results)
+    assert [check.name for check in failed(claims(results))] == [name]
+
+
+def test_what_was_not_run_is_not_applicable() -> None:
+    results = made_results()
+    results.runs = [run for run in results.runs if run.mode == "off" and run.transport == "zmq" and run.skew_ms == 1]
+    results.throughput, results.probes = [], []
+    judged = {check.name: check.passed for check in claims(results)}
+    assert judged["raw-below-floor"] is True
+    assert [name for name, passed in judged.items() if passed is False] == []
+    assert judged["rewrite-span-start"] is judged["bound-misses"] is judged["check-5-ms"] is None

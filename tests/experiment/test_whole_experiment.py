@@ -1,0 +1,135 @@
+"""The experiment as a user runs it: every process real, small enough for a busy machine."""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from skewd_pipeline.results import Run, load
+
+RUN = [sys.executable, "-m", "skewd", "experiment", "run", "--transports", "zmq"]
+
+
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """A directory with a path short enough for sockets; the experiment's temporary files go there."""
+    path = Path(tempfile.mkdtemp(prefix="t", dir="/tmp"))
+    yield path
+    shutil.rmtree(path)
+
+
+def started(scratch: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*RUN, "--out", str(scratch / "out"), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "TMPDIR": str(scratch), "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"},
+    )
+
+
+def read_until(process: subprocess.Popen[str], words: str, limit_s: float) -> list[str]:
+    """Lines of output up to the first with ``words``."""
+    assert process.stdout is not None
+    deadline = time.monotonic() + limit_s
+    lines: list[str] = []
+    while time.monotonic() < deadline:
+        if select.select([process.stdout], [], [], 1.0)[0]:
+            line = process.stdout.readline()
+            lines.append(line)
+            if words in line:
+                return lines
+            if not line:
+                break
+    process.kill()
+    raise AssertionError(f"no line with {words!r} in:\n{''.join(lines)}")
+
+
+def test_a_short_sweep(scratch: Path) -> None:
+    process = started(scratch, "--skews", "0,5", "--messages", "20")
+    try:
+        output, _ = process.communicate(timeout=240)
+    finally:
+        process.kill()
+    # Exit code 1 would be a claim about rates or throughput that a busy machine does not bear out.
+    assert process.returncode in (0, 1), output
+    assert "report: " in output
+    results = load(scratch / "out" / "results.json")
+    assert (scratch / "out" / "report.html").stat().st_size > 20_000
+
+    def run(skew_ms: float, mode: str, rule: str) -> Run:
+        (found,) = [row for row in results.runs if (row.skew_ms, row.mode, row.rule) == (skew_ms, mode, rule)]
+        return found
+
+    assert len(results.runs) == 2 * 3 * 2
+    for row in results.runs:
+        assert (row.outputs_correct, row.edges, row.spans, row.spans_missing) == (1.0, 20, 100, 0), row
+        assert row.all is not None
+        assert row.all.edges == 80
+    assert run(0, "off", "span-start").violations == 0
+    # At 5 ms the law itself is the test: what is violated is what was closer together than 5 ms.
+    raw = run(5, "off", "send-receive")
+    assert raw.violations > 0, "20 messages, none through within 5 ms"
+    for rule in ("send-receive", "span-start"):
+        tag, fixed = run(5, "tag", rule), run(5, "rewrite", rule)
+        assert tag.violations == run(5, "off", rule).violations
+        assert set(tag.violation_verdicts) <= {"skewed", "indeterminate"}
+        assert tag.times_changed == 0
+        assert (fixed.durations_changed, fixed.order_changed) == (0, 0)
+        assert fixed.all is not None
+        assert fixed.all.violations == 0
+        for row in (tag, fixed):
+            assert (row.bound_misses, row.spans_unsynchronized) == (0, 0)
+    probes = {probe.situation: probe for probe in results.probes}
+    assert {name: probe.exit_code for name, probe in probes.items()} == {"no daemon": 3, "0 ms": 0, "5 ms": 2}
+    assert "5" in probes["5 ms"].line
+    assert all(probe.perfdata for probe in probes.values())
+    assert {path.name for path in scratch.iterdir()} == {"out"}
+    assert {path.name for path in (scratch / "out").iterdir()} == {"results.json", "report.html"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupting_leaves_no_process_and_no_file(scratch: Path, number: signal.Signals) -> None:
+    process = started(scratch, "--skews", "0", "--messages", "5000")
+    children: list[psutil.Process] = []
+    try:
+        # In the middle of starting for one, with messages under way for the other.
+        read_until(process, "starting 5 daemons" if number == signal.SIGTERM else "skewd check", 120)
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert children
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 128 + number, output
+        assert "nothing is left running" in output
+        _, alive = psutil.wait_procs(children, timeout=10)
+        assert alive == []
+        assert list(scratch.iterdir()) == []
+    finally:
+        process.kill()
+        process.wait(20)
+        for child in children:
+            if child.is_running():
+                child.kill()
+
+
+def test_a_model_that_cannot_be_loaded_is_explained(scratch: Path) -> None:
+    process = started(scratch, "--model", "no_such_module:classify", "--messages", "5")
+    try:
+        output, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 1
+    assert "importing no_such_module failed" in output
+    assert "Traceback" not in output
+    assert {path.name for path in scratch.iterdir()} <= {"out"}
