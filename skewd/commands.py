@@ -368,7 +368,16 @@ def experiment_run(
     demo: Annotated[bool, typer.Option("--demo", help="The short form: 3 minutes on 2 cores.")] = False,
 ) -> int:
     """Skew one stage's clock, step by step, and see what breaks with and without the sidecar."""
-    from skewd_pipeline.options import MODES, TRANSPORTS, ExperimentOptions, default_reference, parse_names, parse_skews
+    from skewd_pipeline.options import (
+        DIRECTIONS,
+        MODES,
+        STAGES,
+        TRANSPORTS,
+        ExperimentOptions,
+        default_reference,
+        parse_names,
+        parse_skews,
+    )
 
     given: dict[str, Any] = {}
     try:
@@ -383,7 +392,9 @@ def experiment_run(
             stage=stage,
             direction=direction,
             seed=seed,
-            reference=reference if reference is not None else default_reference(stage),
+            # Of a stage or direction that does not exist, the options say so.
+            reference=reference
+            or (default_reference(stage, direction) if stage in STAGES and direction in DIRECTIONS else STAGES[0]),
             service_floor_ns=_duration("--service-floor", service_floor),
             kafka_bootstrap=kafka_bootstrap,
             model=model,

@@ -122,16 +122,17 @@ class Children:
     async def __aexit__(self, *_: object) -> None:
         await self.stop()
 
-    async def start(self, name: str, arguments: Sequence[str]) -> Child:
+    async def start(self, name: str, arguments: Sequence[str], *, niceness: int = 0) -> Child:
         """Starts ``arguments`` (a Python module call's arguments) and follows it; readiness is awaited apart.
 
         Args:
             name: for people and for the log's file name.
             arguments: what follows the interpreter: ``("-m", "skewd", "run", ...)``.
+            niceness: by how much its priority is lowered.
         """
         log = self._logs / f"{name}.log"
         with log.open("wb") as file:
-            process = await self._spawn(arguments, file, asyncio.subprocess.PIPE)
+            process = await self._spawn(arguments, file, asyncio.subprocess.PIPE, niceness)
         child = Child(name, process, log)
         self._children.append(child)
         for coroutine in (self._listen(child), self._watch(child)):
@@ -152,7 +153,7 @@ class Children:
         """
         log = self._logs / f"{name}.log"
         with log.open("wb") as file:
-            process = await self._spawn(arguments, file, asyncio.subprocess.DEVNULL)
+            process = await self._spawn(arguments, file, asyncio.subprocess.DEVNULL, 0)
         try:
             output, _ = await self.unless_failed(asyncio.wait_for(process.communicate(), limit_s))
         except TimeoutError:
@@ -164,8 +165,10 @@ class Children:
         assert process.returncode is not None, "it was waited for"
         return process.returncode, output.decode(errors="replace").strip()
 
-    async def _spawn(self, arguments: Sequence[str], log: IO[bytes], stdin: int) -> asyncio.subprocess.Process:
-        leash = (sys.executable, "-I", "-S", LEASH, str(os.getpid()))
+    async def _spawn(
+        self, arguments: Sequence[str], log: IO[bytes], stdin: int, niceness: int
+    ) -> asyncio.subprocess.Process:
+        leash = (sys.executable, "-I", "-S", LEASH, str(os.getpid()), str(niceness))
         return await asyncio.create_subprocess_exec(
             *leash,
             sys.executable,

@@ -64,7 +64,7 @@ class ExperimentOptions:
     messages: int = 200
     rate: float = 40.0
     seed: int = 1
-    reference: str = "producer"
+    reference: str = "preprocess"
     service_floor_ns: int = 3_500_000
     kafka_bootstrap: str | None = None
     model: str | None = None
@@ -114,9 +114,13 @@ class ExperimentOptions:
             raise ValueError(f"--model: '{self.model}' is not module:callable; write mymodel:classify")
 
 
-def default_reference(stage: str) -> str:
-    """The reference when none is named: the producer, or the consumer when the producer is the skewed one."""
-    return STAGES[-1] if stage == STAGES[0] else STAGES[0]
+def default_reference(stage: str, direction: str) -> str:
+    """The reference when none is named: the other end of the edge that the skew can violate.
+
+    That is the stage before when the clock is behind, the one after when it is ahead. The edge is then judged by a
+    single first-hand bound, and not by the sum of two.
+    """
+    return STAGES[(STAGES.index(stage) + (-1 if direction == "behind" else 1)) % len(STAGES)]
 
 
 def parse_skews(text: str) -> tuple[float, ...]:

@@ -14,7 +14,7 @@ import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from skewd_pipeline.options import STAGES, ExperimentOptions, default_reference
+from skewd_pipeline.options import ExperimentOptions
 
 DEMO_EXTRA_SKEWS_MS = (50.0, 2000.0)
 DEMO_MESSAGES = 100
@@ -70,11 +70,7 @@ class Group:
 
 
 def with_demo(options: ExperimentOptions) -> ExperimentOptions:
-    """The options as run: the demo's short form where the user left the defaults.
-
-    Its reference is the skewed node's neighbour rather than the far end of the pipeline: then the one edge that the
-    skew can violate is judged by a single first-hand bound, and not by the sum of two.
-    """
+    """The options as run: the demo's short form where the user left the defaults."""
     if not options.demo:
         return options
     usual = ExperimentOptions()
@@ -82,17 +78,7 @@ def with_demo(options: ExperimentOptions) -> ExperimentOptions:
         options,
         skews_ms=usual.skews_ms + DEMO_EXTRA_SKEWS_MS if options.skews_ms == usual.skews_ms else options.skews_ms,
         messages=DEMO_MESSAGES if options.messages == usual.messages else options.messages,
-        reference=(
-            neighbour(options.stage, options.direction)
-            if options.reference == default_reference(options.stage)
-            else options.reference
-        ),
     )
-
-
-def neighbour(stage: str, direction: str) -> str:
-    """The other end of the edge that a skew of ``stage`` can violate: the one before when behind, else the next."""
-    return STAGES[STAGES.index(stage) + (-1 if direction == "behind" else 1)]
 
 
 def plan(options: ExperimentOptions) -> list[Group]:

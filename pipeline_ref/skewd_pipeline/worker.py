@@ -45,10 +45,12 @@ from skewd_pipeline.transports import HopConfig, Inbox, Message, Outbox, open_in
 IDLE_S = 0.05
 """How long a stage waits in the transport before it looks for a command."""
 
-EXPORT_EVERY_MS = 1_000
+EXPORT_EVERY_MS = 5_000
+"""The SDK's own default."""
+
 SWITCH_S = 0.0005
 """How long the exporters' threads may keep the interpreter from the one that carries messages. Python's usual 5 ms
-would be seen in the separations: serializing a batch takes about that long, once a second, in every stage."""
+would be seen in the separations: serializing a batch takes about that long, every few seconds, in every stage."""
 
 COMMANDS_MAX = 64
 BODY_PLAIN_MAX = 16 << 20

@@ -357,7 +357,7 @@ class TestExperiment:
         assert main(["experiment", "run", *words.split()]) == 7
         (options,) = taken
         assert options.skews_ms == (0, 0.25, 2000)
-        assert (options.stage, options.direction, options.reference) == ("producer", "ahead", "consumer")
+        assert (options.stage, options.direction, options.reference) == ("producer", "ahead", "preprocess")
         assert (options.transports, options.modes) == (("zmq",), ("off", "rewrite"))
         assert (options.messages, options.rate, options.seed, options.service_floor_ns) == (50, 12.5, 5, 0)
         assert (options.model, options.out, options.demo) == ("a:b", Path("/tmp/x"), False)

@@ -14,7 +14,7 @@ from skewd_pipeline.options import TRANSPORTS, ExperimentOptions, default_refere
 def test_defaults() -> None:
     options = ExperimentOptions()
     assert list(options.skews_ms) == [0, 1, 2, 3, 4, 5, 7, 10]
-    assert (options.stage, options.direction, options.reference) == ("inference", "behind", "producer")
+    assert (options.stage, options.direction, options.reference) == ("inference", "behind", "preprocess")
     assert options.transports == ("zmq", "kafka")
     assert options.modes == ("off", "tag", "rewrite")
     assert options.service_floor_ns == 3_500_000
@@ -105,7 +105,10 @@ def test_what_cannot_work_is_refused(values: dict[str, Any], says: str) -> None:
 
 def test_the_reference_is_never_the_skewed_stage_by_default() -> None:
     for stage in ("producer", "preprocess", "inference", "postprocess", "consumer"):
-        assert default_reference(stage) != stage
+        for direction in ("behind", "ahead"):
+            assert default_reference(stage, direction) != stage
+    assert default_reference("inference", "behind") == "preprocess"
+    assert default_reference("inference", "ahead") == "postprocess"
 
 
 def test_a_model_and_brokers_of_ones_own() -> None:

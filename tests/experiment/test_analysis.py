@@ -73,7 +73,7 @@ def tagged(
     found = []
     for span in spans:
         wrong = 0 if span.stage == STAGES[0] else error_ns
-        attributes = {
+        attributes: dict[str, str | bool | int | float] = {
             "clock.offset_ns": cell.truth_ns[span.stage] + wrong,
             "clock.uncertainty_ns": 0 if span.stage == STAGES[0] else uncertainty_ns,
             "clock.reference": "node:producer",

@@ -103,7 +103,7 @@ def test_the_leash_ends_a_program_whose_parent_was_killed() -> None:
     inner = "import time\nprint('up', flush=True)\ntime.sleep(600)"
     outer = (
         "import os, subprocess, sys, time\n"
-        f"p = subprocess.Popen([sys.executable, '-I', '-S', {LEASH!r}, str(os.getpid()), sys.executable, '-c', "
+        f"p = subprocess.Popen([sys.executable, '-I', '-S', {LEASH!r}, str(os.getpid()), '0', sys.executable, '-c', "
         f"{inner!r}], stdout=subprocess.PIPE, start_new_session=True)\n"
         "p.stdout.readline()\nprint(p.pid, flush=True)\ntime.sleep(600)\n"
     )
@@ -121,11 +121,19 @@ def test_the_leash_ends_a_program_whose_parent_was_killed() -> None:
 
 
 def test_the_leash_runs_nothing_for_a_parent_that_is_gone() -> None:
-    done = subprocess.run([sys.executable, LEASH, "1", sys.executable, "-c", "print('ran')"], capture_output=True)
+    done = subprocess.run([sys.executable, LEASH, "1", "0", sys.executable, "-c", "print('ran')"], capture_output=True)
     assert (done.returncode, done.stdout) == (1, b"")
 
 
+def test_the_leash_lowers_the_priority() -> None:
+    said = "import os; print(os.nice(0))"
+    words = [sys.executable, LEASH, str(os.getpid()), "7", sys.executable, "-c", said]
+    assert int(subprocess.run(words, capture_output=True, text=True, check=True).stdout) == os.nice(0) + 7
+
+
 def test_the_leash_says_what_it_cannot_run() -> None:
-    done = subprocess.run([sys.executable, LEASH, str(os.getpid()), "/nothing/here"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, LEASH, str(os.getpid()), "0", "/nothing/here"], capture_output=True, text=True
+    )
     assert done.returncode == 127
     assert "/nothing/here" in done.stderr

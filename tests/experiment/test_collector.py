@@ -26,7 +26,7 @@ async def test_bodies_are_kept_by_mode_and_protocol_as_they_came() -> None:
         async with session.post(f"{plain}/v1/traces", data=gzip.compress(b"two"), headers=packed) as answer:
             assert answer.status == 200
         async with grpc.aio.insecure_channel(rpc.removeprefix("grpc://")) as channel:
-            export = channel.unary_unary(EXPORT)
+            export = channel.unary_unary(EXPORT, None, None)
             assert await export(b"three", compression=grpc.Compression.Gzip) == b""
         assert collector.take("off") == [b"one", b"two"]
         assert collector.take("tag") == [b"three"]
@@ -41,6 +41,6 @@ async def test_a_full_collector_says_so(monkeypatch: pytest.MonkeyPatch) -> None
             assert answer.status == 429
         async with grpc.aio.insecure_channel(rpc.removeprefix("grpc://")) as channel:
             with pytest.raises(grpc.aio.AioRpcError) as refused:
-                await channel.unary_unary(EXPORT)(b"12345")
+                await channel.unary_unary(EXPORT, None, None)(b"12345")
         assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
         assert collector.take("off") == collector.take("tag") == []

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from skewd_pipeline.options import ExperimentOptions
-from skewd_pipeline.plan import DIRECT, cells_of, neighbour, page_offset_ns, plan, seconds, truth_ns, with_demo
+from skewd_pipeline.plan import DIRECT, cells_of, page_offset_ns, plan, seconds, truth_ns, with_demo
 
 USUAL = ExperimentOptions()
 
@@ -56,9 +56,7 @@ def test_the_demo_adds_two_large_skews_and_stays_below_two_minutes() -> None:
     assert with_demo(USUAL) is USUAL
 
 
-def test_the_demo_refers_to_the_neighbour_on_the_edge_that_breaks() -> None:
-    assert neighbour("inference", "behind") == "preprocess"
-    assert neighbour("inference", "ahead") == "postprocess"
+def test_the_demo_keeps_the_reference_that_was_asked_for() -> None:
     assert with_demo(replace(USUAL, demo=True, reference="consumer")).reference == "consumer"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyValue
@@ -11,7 +13,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Sp
 from skewd_pipeline.spans import spans_of
 
 
-def attribute(key: str, **value: object) -> KeyValue:
+def attribute(key: str, **value: Any) -> KeyValue:
     return KeyValue(key=key, value=AnyValue(**value))
 
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from link_bench import KEY, OTHER_KEY, ExactClock, Node, S, assert_true, described, exchange
 from skewd.links import wire
 from skewd.links.protocol import REASONS, Proofs, Received, Timebases
+from tests.links.link_bench import KEY, OTHER_KEY, ExactClock, Node, S, assert_true, described, exchange
 
 MS = 1_000_000
 EPOCHS = st.integers(-(10**18), 10**18)

@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from link_bench import KEY, OTHER_KEY, ExactClock, HostTime, S, assert_true, described, until
 from skewd.keys import KeyNeeded, MeshKey
 from skewd.links.protocol import LinkProtocol, Proofs
 from skewd.links.udp import UdpLink
 from skewd.ports import ListenError, PortTaken
+from tests.links.link_bench import KEY, OTHER_KEY, ExactClock, HostTime, S, assert_true, described, until
 
 INTERVAL_NS = 20_000_000
 

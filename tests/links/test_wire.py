@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from link_bench import KEY, OTHER_KEY, described
 from skewd.interval import Interval
 from skewd.links import wire
 from skewd.links.wire import Kind, Refused, Self
+from tests.links.link_bench import KEY, OTHER_KEY, described
 
 I64 = st.integers(-(1 << 63), (1 << 63) - 1)
 U32 = st.integers(0, (1 << 32) - 1)

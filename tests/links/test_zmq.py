@@ -12,11 +12,11 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from link_bench import KEY, OTHER_KEY, HostTime, assert_true, described, until
 from skewd.keys import KeyNeeded, MeshKey
 from skewd.links.protocol import LinkProtocol, Proofs
 from skewd.links.zmq import ATTACH, MAX_ATTACHMENTS, LinkUnavailable, ZmqLink
 from skewd.ports import ListenError, PortTaken
+from tests.links.link_bench import KEY, OTHER_KEY, HostTime, assert_true, described, until
 
 INTERVAL_NS = 20_000_000
 

@@ -57,9 +57,7 @@ def test_signals_may_go_to_different_places() -> None:
         "metrics": "http://c:4318/v1/metrics",
         "logs": "grpc://c:4318",
     }
-    assert shown(None, TRACES_ENDPOINT="http://t:4318/v1/traces", ENDPOINT=" ") == {
-        "traces": "http://t:4318/v1/traces"
-    }
+    assert shown(None, TRACES_ENDPOINT="http://t:4318/v1/traces", ENDPOINT=" ") == {"traces": "http://t:4318/v1/traces"}
 
 
 def test_the_environments_other_settings_apply_to_any_next_hop() -> None:

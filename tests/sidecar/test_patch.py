@@ -12,11 +12,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from otlp_wire import FIXED64, GROUP, LEN, VARINT, disordered, field, fields, varint
 from skewd.bounds.applied import begin, continue_
 from skewd.bounds.history import UNSYNCHRONIZED, Correction, Status
 from skewd.interval import Interval
 from skewd_sidecar.patch import NAMES, MalformedRequest, Mode, PatchOptions, check_message, patch_traces
+from tests.sidecar.otlp_wire import FIXED64, GROUP, LEN, VARINT, disordered, field, fields, varint
 
 T0 = 1_790_000_000_000_000_000
 MAX = (1 << 64) - 1
@@ -369,6 +369,7 @@ def test_spans_and_events_of_one_node_keep_their_order(data: st.DataObject) -> N
 
 
 # ------------------------------------------------------------------------------------------------- what is refused
+
 
 def refused(body: bytes) -> bool:
     """Whether a body is refused; every mode must say the same."""

@@ -46,12 +46,12 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-from sidecar_lab import LIMIT_S, Collector, Running, free_port, grpc_collector, http_collector, sidecar
 from skewd.bounds.history import UNSYNCHRONIZED, Correction
 from skewd.ports import PortTaken
 from skewd_sidecar.endpoint import EndpointError
 from skewd_sidecar.gateway import Signal
 from skewd_sidecar.patch import Mode
+from tests.sidecar.sidecar_lab import LIMIT_S, Collector, Running, free_port, grpc_collector, http_collector, sidecar
 
 T0 = 1_790_000_000_000_000_000
 PROTOCOLS = ["grpc", "http"]
@@ -506,9 +506,7 @@ def certificate(directory: Path) -> tuple[Path, Path]:
     )
     (directory / "cert.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
     (directory / "key.pem").write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     return directory / "cert.pem", directory / "key.pem"
 
