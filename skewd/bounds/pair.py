@@ -12,8 +12,8 @@ messages the offset moves at the relative drift ``v``, and the drift itself wand
 ``|v| <= max_drift`` and ``|dv/dt| <= max_wander``.
 
 **The set.** We keep the set of states (offset x, drift v) that are still possible: set-membership filtering
-(Schweppe 1968, Bertsekas and Rhodes 1971). A proof made at time ``p`` is a half-plane of states at any other time
-``t``, before or after. With ``tau = t - p`` and the drift's path ``v(u)`` from ``v`` at ``t``,
+(Schweppe 1968, Bertsekas and Rhodes 1971). A proof made at time ``p`` is a half-plane of states at any later time
+``t``. With ``tau = t - p`` and the drift's path ending in ``v`` at ``t``,
 
     offset(p) = x - v tau + integral of (wander x weight),   |that integral| <= a tau^2 / 2,   a = max_wander,
 
@@ -23,52 +23,61 @@ and the extreme is attained (wander at its limit all the way), so
 
 This is the exact support function of the reachable set in that direction: the set of reachable (x, v) is no
 polygon (its edge is a parabola, reached by bang-bang motion), but each half-plane is carried by exactly as much as
-the true set needs, no less (which would be wrong) and no more. Corners would be lost that way over a long silence,
-so four more half-planes are computed from the whole set each time it moves: largest and smallest offset,
-``max over vertices of (x + v T) + a T^2 / 2`` (less where the drift limit forbids to go on accelerating), and
-largest and smallest drift, ``max v + a T``. Hence:
+the true set needs, no less (which would be wrong) and no more.
+
+**Its shape.** Seen as a function of v, each upper proof is a line that rises with slope ``tau >= 0``, so the upper
+edge U(v), their minimum, is concave and never falls, and the lower edge L(v) is convex and never falls. Between them
+and the two ends of the drift's range lies the set: a lens that leans to the right. Three things follow, and they are
+why an observation costs microseconds:
+
+- Two neighbouring lines of U meet where ``v`` makes them equal; carried on by T, they meet at ``v - a T`` (put
+  ``tau + T`` for tau: the terms in T cancel but for this). All corners of U move alike, those of L by ``+ a T``, and
+  the ends of the drift's range outward by ``a T`` as well, up to the drift limit. So no corner overtakes another, and
+  carrying the set on is one subtraction per corner. Only the drift limit ever cuts some off.
+- The largest offset and the largest drift are one and the same corner, the right end of U. The largest offset at any
+  later time is that corner's, wander at its limit until the drift limit stops it: a formula, not a search. It is
+  exact, and when the set is carried on it becomes a line of U itself, since the carried lines alone would forget it.
+- A message that this largest offset already implies is answered by that formula and changes nothing at all: the set
+  then simply stays where it is, at an earlier time.
+
+The lower edge is the upper one of the mirror image (-x, -v): one piece of code serves both.
 
 *Theorem.* If the stamps are not later than the sends and not earlier than the receives, and the limits hold, then
 the true (offset, drift) lies in the set at every moment, and ``offset(t)`` contains the true offset at every ``t``.
-*Proof.* Each half-plane alone contains the true state by the inequalities above; the set is their intersection;
-dropping or rounding half-planes outward only enlarges it. QED. The silence after the last message needs no rule of
-its own: holdover is what the same set says later. A late or repeated message is simply one more half-plane.
+*Proof.* Each line alone holds the true state by the inequalities above, the ends of the drift's range by |dv/dt| <= a,
+the largest offset by the argument of :meth:`PairBound._reach`; the set is their intersection, and what is left out
+only enlarges it. QED. An error in a corner's position is on the safe side too: left or right of the true corner, the
+line taken there is above the minimum of both. The silence after the last message needs no rule of its own: holdover
+is what the same set says later. A late message is one more line, with its own slope; a repeated one changes nothing.
 
 **Limits.** The bound is as good as the declared limits of the two oscillators (100 ppm and 10 ppb/s each are wide
 for quartz; a virtual machine that is paused, migrated or whose raw clock jumps violates any). A violation larger
 than the set's width empties it, which is counted, and a new set begins; a smaller one may stay unseen. Memory is
-constant: at most ``CONSTRAINTS_MAX`` half-planes a side.
+constant: at most ``CONSTRAINTS_MAX`` lines a side; of too many, the one goes whose absence enlarges the set least.
+Floats are relative to an integer reference that follows the set, instants are integers: nothing is lost in years.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from bisect import bisect_left, bisect_right
 
 from skewd.interval import Interval
 
 CONSTRAINTS_MAX = 12
-"""Half-planes kept on each side; beyond it the ones that shape the set least are dropped (sound, see the proof)."""
+"""Lines kept on each side; beyond it the ones that shape the set least are dropped (sound, see the proof)."""
 
 _OUTWARD_NS = 1.0
-"""Every half-plane stands this far outward, so that an exactly tight pair of messages does not empty the set."""
+"""Every line stands this far outward, so that an exactly tight pair of messages does not empty the set."""
 
-_WORTH_A_SEARCH_NS = 100.0
-"""Below this there is nothing to gain from knowing where the drift limit stops the wander."""
+_WORTH_NS = 0.1
+"""A line that would cut off less is not worth keeping."""
 
+_ROUNDING = 1e-15
+"""Allowance for the floats' own rounding, relative to the terms of a line: over years of silence they grow large."""
+
+_REFERENCE_EVERY_NS = 1e9
 _SECOND_NS = 1_000_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class Proof:
-    """One inequality about the offset at one local instant.
-
-    ``upper``: offset(local_ns) <= limit_ns; otherwise offset(local_ns) >= limit_ns.
-    """
-
-    upper: bool
-    local_ns: int
-    limit_ns: int
 
 
 def pair_limits(
@@ -89,9 +98,30 @@ def pair_limits(
     )
 
 
-# A vertex of the set: offset less the reference, in ns; drift, in ppb; and which half-plane the edge that starts
-# here lies on (None: a limit on the drift).
-_Vertex = tuple[float, float, "Proof | None"]
+class _Edge:
+    """One side of the set at one instant, seen so that it is the upper one: y = sign x, w = sign v.
+
+    Attributes:
+        sign: 1 for the upper side, -1 for the lower one.
+        proofs: (local instant p, c in ns), oldest first: at p, y <= c. As lines in w: steepest first.
+        corners: the drifts w where one proof's line gives way to the next; one fewer than the proofs.
+    """
+
+    __slots__ = ("corners", "proofs", "sign")
+
+    def __init__(self, sign: int) -> None:
+        self.sign = sign
+        self.proofs: list[tuple[int, float]] = []
+        self.corners: list[float] = []
+
+    def trim(self, least: float, most: float) -> None:
+        """Leaves the lines that rule somewhere between these drifts."""
+        corners = self.corners
+        if corners and (corners[0] <= least or corners[-1] >= most):
+            first, last = bisect_right(corners, least), bisect_left(corners, most)
+            last = max(first, last)
+            self.proofs = self.proofs[first : last + 1]
+            self.corners = corners[first:last]
 
 
 class PairBound:
@@ -109,13 +139,15 @@ class PairBound:
 
     __slots__ = (
         "_accel",
-        "_asked",
+        "_at_ns",
         "_drift_max",
+        "_fastest",
         "_latest_ns",
-        "_lowers",
+        "_lower",
         "_reference_ns",
-        "_uppers",
-        "_vertices",
+        "_slowest",
+        "_upper",
+        "_whole",
         "contradictions",
     )
 
@@ -130,10 +162,10 @@ class PairBound:
         self._begin()
 
     def _begin(self) -> None:
-        self._uppers: list[Proof] = []
-        self._lowers: list[Proof] = []
-        self._vertices: list[_Vertex] | None = None
-        self._asked: tuple[int, list[_Vertex]] | None = None  # the last answer: offset and drift are asked in pairs
+        self._upper, self._lower = _Edge(1), _Edge(-1)
+        self._whole = False  # whether both sides are known, so that there is a set
+        self._slowest, self._fastest = -self._drift_max, self._drift_max
+        self._at_ns = 0  # the instant at which the set is kept: that of the latest message that changed it
         self._latest_ns: int | None = None
         self._reference_ns = 0
 
@@ -144,81 +176,78 @@ class PairBound:
 
         Returns False when it contradicts what was known; the set then begins anew from this message alone.
         """
-        return self._observe(Proof(True, sent_local_ns, received_remote_ns - sent_local_ns))
+        return self._observe(self._upper, self._lower, sent_local_ns, received_remote_ns - sent_local_ns)
 
     def incoming(self, sent_remote_ns: int, received_local_ns: int) -> bool:
         """A message left there at ``sent_remote_ns`` (or later) and had arrived here by ``received_local_ns``.
 
         Returns False when it contradicts what was known; the set then begins anew from this message alone.
         """
-        return self._observe(Proof(False, received_local_ns, sent_remote_ns - received_local_ns))
+        return self._observe(self._lower, self._upper, received_local_ns, sent_remote_ns - received_local_ns)
 
-    def _observe(self, proof: Proof) -> bool:
-        at_ns = proof.local_ns if self._latest_ns is None else max(self._latest_ns, proof.local_ns)
-        side = self._uppers if proof.upper else self._lowers
-        if proof in side:
-            return True
-        vertices = self._set_at(at_ns)
-        if vertices is None:
-            # One side only so far: keep what is tightest by now, whatever the drift was.
-            side.append(proof)
-            self._latest_ns = at_ns
-            if self._uppers and self._lowers:
-                return self._settle(at_ns, self._from_proofs(at_ns), proof)
-            sign = 1 if proof.upper else -1
-            side.sort(key=lambda p: sign * p.limit_ns + self._drift_max * abs(at_ns - p.local_ns) / _SECOND_NS)
-            del side[CONSTRAINTS_MAX:]
-            return True
-        clipped = self._clip(vertices, proof, at_ns)
-        side.append(proof)
-        return self._settle(at_ns, clipped, proof)
-
-    def _settle(self, at_ns: int, vertices: list[_Vertex], newest: Proof) -> bool:
-        """Takes the new set, drops half-planes that no longer shape it; begins anew if it is empty."""
-        if not vertices:
-            contradictions = self.contradictions + 1
+    def _observe(self, edge: _Edge, other: _Edge, local_ns: int, limit_ns: int) -> bool:
+        """At ``local_ns`` the offset was at most (upper edge) or at least (lower one) ``limit_ns``."""
+        if self._latest_ns is None:
+            self._reference_ns = limit_ns
+            self._latest_ns = local_ns
+        elif local_ns > self._latest_ns:
+            self._latest_ns = local_ns
+        most = edge.sign * (limit_ns - self._reference_ns) + _OUTWARD_NS
+        if not self._whole:
+            held = self._first(edge, other, local_ns, most)
+        else:
+            if local_ns >= self._at_ns:
+                elapsed = (local_ns - self._at_ns) / _SECOND_NS
+                if most >= self._reach(edge, elapsed) - _WORTH_NS:
+                    return True
+                self._carry(local_ns, elapsed, other)
+                most = edge.sign * (limit_ns - self._reference_ns) + _OUTWARD_NS
+            held = self._cut(edge, other, local_ns, most)
+        if not held:
+            # Nothing known before may be right: begin anew, from this message alone.
+            self.contradictions += 1
             self._begin()
-            self.contradictions = contradictions
-            self._observe(newest)
-            return False
-        # The reference follows the set, so that floats stay small however long this runs.
-        shift = round(vertices[0][0])
-        if abs(shift) > 1_000_000_000:
-            vertices = [(x - shift, v, edge) for x, v, edge in vertices]
-            self._reference_ns += shift
-        self._vertices = vertices
-        self._asked = None
-        self._latest_ns = at_ns
-        self._uppers, self._lowers = self._shaping(vertices, True), self._shaping(vertices, False)
-        return True
+            sides = (self._upper, self._lower) if edge.sign > 0 else (self._lower, self._upper)
+            self._observe(*sides, local_ns, limit_ns)
+        return held
 
-    @staticmethod
-    def _shaping(vertices: list[_Vertex], upper: bool) -> list[Proof]:
-        """The proofs that the set's edges lie on; of too many, those with the longest edges (in drift)."""
-        extent: dict[Proof, float] = {}
-        for i, (_, v, edge) in enumerate(vertices):
-            if edge is not None and edge.upper is upper:
-                extent[edge] = extent.get(edge, 0.0) + abs(vertices[(i + 1) % len(vertices)][1] - v)
-        kept = sorted(extent, key=lambda proof: -extent[proof])[:CONSTRAINTS_MAX]
-        kept.sort(key=lambda proof: proof.local_ns)
-        return kept
+    def _first(self, edge: _Edge, other: _Edge, local_ns: int, most: float) -> bool:
+        """A message while one side is unknown: the tightest by now are kept, whatever the drift was."""
+        latest = self._latest_ns
+        assert latest is not None
+        if (local_ns, most) not in edge.proofs:
+            edge.proofs.append((local_ns, most))
+        if len(edge.proofs) > CONSTRAINTS_MAX:
+            edge.proofs.sort(key=lambda proof: proof[1] + self._drift_max * (latest - proof[0]) / _SECOND_NS)
+            edge.proofs.pop()
+        if not other.proofs:
+            return True
+        # Both sides: any drift within the limit, one line on each side, and the others cut in.
+        proofs = [(side, opposite, proof) for side, opposite in ((edge, other), (other, edge)) for proof in side.proofs]
+        self._whole, self._at_ns = True, latest
+        for side in (edge, other):
+            side.proofs = side.proofs[-1:]
+        if not self._narrow(edge, other, *self._line(edge.proofs[0])):
+            return False
+        return all(self._cut(side, opposite, *proof) for side, opposite, proof in proofs)
 
     # -- what is known -------------------------------------------------------------------------------------------
 
     def offset(self, at_local_ns: int) -> Interval | None:
         """remote - local at a local instant, before or after the latest message; None while a side is unknown."""
-        vertices = self._set_at(at_local_ns)
-        if not vertices:
+        if not self._whole:
             return None
-        low, high = min(x for x, _, _ in vertices), max(x for x, _, _ in vertices)
+        elapsed = (at_local_ns - self._at_ns) / _SECOND_NS
+        high, low = self._reach(self._upper, elapsed), -self._reach(self._lower, elapsed)
         return Interval(self._reference_ns + math.floor(low), self._reference_ns + math.ceil(high))
 
     def drift(self, at_local_ns: int) -> Interval | None:
         """d(offset)/dt at a local instant, in ppb; None while a side is unknown."""
-        vertices = self._set_at(at_local_ns)
-        if not vertices:
+        if not self._whole:
             return None
-        return Interval(math.floor(min(v for _, v, _ in vertices)), math.ceil(max(v for _, v, _ in vertices)))
+        wander = self._accel * abs(at_local_ns - self._at_ns) / _SECOND_NS
+        slowest, fastest = max(-self._drift_max, self._slowest - wander), min(self._drift_max, self._fastest + wander)
+        return Interval(math.floor(slowest), math.ceil(fastest))
 
     @property
     def latest_local_ns(self) -> int | None:
@@ -227,112 +256,160 @@ class PairBound:
 
     # -- the set -------------------------------------------------------------------------------------------------
 
-    def _set_at(self, at_ns: int) -> list[_Vertex] | None:
-        """The set at ``at_ns``; None while one side is unknown."""
-        if self._vertices is None:
-            return None
-        assert self._latest_ns is not None
-        if at_ns == self._latest_ns:
-            return self._vertices
-        if self._asked is not None and self._asked[0] == at_ns:
-            return self._asked[1]
-        elapsed = (at_ns - self._latest_ns) / _SECOND_NS
-        box = self._derived_box(self._vertices, at_ns, elapsed)
-        for proof in (*self._uppers, *self._lowers):
-            box = self._clip(box, proof, at_ns)
-        # Rounding can in principle empty an almost degenerate set; the derived box alone is sound then.
-        found = box or self._derived_box(self._vertices, at_ns, elapsed)
-        self._asked = (at_ns, found)
-        return found
+    def _line(self, proof: tuple[int, float]) -> tuple[float, float]:
+        """(C, tau): what a proof says at the set's instant, y <= C + w tau."""
+        tau = (self._at_ns - proof[0]) / _SECOND_NS
+        inflated = self._accel * tau * tau / 2
+        return proof[1] + inflated + _ROUNDING * (inflated + self._drift_max * tau), tau
 
-    def _from_proofs(self, at_ns: int) -> list[_Vertex]:
-        """The first set: proofs on both sides, any drift within the limit."""
-        self._reference_ns = self._uppers[-1].limit_ns
-        span = [
-            [
-                proof.limit_ns - self._reference_ns + sign * self._drift_max * abs(at_ns - proof.local_ns) / _SECOND_NS
-                for proof in side
-            ]
-            for side, sign in ((self._uppers, 1), (self._lowers, -1))
-        ]
-        high, low = min(span[0]) + _OUTWARD_NS, max(span[1]) - _OUTWARD_NS
-        if low > high:
-            return []
-        vertices = self._box(at_ns, low, high, -self._drift_max, self._drift_max)
-        for proof in (*self._uppers, *self._lowers):
-            vertices = self._clip(vertices, proof, at_ns)
-        return vertices
+    def _range(self, edge: _Edge) -> tuple[float, float]:
+        """The drift's range, as this side sees it."""
+        return (self._slowest, self._fastest) if edge.sign > 0 else (-self._fastest, -self._slowest)
 
-    def _box(self, at_ns: int, low: float, high: float, slowest: float, fastest: float) -> list[_Vertex]:
-        # The ends in offset are inequalities about the offset at this instant, as messages are: they live on as such.
-        upper = Proof(True, at_ns, self._reference_ns + math.ceil(high))
-        lower = Proof(False, at_ns, self._reference_ns + math.floor(low))
-        return [(low, slowest, None), (high, slowest, upper), (high, fastest, None), (low, fastest, lower)]
+    def _outline(self, edge: _Edge) -> tuple[list[float], list[float]]:
+        """One side's corners, its ends included, from left to right: their drifts w and their offsets y."""
+        least, most = self._range(edge)
+        drifts = [least, *edge.corners, most]
+        at_ns, half, limit = self._at_ns, self._accel / 2, self._drift_max
+        offsets: list[float] = []
+        constant = tau = 0.0
+        for (local_ns, c), w in zip(edge.proofs, drifts, strict=False):
+            # As in _line, which a call for each would make twice as slow.
+            tau = (at_ns - local_ns) / _SECOND_NS
+            inflated = half * tau * tau
+            constant = c + inflated + _ROUNDING * (inflated + limit * tau)
+            offsets.append(constant + w * tau)
+        offsets.append(constant + most * tau)
+        return drifts, offsets
 
-    def _derived_box(self, vertices: list[_Vertex], at_ns: int, elapsed: float) -> list[_Vertex]:
-        """The set's exact extent in offset and in drift at ``at_ns``, ``elapsed`` seconds later (or earlier)."""
-        wander = self._accel * abs(elapsed)
-        slowest = max(-self._drift_max, min(v for _, v, _ in vertices) - wander)
-        fastest = min(self._drift_max, max(v for _, v, _ in vertices) + wander)
-        high = self._farthest([(x, v) for x, v, _ in vertices], elapsed)
-        low = -self._farthest([(-x, -v) for x, v, _ in vertices], elapsed)
-        # Floats of this size err by less than the outward nanosecond up to offsets of weeks, relative to the
-        # reference; scale with them beyond.
-        slack = _OUTWARD_NS * 0.01 + (abs(high) + abs(low)) * 1e-14
-        return self._box(at_ns, low - slack, high + slack, slowest, fastest)
+    def _reach(self, edge: _Edge, elapsed: float) -> float:
+        """The largest y that the set allows ``elapsed`` seconds after its instant (before it, if negative).
 
-    def _farthest(self, points: list[tuple[float, float]], elapsed: float) -> float:
-        """max over the points' hull of the largest offset reachable after ``elapsed`` seconds.
-
-        Wander at its limit all the way gives x + v T + a T^2 / 2. Where that would break the drift limit, it is
-        valid to let the wander act for any ``tau`` <= T only and run at the limit after that:
-        x + v tau + a tau^2 / 2 + D (T - tau) bounds the same motion for every tau, and the least over tau is exact
-        (the two bounds meet by the minimax theorem: convex in tau, concave in the state). The drift seen
-        backwards in time is reversed, hence the sign.
+        A motion from (y, w) with its wander at the limit for any ``tau`` <= T, and at the drift limit D from there,
+        bounds every other: y + w tau + a tau^2 / 2 + D (T - tau), for each tau; the least over tau is exact. From
+        the right end of the edge, where both y and w are largest, it is the tau at which D is reached. Backwards in
+        time the drift counts the other way, and the corner to start from depends on tau: convex, so it is sought.
         """
-        duration, sign = abs(elapsed), math.copysign(1.0, elapsed)
         accel, limit = self._accel, self._drift_max
-        directed = [(x, v * sign) for x, v in points]
+        if elapsed >= 0:
+            w = self._fastest if edge.sign > 0 else -self._slowest
+            constant, slope = self._line(edge.proofs[-1])
+            y = constant + w * slope
+            tau = elapsed if accel * elapsed <= limit - w else max(limit - w, 0.0) / accel if accel else elapsed
+            found = y + w * tau + accel * tau * tau / 2 + limit * (elapsed - tau)
+        else:
+            duration = -elapsed
+            drifts, offsets = self._outline(edge)
 
-        def bound(tau: float) -> float:
-            return max(x + v * tau for x, v in directed) + accel * tau * tau / 2 + limit * (duration - tau)
+            def corner(tau: float) -> tuple[float, float]:
+                return max((y - w * tau, w) for w, y in zip(drifts, offsets, strict=True))
 
-        best = bound(duration)
-        if accel * duration * duration > _WORTH_A_SEARCH_NS and max(v for _, v in directed) + accel * duration > limit:
-            # Any tau is valid, so an inexact minimum only costs width; 40 ternary steps leave 1e-7 of the way.
-            left, right = 0.0, duration
-            for _ in range(40):
-                third = (right - left) / 3
-                if bound(left + third) < bound(right - third):
-                    right -= third
-                else:
-                    left += third
-            best = min(best, bound((left + right) / 2))
-        return best
+            y, w = corner(duration)
+            found = y + accel * duration * duration / 2
+            if accel * duration - w > limit:
+                # The drift limit comes before the end. Any tau is valid, so an inexact one only costs width.
+                left, right = 0.0, duration
+                for _ in range(24):
+                    tau = (left + right) / 2
+                    y, w = corner(tau)
+                    found = min(found, y + accel * tau * tau / 2 + limit * (duration - tau))
+                    left, right = (left, tau) if accel * tau - w > limit else (tau, right)
+        return found + 0.01 + abs(found) * 1e-14
 
-    def _clip(self, vertices: list[_Vertex], proof: Proof, at_ns: int) -> list[_Vertex]:
-        """The part of the convex set that ``proof`` allows at ``at_ns`` (Sutherland-Hodgman on one edge)."""
-        tau = (at_ns - proof.local_ns) / _SECOND_NS
-        reach = self._accel * tau * tau / 2 + _OUTWARD_NS
-        sign = 1.0 if proof.upper else -1.0
-        limit = proof.limit_ns - self._reference_ns
-        excess = [sign * (x - limit - v * tau) - reach for x, v, _ in vertices]
-        if max(excess) <= 0:
-            return vertices
-        result: list[_Vertex] = []
-        count = len(vertices)
-        for i, vertex in enumerate(vertices):
-            here, there = excess[i], excess[(i + 1) % count]
-            if here <= 0:
-                result.append(vertex)
-            if (here <= 0) != (there <= 0):
-                share = here / (here - there)
-                following = vertices[(i + 1) % count]
-                result.append(
-                    (
-                        vertex[0] + share * (following[0] - vertex[0]),
-                        vertex[1] + share * (following[1] - vertex[1]),
-                        proof if here <= 0 else vertex[2],
-                    )
-                )
-        return result
+    def _carry(self, to_ns: int, elapsed: float, other: _Edge) -> None:
+        """Carries the set on to ``to_ns``; the edge that is not ``other`` is about to get a line of this instant."""
+        reach = self._reach(other, elapsed)
+        wander = self._accel * elapsed
+        self._slowest = max(-self._drift_max, self._slowest - wander)
+        self._fastest = min(self._drift_max, self._fastest + wander)
+        self._at_ns = to_ns
+        for edge in (self._upper, self._lower):
+            edge.corners = [corner - wander for corner in edge.corners]
+            edge.trim(*self._range(edge))
+        self._bend(other, to_ns, reach)
+        if abs(reach) > _REFERENCE_EVERY_NS:
+            self._follow(round(other.sign * reach))
+
+    def _follow(self, shift_ns: int) -> None:
+        """Moves the reference, so that floats stay small however long this runs."""
+        self._reference_ns += shift_ns
+        for edge in (self._upper, self._lower):
+            edge.proofs = [(local_ns, c - edge.sign * shift_ns) for local_ns, c in edge.proofs]
+
+    def _cut(self, edge: _Edge, other: _Edge, local_ns: int, most: float) -> bool:
+        """The part of the set that a proof allows; False when nothing is left."""
+        line = self._line((local_ns, most))
+        if not self._bend(edge, local_ns, most):
+            return True
+        return self._narrow(edge, other, *line)
+
+    def _bend(self, edge: _Edge, local_ns: int, most: float) -> bool:
+        """Puts a proof's line into an edge, where it lies below it; False when that is nowhere."""
+        constant, tau = self._line((local_ns, most))
+        drifts, offsets = self._outline(edge)
+        above = [y - constant - w * tau for w, y in zip(drifts, offsets, strict=True)]
+        if max(above) <= _WORTH_NS:
+            return False
+        found = _not_negative(drifts, above)
+        assert found is not None
+        begin, end = found
+        proofs, corners = edge.proofs, edge.corners
+        kept, kept_corners = [(local_ns, most)], []
+        if begin > drifts[0]:
+            count = bisect_left(corners, begin)
+            kept = [*proofs[: count + 1], *kept]
+            kept_corners = [*corners[:count], begin]
+        if end < drifts[-1]:
+            count = bisect_right(corners, end)
+            kept += proofs[count:]
+            kept_corners += [end, *corners[count:]]
+        edge.proofs, edge.corners = kept, kept_corners
+        if len(kept) > CONSTRAINTS_MAX:
+            self._simplify(edge)
+        return True
+
+    def _narrow(self, edge: _Edge, other: _Edge, constant: float, tau: float) -> bool:
+        """Leaves the drifts at which a line of ``edge`` is not beyond the other side; False when there are none."""
+        drifts, offsets = self._outline(other)  # mirrored: the line is y >= -C + w tau there
+        found = _not_negative(drifts, [y + constant - w * tau for w, y in zip(drifts, offsets, strict=True)])
+        if found is None:
+            return False
+        if found[0] > drifts[0] or found[1] < drifts[-1]:
+            self._slowest, self._fastest = found if other.sign > 0 else (-found[1], -found[0])
+            for side in (edge, other):
+                side.trim(*self._range(side))
+        return True
+
+    def _simplify(self, edge: _Edge) -> None:
+        """Drops the line whose absence moves the edge out least; the first and the last stay."""
+        lines = [self._line(proof) for proof in edge.proofs]
+        best, place, meets = math.inf, 0, 0.0
+        for index in range(1, len(lines) - 1):
+            (before, steep), (constant, tau), (after, flat) = lines[index - 1 : index + 2]
+            if steep > flat:
+                w = (after - before) / (steep - flat)
+                growth = before + w * steep - constant - w * tau
+                if growth < best:
+                    best, place, meets = growth, index, w
+        del edge.proofs[place]
+        edge.corners[max(place - 1, 0) : place + 1] = [meets] if place else []
+
+
+def _not_negative(places: list[float], values: list[float]) -> tuple[float, float] | None:
+    """Where a concave function, linear between ``places``, is not negative; None when that is nowhere."""
+    last = len(values) - 1
+    left, right = 0, last
+    while left <= last and values[left] < 0:
+        left += 1
+    if left > last:
+        return None
+    while values[right] < 0:
+        right -= 1
+    begin, end = places[left], places[right]
+    if left > 0:
+        inside, outside = values[left], values[left - 1]
+        begin += (places[left - 1] - begin) * (inside / (inside - outside))
+    if right < last:
+        inside, outside = values[right], values[right + 1]
+        end += (places[right + 1] - end) * (inside / (inside - outside))
+    return begin, max(begin, end)
