@@ -8,13 +8,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from skewd.interval import Interval
 
 __version__ = "0.1.0"
 
+_now: Callable[[], Interval] | None = None
+
 
 def now() -> Interval:
     """The time on the reference timescale, Unix nanoseconds: see :func:`skewd.reader.now`."""
-    from skewd import reader
+    global _now
+    if _now is None:
+        from skewd import reader
 
-    return reader.now()
+        _now = reader.default()
+    return _now()

@@ -431,8 +431,6 @@ def not_yet(config: Config) -> list[str]:
         lines.append("[sidecar] forward: this version does not forward to kafka://; use grpc:// or http://")
     if config.spool.path is not None:
         lines.append("[spool] path: this version keeps no spool; clients retry instead")
-    if config.clockbound.enabled:
-        lines.append("[clockbound] enabled: this version does not publish ClockBound segments")
     if config.discipline.mode != "off":
         lines.append("[discipline] mode: this version never steers a clock")
     return lines

@@ -33,7 +33,7 @@ from skewd.durations import format_duration
 from skewd.keys import MeshKey, load_key
 from skewd.links.protocol import LinkProtocol, Proofs, Timebases
 from skewd.node import KNOT_PERIOD_NS, Node
-from skewd.publish import prometheus
+from skewd.publish import clockbound, clockbound_layout, prometheus
 from skewd.publish.segment import SegmentWriter
 from skewd.publish.web import LocalApi, Metrics
 
@@ -74,6 +74,9 @@ class Daemon:
         self._said: dict[str, Any] = {}
         self._writer: SegmentWriter | None = None
         self._next_knot_ns = 0
+        self._clockbound: clockbound.ClockBoundSegments | None = None
+        self._clockbound_message: str | None = None
+        self._coarse_late_ns = clockbound.late_ns()
 
     # -- told to others ------------------------------------------------------------------------------------------
 
@@ -96,6 +99,8 @@ class Daemon:
             if count:
                 told["messages"].append(_REFUSED[reason].format(count=count))
         told["messages"] += [f"source {source.name}: {source.reason}" for source in self._ntp_sources if source.reason]
+        if self._clockbound_message is not None:
+            told["messages"].append(self._clockbound_message)
         return told
 
     def now(self) -> dict[str, Any]:
@@ -131,6 +136,7 @@ class Daemon:
                 config.segment_path, node=config.node.name, boot=self.node.boot, virtual=self.clock.virtual
             )
             stack.callback(self._writer.close)
+            self._open_clockbound(stack)
             ready: dict[str, Any] = {"socket": str(config.socket_path), "mesh": None, "metrics": None}
             await self._open_links(stack, ready)
             for source in config.source:
@@ -193,6 +199,57 @@ class Daemon:
             link=link, key=key, describe=self.node.describe, random=secrets.token_bytes, timebases=timebases
         )
 
+    def _open_clockbound(self, stack: contextlib.AsyncExitStack) -> None:
+        if not self.config.clockbound.enabled:
+            return
+        try:
+            barrier = clockbound.store_barrier()
+        except clockbound.NoBarrier as error:
+            self._clockbound_message = f"ClockBound segments are off: {error.strerror}"
+            return
+        try:
+            self._clockbound = clockbound.ClockBoundSegments(self.config.clockbound.directory, barrier)
+        except clockbound.ClockBoundError as error:
+            raise StartError(str(error.strerror)) from error
+        stack.callback(self._close_clockbound)
+
+    def _close_clockbound(self) -> None:
+        if self._clockbound is not None:
+            self._clockbound.close()
+            self._clockbound = None
+
+    def _publish_clockbound(self) -> None:
+        """Tells ClockBound's clients what the node knows of UTC; they are told nothing else than UTC."""
+        if self._clockbound is None:
+            return
+        as_of = clockbound.as_of_ns()  # before the raw clock is read: an age measured from it is never too short
+        raw = self.clock.raw_ns()
+        estimate = self.node.reference_estimate(raw)
+        said = clockbound_layout.unknown(as_of)
+        self._clockbound_message = None
+        if self.clock.virtual:
+            self._clockbound_message = (
+                "ClockBound clients are told 'unknown': they read the host's clock, and this node's is virtual"
+            )
+        elif estimate is None or estimate.name != "utc":
+            other = "it knows no reference" if estimate is None else f"its reference is {estimate.name}"
+            self._clockbound_message = f"ClockBound clients are told 'unknown': they ask for UTC, and {other}"
+        else:
+            said = clockbound_layout.claim(
+                estimate.bound,
+                estimate.drift_ppb,
+                estimate.wander_ppb_per_s,
+                self.node.status_of(estimate),
+                as_of_ns=as_of,
+                late_ns=self._coarse_late_ns,
+                max_bound_ns=self.config.clock.max_uncertainty,
+            )
+        try:
+            self._clockbound.publish(said)
+        except clockbound.ClockBoundError as error:
+            self._close_clockbound()
+            self._clockbound_message = f"ClockBound segments are off: {error.strerror}"
+
     async def _open_source(self, stack: contextlib.AsyncExitStack, source: SourceConfig) -> None:
         if source.type != "ntp":
             raise StartError(
@@ -251,6 +308,7 @@ class Daemon:
                 self._writer.publish(knot)
             for better in self.node.tightened():
                 self._writer.tighten(better)
+            self._publish_clockbound()
         self._writer.heartbeat()
 
     def _say(self) -> None:

@@ -356,6 +356,10 @@ class Node:
             return Status.HOLDOVER
         return Status.SYNCHRONIZED
 
+    def status_of(self, estimate: Estimate) -> Status:
+        """What an estimate is worth as it is, its wall clock not corrected by anything."""
+        return self._status(estimate, estimate.bound.farthest(0))
+
     # -- knots ---------------------------------------------------------------------------------------------------
 
     def knot(self, now_raw_ns: int) -> Knot | None:

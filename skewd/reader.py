@@ -4,20 +4,42 @@ The answer comes from the daemon's shared memory and this host's raw clock, neve
 that was stepped a moment ago makes no difference. The daemon's newest knot says what the reference read at one raw
 instant; since then the raw clock ran on, at a rate known within the knot's drift bound.
 
-Limits: the runtime directory is the default one unless ``SKEWD_NODE__RUNTIME_DIR`` names another. On a virtual node
-(a test's) this process must be on the same virtual clock, which ``SKEWD_VIRTUAL_CLOCK`` tells in the words of
-``--virtual-clock``.
+Asking is cheap, because almost every question meets the same knot as the one before: it stays the newest while the
+segment's count stands, and usable while the daemon's last sign of life is young. So what is kept of it is one tuple
+of integers, and an answer is one clock reading, one look at the count, and a few multiplications.
+``benchmarks/reading_now.py`` measures it.
+
+Limits: a knot that is tightened in place is seen with the next one, a quarter of a second later. The runtime directory
+is the default one unless ``SKEWD_NODE__RUNTIME_DIR`` names another. On a virtual node (a test's) this process must be
+on the same virtual clock, which ``SKEWD_VIRTUAL_CLOCK`` tells in the words of ``--virtual-clock``.
 """
 
 from __future__ import annotations
 
 import os
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from skewd.bounds.history import Knot, Status, carried
 from skewd.clock import Clock, HostClock, clock_from_option
 from skewd.interval import Interval
-from skewd.publish.segment import NAME, SegmentReader
+from skewd.publish.segment import COUNT_WORD, NAME, SegmentReader
+
+_PPB = 1_000_000_000
+_SCALE_BITS = 70
+# HostClock.raw_ns() without a Python frame of its own; bound at import, as there.
+_host_raw_ns: Callable[[], int] = partial(time.clock_gettime_ns, time.CLOCK_MONOTONIC_RAW)
+# An Interval's fields, past the constructor's check and the frozen class's setter: both ends are known to be in order.
+_new = object.__new__
+_set_lo = Interval.__dict__["lo"].__set__
+_set_hi = Interval.__dict__["hi"].__set__
+# Usable until a raw instant; the segment's words and the count that must stand; the knot's raw instant and reference
+# time; the ends of its drift, and half its wander, per nanosecond and scaled by 2 ** _SCALE_BITS.
+_Kept = tuple[int, memoryview, int, int, int, int, int, int, int]
+_NOTHING: _Kept = (-(1 << 63), memoryview(b""), 0, 0, 0, 0, 0, 0, 0)
 
 
 class NoBound(RuntimeError):
@@ -55,22 +77,71 @@ class Now:
             clock = clock_from_option(text) if text else HostClock()
         self._reader = SegmentReader(path)
         self._clock = clock
+        self._raw: Callable[[], int] = _host_raw_ns if type(clock) is HostClock else clock.raw_ns
+        self._lock = threading.Lock()
+        self._kept = _NOTHING
 
     def __call__(self) -> Interval:
         """The earliest and the latest that the reference timescale can read now, Unix nanoseconds.
 
+        Any number of threads may ask.
+
         Raises:
             NoBound: no daemon writes, or it has no bound; the message says what to do.
         """
-        knot = self._reader.latest
-        if knot is None:
-            raise NoBound(f"no daemon writes {self._reader.path}; start 'skewd run' on this node")
-        if self._reader.virtual and not self._clock.virtual:
-            raise NoBound("this node's clock is virtual and this process is not on it; set SKEWD_VIRTUAL_CLOCK")
-        return reference_time(knot, self._clock.raw_ns())
+        raw = self._raw()
+        until, words, count, knot_raw, lo, hi, rate_lo, rate_hi, bend = self._kept
+        if raw >= until or words[COUNT_WORD] != count:
+            return self._anew()
+        # reference_time(), written out: calls and small objects would cost more than the arithmetic, and a shift
+        # costs less than a division. Each rate was rounded so that the result is outward, by a nanosecond at most.
+        elapsed = raw - knot_raw
+        bend *= elapsed * elapsed
+        if elapsed < 0:
+            rate_lo, rate_hi = rate_hi, rate_lo
+        answer = _new(Interval)
+        _set_lo(answer, lo + elapsed + ((rate_lo * elapsed - bend) >> _SCALE_BITS))
+        _set_hi(answer, hi + elapsed - ((-rate_hi * elapsed - bend) >> _SCALE_BITS))
+        return answer
+
+    def _anew(self) -> Interval:
+        """Reads the segment's newest knot and keeps it."""
+        with self._lock:
+            self._kept = _NOTHING
+            raw = self._raw()
+            found = self._reader.newest()
+            if found is None:
+                if self._reader.problem is not None:
+                    raise NoBound(f"{self._reader.path} {self._reader.problem}")
+                raise NoBound(f"no daemon writes {self._reader.path}; start 'skewd run' on this node")
+            if self._reader.virtual and not self._clock.virtual:
+                raise NoBound("this node's clock is virtual and this process is not on it; set SKEWD_VIRTUAL_CLOCK")
+            knot, left_ns, words, count = found
+            answer = reference_time(knot, self._raw())
+            assert knot.bound is not None, "reference_time() refuses such a knot"
+            self._kept = (
+                raw + left_ns * 9 // 10,  # a raw clock and CLOCK_MONOTONIC differ by less, a virtual one too
+                words,
+                count,
+                knot.raw_ns,
+                knot.wall_ns + knot.bound.lo,
+                knot.wall_ns + knot.bound.hi,
+                (knot.drift_ppb.lo << _SCALE_BITS) // _PPB,
+                -(-(knot.drift_ppb.hi << _SCALE_BITS) // _PPB),
+                -(-(knot.wander_ppb_per_s << _SCALE_BITS) // (2 * _PPB * _PPB)),
+            )
+            return answer
 
 
 _default: Now | None = None
+
+
+def default() -> Now:
+    """The reader of this process for this node's segment."""
+    global _default
+    if _default is None:
+        _default = Now()
+    return _default
 
 
 def now() -> Interval:
@@ -79,7 +150,4 @@ def now() -> Interval:
     Raises:
         NoBound: no daemon runs on this node, or it has no bound; the message says what to do.
     """
-    global _default
-    if _default is None:
-        _default = Now()
-    return _default()
+    return default()()

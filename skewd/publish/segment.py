@@ -10,10 +10,15 @@ The segment is versioned and carries the boot id, a random identity and a heartb
 (the same for every process of the host, virtual nodes included; containers share it). A restarted daemon makes a
 new file and renames it over the old one, so a reader that holds the old one sees the heartbeat end, opens the path
 again, and finds the new identity. A bind-mounted *directory* shows the new file; a bind-mounted single file would
-not: mount the directory.
+not: mount the directory. A daemon that ends in order says so in the file, so readers look for the next one at once.
+
+Nothing here depends on the order in which another processor sees two stores: the newest record is found through the
+count, but believed for its number and checksum alone; what is not (or not wholly) there yet is read later.
 
 Limits: ``CAPACITY`` records (15 minutes and more at 4 a second), names up to 63 bytes. When the heartbeat is older than
-``STALE_NS``, stamps later than the last knot's reach are unsynchronized, since a step would have gone unnoticed.
+``STALE_NS``, stamps later than the last knot's reach are unsynchronized, since a step would have gone unnoticed. A
+heartbeat from the future (a file that outlived a reboot, another time namespace) is none. Any number of processes may
+read, also forked ones; one :class:`SegmentReader` serves one thread at a time.
 """
 
 from __future__ import annotations
@@ -46,6 +51,11 @@ _HEADER = struct.Struct("<8sHHIII16s16s64s")
 _HEADER_BYTES = 192
 # Aligned words, stored whole: records written so far; the last sign of life in CLOCK_MONOTONIC ns.
 _COUNT, _HEARTBEAT = 20, 21
+COUNT_WORD = _COUNT
+"""Index of the record count among the segment's 64-bit words: it changes with every new record."""
+
+_ENDED = -(1 << 62)
+"""In place of a heartbeat: the daemon ended in order."""
 _MAGIC = b"skewdseg"
 _FLAG_VIRTUAL = 1
 
@@ -111,6 +121,21 @@ def _unpack(number: int, data: bytes) -> Knot | None:
     )
 
 
+def _problem(head: bytes, size: int) -> str | None:
+    """Why a file that begins so is no segment that this version reads; None when it is."""
+    if len(head) < _HEADER.size + _CRC.size or not head.startswith(_MAGIC):
+        return "is no segment of skewd; a single file that is mounted into a container goes stale: mount the directory"
+    _, version, _, header_bytes, record_bytes, capacity, _, _, _ = _HEADER.unpack_from(head)
+    if version != VERSION:
+        return f"has version {version} and this program reads {VERSION}; bring both to the same release of skewd"
+    if _CRC.unpack_from(head, _HEADER.size)[0] != zlib.crc32(head[: _HEADER.size]):
+        return "is damaged; restart the daemon, which makes a new one"
+    shape = (header_bytes, record_bytes, capacity, size)
+    if shape != (_HEADER_BYTES, _RECORD_BYTES, CAPACITY, _HEADER_BYTES + CAPACITY * _RECORD_BYTES):
+        return "is damaged; restart the daemon, which makes a new one"
+    return None
+
+
 class SegmentWriter:
     """The daemon's side. Makes the file under a temporary name and renames it into place.
 
@@ -142,7 +167,8 @@ class SegmentWriter:
             self._words = memoryview(self._memory).cast("q")
             self.heartbeat()
             os.rename(temporary, self.path)
-            self._inode = os.fstat(descriptor).st_ino
+            status = os.fstat(descriptor)
+            self._file = (status.st_dev, status.st_ino)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
@@ -174,9 +200,11 @@ class SegmentWriter:
         self._memory[at : at + _RECORD_BYTES] = _pack(number, knot)
 
     def close(self) -> None:
-        """Unmaps and removes the file, if it is still ours."""
+        """Ends the heartbeat, unmaps and removes the file, if it is still ours."""
+        self._words[_HEARTBEAT] = _ENDED
         with contextlib.suppress(OSError):
-            if self.path.stat().st_ino == self._inode:
+            status = self.path.stat()
+            if (status.st_dev, status.st_ino) == self._file:
                 self.path.unlink()
         self._words.release()
         self._memory.close()
@@ -210,6 +238,8 @@ class SegmentReader:
         self._memory: mmap.mmap | None = None
         self._next_open_ns = 0
         self.virtual = False
+        self.problem: str | None = None
+        """Why the segment found last cannot be used, and what to do; None when it can, or when there is none."""
         self._reset()
 
     def _reset(self) -> None:
@@ -248,7 +278,7 @@ class SegmentReader:
         if heartbeat != self._seen:
             self._take(count)
             self._seen = heartbeat
-        if _monotonic_ns() - heartbeat <= STALE_NS:
+        if abs(_monotonic_ns() - heartbeat) <= STALE_NS:
             return True
         # Perhaps a new daemon has replaced the file.
         if _monotonic_ns() >= self._next_open_ns and self._replaced():
@@ -257,12 +287,40 @@ class SegmentReader:
             return self._open() and self.refresh()
         return False
 
+    def newest(self) -> tuple[Knot, int, memoryview, int] | None:
+        """The newest knot alone, for readers that need no past; None when no daemon writes, or it wrote nothing yet.
+
+        Returns:
+            the knot; for how many nanoseconds it may be used without looking at the heartbeat again; the segment's
+            64-bit words and the count among them (``COUNT_WORD``) that the knot belongs to.
+        """
+        for _ in range(4):  # once more for a new file, or a record that is being tightened
+            if self._memory is None and not self._open():
+                return None
+            assert self._memory is not None
+            count, heartbeat = self._words[_COUNT], self._words[_HEARTBEAT]
+            left = STALE_NS - abs(_monotonic_ns() - heartbeat)
+            if left <= 0:
+                if _monotonic_ns() < self._next_open_ns or not self._replaced():
+                    return None
+                self._memory = None  # not close(): another thread may be looking at the words it was given
+                self._next_open_ns = 0
+            elif count == 0:
+                return None
+            else:
+                at = _HEADER_BYTES + ((count - 1) % CAPACITY) * _RECORD_BYTES
+                knot = _unpack(count - 1, self._memory[at : at + _RECORD_BYTES])
+                if knot is not None:
+                    return knot, left, self._words, count
+        return None
+
     def _replaced(self) -> bool:
         self._next_open_ns = _monotonic_ns() + self._REOPEN_NS
         try:
-            return self.path.stat().st_ino != self._inode
+            found = self.path.stat()
         except OSError:
             return False
+        return (found.st_dev, found.st_ino) != self._file
 
     def _open(self) -> bool:
         now = _monotonic_ns()
@@ -271,23 +329,23 @@ class SegmentReader:
         try:
             descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
+            self.problem = None
             self._next_open_ns = now + self._REOPEN_NS
             return False
         try:
             status = os.fstat(descriptor)
-            if status.st_size != _HEADER_BYTES + CAPACITY * _RECORD_BYTES:
+            self.problem = _problem(os.pread(descriptor, _HEADER.size + _CRC.size, 0), status.st_size)
+            if self.problem is not None:
                 self._next_open_ns = now + self._REOPEN_NS
                 return False
             memory = mmap.mmap(descriptor, status.st_size, prot=mmap.PROT_READ)
-        finally:
-            os.close(descriptor)
-        size = _HEADER.size
-        magic, version, flags, _, _, _, _, _, name = _HEADER.unpack_from(memory)
-        if magic != _MAGIC or version != VERSION or _CRC.unpack_from(memory, size)[0] != zlib.crc32(memory[:size]):
-            memory.close()
+        except (OSError, ValueError):  # gone in between, or not a file
             self._next_open_ns = now + self._REOPEN_NS
             return False
-        self._memory, self._inode = memory, status.st_ino
+        finally:
+            os.close(descriptor)
+        _, _, flags, _, _, _, _, _, name = _HEADER.unpack_from(memory)
+        self._memory, self._file = memory, (status.st_dev, status.st_ino)
         self._words = memoryview(memory).cast("q")
         self._node = name.rstrip(b"\0").decode()
         self.virtual = bool(flags & _FLAG_VIRTUAL)
