@@ -96,6 +96,14 @@ class Daemon:
             if count:
                 told["messages"].append(_REFUSED[reason].format(count=count))
         told["messages"] += [f"source {source.name}: {source.reason}" for source in self._ntp_sources if source.reason]
+        described = {source.name: source.describe() for source in self._ntp_sources}
+        for row in told["sources"]:
+            row |= described.get(row["name"], {})
+        told["messages"] += [
+            f"source {source.name} announces a leap second ({source.leap}) at the end of the UTC day"
+            for source in self._ntp_sources
+            if source.leap
+        ]
         return told
 
     def now(self) -> dict[str, Any]:
@@ -206,7 +214,14 @@ class Daemon:
             outgoing, incoming = sample.proofs()
             self.node.on_utc(source.name, [outgoing], [incoming], self.clock.raw_ns())
 
-        opened = await NtpSource.open(source.name, source.address, self.clock, on_sample, source.interval)
+        opened = await NtpSource.open(
+            source.name,
+            source.address,
+            self.clock,
+            on_sample,
+            source.interval,
+            slew_ppb=lambda: self.node.wall.slew_ppb(),
+        )
         stack.push_async_callback(opened.close)
         self._ntp_sources.append(opened)
 
