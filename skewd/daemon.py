@@ -164,6 +164,7 @@ class Daemon:
         if config.mesh.dns is not None:
             raise StartError("[mesh] dns is not available in this version; list the peers in [mesh] peers")
         if config.mesh.listen is not None:
+            from skewd.kernel_stamps import ReceiveStamps
             from skewd.links.udp import UdpLink
 
             protocol = self._protocol("udp", key, timebases)
@@ -174,6 +175,7 @@ class Daemon:
                 self._on_proofs,
                 list(config.mesh.peers),
                 config.mesh.interval,
+                stamps=ReceiveStamps(self.clock, lambda: self.node.wall.slew_ppb()),
             )
             stack.push_async_callback(udp.close)
             host, port = udp.address[:2]

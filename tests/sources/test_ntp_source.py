@@ -338,14 +338,12 @@ async def test_a_leap_second_is_announced_while_the_server_does(bench: Bench) ->
 
 
 async def test_the_kernel_s_stamps_sharpen_ours(bench: Bench) -> None:
-    await bench.start(lambda question, received: [packet(question, received)])
-    await bench.until(lambda: len(bench.samples) >= 5)
-    counters = bench.source.counters
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         if not kernel_stamps.ask_for_stamps(probe):
             pytest.skip("this kernel refuses SO_TIMESTAMPING")
-    assert counters["kernel_sent"] >= 1
-    assert counters["kernel_received"] >= 1
+        await bench.start(lambda question, received: [packet(question, received)])
+        counters = bench.source.counters
+        await bench.until(lambda: counters["kernel_sent"] and counters["kernel_received"])
 
 
 async def test_stamps_that_cannot_be_are_not_believed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -357,9 +355,8 @@ async def test_stamps_that_cannot_be_are_not_believed(bench: Bench, monkeypatch:
 
     monkeypatch.setattr(kernel_stamps, "receive", wrong)
     await bench.start(lambda question, received: [packet(question, received)])
-    await bench.until(lambda: len(bench.samples) >= 3)
+    await bench.until(lambda: bench.source.counters["kernel_unusable"] >= 3)
     counters = bench.source.counters
-    assert counters["kernel_unusable"] >= 3
     assert counters["kernel_received"] == 0
     assert all(0 <= sample.delay_ns < S for sample in bench.samples)
 

@@ -120,10 +120,11 @@ async def test_a_lying_server_is_outvoted_by_two_good_ones_and_named(wire: Names
 
         def told_enough() -> dict[str, Any] | None:
             told = status()
-            enough = all(source["counters"]["samples"] >= 5 for source in told["sources"])
+            counters = [source["counters"] for source in told["sources"]]
+            enough = all(each["samples"] >= 5 and each["kernel_sent"] and each["kernel_received"] for each in counters)
             return told if enough else None
 
-        told = await until(told_enough, "five samples of each server")
+        told = await until(told_enough, "five samples of each server, some with the kernel's stamps")
         by_name = sources(told)
         assert {name: source["state"] for name, source in by_name.items()} == {
             "good-1": "truechimer",
@@ -139,5 +140,3 @@ async def test_a_lying_server_is_outvoted_by_two_good_ones_and_named(wire: Names
         assert liar["lower_ns"] - slack <= lie <= liar["upper_ns"] + slack
         assert by_name["good-1"]["server"] == f"{FAR[0]}:123"
         assert by_name["good-1"]["stratum"] == 8
-        assert by_name["good-1"]["counters"]["kernel_received"] >= 1
-        assert by_name["good-1"]["counters"]["kernel_sent"] >= 1
