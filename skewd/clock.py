@@ -46,6 +46,10 @@ class Clock(Protocol):
 
     def wall_ns(self) -> int: ...
 
+    def at_host_raw(self, host_raw_ns: int) -> int:
+        """This node's raw reading at an instant of the host's: the kernel stamps packets by the host's clocks."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class WallSample:
@@ -75,6 +79,9 @@ class HostClock:
 
     def wall_ns(self) -> int:
         return _host_time_ns()
+
+    def at_host_raw(self, host_raw_ns: int) -> int:
+        return host_raw_ns
 
 
 class VirtualPage:
@@ -170,8 +177,11 @@ class VirtualPage:
 
     def raw_ns(self) -> int:
         """The node's CLOCK_MONOTONIC_RAW."""
-        host_raw = self._host.raw_ns()
-        return host_raw + self._epoch_ns + self._drifted_ns(host_raw)
+        return self.at_host_raw(self._host.raw_ns())
+
+    def at_host_raw(self, host_raw_ns: int) -> int:
+        """The node's CLOCK_MONOTONIC_RAW at an instant of the host's."""
+        return host_raw_ns + self._epoch_ns + self._drifted_ns(host_raw_ns)
 
     def wall_ns(self) -> int:
         """The node's CLOCK_REALTIME."""
@@ -197,6 +207,9 @@ class VirtualClock:
 
     def wall_ns(self) -> int:
         return self.page.wall_ns()
+
+    def at_host_raw(self, host_raw_ns: int) -> int:
+        return self.page.at_host_raw(host_raw_ns)
 
 
 def clock_from_option(text: str | None) -> Clock:

@@ -101,6 +101,14 @@ class Daemon:
         told["messages"] += [f"source {source.name}: {source.reason}" for source in self._ntp_sources if source.reason]
         if self._clockbound_message is not None:
             told["messages"].append(self._clockbound_message)
+        described = {source.name: source.describe() for source in self._ntp_sources}
+        for row in told["sources"]:
+            row |= described.get(row["name"], {})
+        told["messages"] += [
+            f"source {source.name} announces a leap second ({source.leap}) at the end of the UTC day"
+            for source in self._ntp_sources
+            if source.leap
+        ]
         return told
 
     def now(self) -> dict[str, Any]:
@@ -162,6 +170,7 @@ class Daemon:
         if config.mesh.dns is not None:
             raise StartError("[mesh] dns is not available in this version; list the peers in [mesh] peers")
         if config.mesh.listen is not None:
+            from skewd.kernel_stamps import ReceiveStamps
             from skewd.links.udp import UdpLink
 
             protocol = self._protocol("udp", key, timebases)
@@ -172,6 +181,7 @@ class Daemon:
                 self._on_proofs,
                 list(config.mesh.peers),
                 config.mesh.interval,
+                stamps=ReceiveStamps(self.clock, lambda: self.node.wall.slew_ppb()),
             )
             stack.push_async_callback(udp.close)
             host, port = udp.address[:2]
@@ -263,7 +273,14 @@ class Daemon:
             outgoing, incoming = sample.proofs()
             self.node.on_utc(source.name, [outgoing], [incoming], self.clock.raw_ns())
 
-        opened = await NtpSource.open(source.name, source.address, self.clock, on_sample, source.interval)
+        opened = await NtpSource.open(
+            source.name,
+            source.address,
+            self.clock,
+            on_sample,
+            source.interval,
+            slew_ppb=lambda: self.node.wall.slew_ppb(),
+        )
         stack.push_async_callback(opened.close)
         self._ntp_sources.append(opened)
 

@@ -2,13 +2,15 @@
 
 The stamps are what a link is for, so the socket is read by our own callback, and each datagram is stamped right
 after the call that returned it, before any other code runs; a request or reply is stamped right before its bytes
-are made and sent. An asyncio datagram transport would stamp later, and would keep the kernel's stamps from us.
+are made and sent. What is received is stamped by the kernel too, where it does that, which takes the wait for the
+scheduler out. An asyncio datagram transport would stamp later, and would keep the kernel's stamps from us.
 
 Requests are spread over the interval. Names are resolved in the background, again every half minute, so a slow
 resolver delays nobody. Without a key nothing beyond loopback is listened on or asked.
 
 Limits: one address per configured peer (the first that resolves in the socket's family). A datagram that can't be
-sent is counted and forgotten: the next interval asks again. Stamps are user space's here.
+sent is counted and forgotten: the next interval asks again. Sends are stamped by user space only: the stamp is in
+the message, and the kernel's comes after it.
 """
 
 from __future__ import annotations
@@ -24,12 +26,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from skewd import kernel_stamps
 from skewd.keys import KeyNeeded
 from skewd.links.protocol import LinkProtocol
 from skewd.links.shell import OnProofs, RawClock, Schedule, Shell
 from skewd.links.wire import MAX_MESSAGE_BYTES
 from skewd.ports import ListenError, PortTaken, format_address, is_loopback, split_address
 
+_COUNTERS = ("send_dropped", "send_failed", "receive_failed", "unresolved", "kernel_stamped", "kernel_unusable")
 _BATCH = 64
 _RESOLVE_AGAIN_S = 30.0
 _RESOLVE_RETRY_S = 2.0
@@ -48,8 +52,10 @@ class _Peer:
 class UdpLink:
     """Make one with :meth:`open`."""
 
-    def __init__(self, sock: socket.socket, shell: Shell, interval_ns: int) -> None:
-        self._socket, self._shell = sock, shell
+    def __init__(
+        self, sock: socket.socket, shell: Shell, interval_ns: int, stamps: kernel_stamps.ReceiveStamps | None
+    ) -> None:
+        self._socket, self._shell, self._stamps = sock, shell, stamps
         self._peers: dict[str, _Peer] = {}
         self._schedule = Schedule(interval_ns / _S, random.random)
         self._changed = asyncio.Event()
@@ -68,6 +74,7 @@ class UdpLink:
         interval_ns: int,
         *,
         setting: str = "[mesh] listen",
+        stamps: kernel_stamps.ReceiveStamps | None = None,
     ) -> UdpLink:
         """Listen, and ask ``peers`` once per ``interval_ns``.
 
@@ -76,6 +83,7 @@ class UdpLink:
             on_proofs: called in the event loop with every message's proofs.
             peers: ``host:port`` each, names or addresses.
             setting: what the user changes to listen elsewhere, for the message.
+            stamps: to have the kernel stamp what is received; user space does, if None or if the kernel refuses.
 
         Raises:
             PortTaken: naming the holder.
@@ -106,8 +114,10 @@ class UdpLink:
                 raise ListenError(
                     f"{listen} can't be listened on: {error.strerror}; choose another with {setting}"
                 ) from None
-            shell = Shell(protocol, clock, on_proofs, ("send_dropped", "send_failed", "receive_failed", "unresolved"))
-            link = cls(sock, shell, interval_ns)
+            shell = Shell(protocol, clock, on_proofs, _COUNTERS)
+            if stamps is not None and not kernel_stamps.ask_for_stamps(sock, sends=False):
+                stamps = None
+            link = cls(sock, shell, interval_ns, stamps)
             link.set_peers(peers)
         except BaseException:
             sock.close()
@@ -176,13 +186,17 @@ class UdpLink:
     def _readable(self) -> None:
         for _ in range(_BATCH):
             try:
-                data, source = self._socket.recvfrom(MAX_MESSAGE_BYTES + 1)
+                data, source, wall_ns = kernel_stamps.receive(self._socket, MAX_MESSAGE_BYTES + 1)
             except (BlockingIOError, InterruptedError):
                 return
             except OSError:
                 self._shell.count("receive_failed")
                 return
             stamp = self._shell.clock.raw_ns()
+            if wall_ns is not None and self._stamps is not None:
+                sharper = self._stamps.latest_ns(wall_ns, stamp)
+                self._shell.count("kernel_unusable" if sharper is None else "kernel_stamped")
+                stamp = stamp if sharper is None else sharper
             self._shell.handle(data, _text(source), stamp, partial(self._send, to=source))
 
     def _send(self, build: Callable[[int], bytes], to: Any) -> None:
@@ -197,6 +211,8 @@ class UdpLink:
     def _ask(self, key: Hashable) -> None:
         peer = self._peers.get(str(key))
         if peer is not None and peer.sockaddr is not None:
+            if self._stamps is not None:
+                self._stamps.look()
             self._send(self.protocol.prepare(peer.text), peer.sockaddr)
 
     # -- names

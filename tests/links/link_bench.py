@@ -114,6 +114,9 @@ class HostTime(ExactClock):
     def raw_ns(self) -> int:
         return self.read(host_raw_ns())
 
+    def at_host_raw(self, host_raw_ns: int) -> int:
+        return self.read(host_raw_ns)
+
 
 def host_raw_ns() -> int:
     return time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW)

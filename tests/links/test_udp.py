@@ -1,12 +1,15 @@
 """The UDP link for real, on loopback: nodes whose clocks differ, strangers, restarts, taken ports."""
 
 import contextlib
+import itertools
 import os
 import socket
+import time
 from collections.abc import AsyncIterator, Callable
 
 import pytest
 
+from skewd import kernel_stamps
 from skewd.keys import KeyNeeded, MeshKey
 from skewd.links.protocol import LinkProtocol, Proofs
 from skewd.links.udp import UdpLink
@@ -19,15 +22,25 @@ INTERVAL_NS = 20_000_000
 class Daemon:
     """A node with one UDP link, its clock, and the proofs it was handed."""
 
-    def __init__(self, name: str, clock: HostTime, key: MeshKey | None = KEY, boot: bytes | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        clock: HostTime,
+        key: MeshKey | None = KEY,
+        boot: bytes | None = None,
+        stamped: bool = False,
+    ) -> None:
         self.name, self.clock = name, clock
+        self.stamps = kernel_stamps.ReceiveStamps(clock, lambda: 1_000_000) if stamped else None
         self.me = described(name, **({"boot": boot} if boot else {}))
         self.protocol = LinkProtocol(link="udp", key=key, describe=lambda: self.me, random=os.urandom)
         self.proofs: list[Proofs] = []
         self.link: UdpLink
 
     async def open(self, *peers: str, listen: str = "127.0.0.1:0") -> str:
-        self.link = await UdpLink.open(listen, self.protocol, self.clock, self.proofs.append, peers, INTERVAL_NS)
+        self.link = await UdpLink.open(
+            listen, self.protocol, self.clock, self.proofs.append, peers, INTERVAL_NS, stamps=self.stamps
+        )
         host, port = self.link.address
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
@@ -222,3 +235,33 @@ def test_the_made_up_clocks_are_what_they_say() -> None:
     earlier = clock.raw_ns()
     assert clock.raw_ns() >= earlier
     assert ExactClock(3, 1000).read(10**9) == 10**9 + 3 + 1000
+
+
+async def test_the_kernel_stamps_what_is_received_and_nothing_arrives_before_it_left(start: Start) -> None:
+    a = start("a", HostTime(epoch_ns=10**15, drift_ppb=50_000), stamped=True)
+    b = start("b", HostTime(epoch_ns=-(10**17), drift_ppb=-70_000), stamped=True)
+    await a.open(await b.open())
+    await until(lambda: len(a.complete("b")) >= 10 and len(b.complete("a")) >= 10)
+    assert_bounds(a, b, "b")
+    assert_bounds(b, a, "a")
+    for node in (a, b):
+        if not node.link.counters["kernel_stamped"]:
+            pytest.skip("this kernel gives no stamps")
+        assert node.link.counters["kernel_unusable"] <= 3
+
+
+async def test_stamps_that_contradict_the_clock_are_not_used(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver whose stamps are ten minutes off, either way: user space's serve, and the proofs hold."""
+    real, off_ns = kernel_stamps.receive, itertools.cycle((-600 * S, 600 * S))
+
+    def wrong(sock: socket.socket, size: int) -> kernel_stamps.Received:
+        return real(sock, size)._replace(wall_ns=time.time_ns() + next(off_ns))
+
+    monkeypatch.setattr(kernel_stamps, "receive", wrong)
+    a = start("a", HostTime(epoch_ns=10**15), stamped=True)
+    b = start("b", HostTime(), stamped=True)
+    await a.open(await b.open())
+    await until(lambda: len(a.complete("b")) >= 10)
+    assert_bounds(a, b, "b")
+    assert_bounds(b, a, "a")
+    assert a.link.counters["kernel_stamped"] == 0

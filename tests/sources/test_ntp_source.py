@@ -9,6 +9,7 @@ from typing import cast
 
 import pytest
 
+from skewd import kernel_stamps
 from skewd.sources.ntp import NtpSample, NtpSource, State
 
 S = 1_000_000_000
@@ -28,6 +29,9 @@ class Clock:
 
     def wall_ns(self) -> int:
         return time.time_ns() + self.wall_error_ns
+
+    def at_host_raw(self, host_raw_ns: int) -> int:
+        return host_raw_ns + self.epoch_ns
 
 
 def stamp(unix_ns: int) -> int:
@@ -257,3 +261,113 @@ async def test_a_listener_that_fails_does_not_end_the_source(bench: Bench) -> No
 async def test_an_address_that_cannot_be_read(bench: Bench) -> None:
     with pytest.raises(ValueError, match="write host:port"):
         await bench.ask("host:port:more")
+
+
+def two_addresses(monkeypatch: pytest.MonkeyPatch, first: str, second: str) -> list[str]:
+    """``pool.test`` has both; returns the list of its resolutions so far."""
+    resolved: list[str] = []
+    real = socket.getaddrinfo
+
+    def resolve(host: str, port: int, *more: object, **options: object) -> list[object]:
+        if host != "pool.test":
+            return list(real(host, port, *more, **options))  # type: ignore[arg-type]
+        resolved.append(host)
+        ends = [text.rpartition(":") for text in (first, second)]
+        return [(socket.AF_INET, socket.SOCK_DGRAM, 17, "", (address, int(port))) for address, _, port in ends]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    return resolved
+
+
+async def test_every_address_of_a_name_is_tried_and_the_one_that_answers_is_kept(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
+        free.bind(("127.0.0.1", 0))
+        dead = "{}:{}".format(*free.getsockname())
+    await bench.start(lambda question, received: [packet(question, received)])
+    await bench.source.close()
+    resolved = two_addresses(monkeypatch, dead, bench.server.address)
+    bench.samples.clear()
+    await bench.ask("pool.test")
+    await bench.until(lambda: len(bench.samples) >= 3)
+    assert bench.source.counters["failed"] == 1
+    assert len(resolved) == 1
+    assert bench.source.describe()["server"] == bench.server.address
+
+
+async def test_a_name_is_resolved_again_when_none_of_its_addresses_answers(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
+        free.bind(("127.0.0.1", 0))
+        dead = "{}:{}".format(*free.getsockname())
+    resolved = two_addresses(monkeypatch, dead, dead)
+    await bench.ask("pool.test")
+    await bench.until(lambda: bench.source.state is State.UNREACHABLE)
+    await bench.until(lambda: len(resolved) >= 3)
+    await bench.start(lambda question, received: [packet(question, received)])
+
+
+async def test_one_address_that_sends_us_away_leaves_the_others(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    await bench.start(lambda question, received: [packet(question, received, stratum=0, reference_id=b"DENY")])
+    await bench.until(lambda: bench.source.stopped)
+    await bench.source.close()
+    _, kind = await asyncio.get_running_loop().create_datagram_endpoint(
+        lambda: Server(lambda question, received: [packet(question, received)]), local_addr=("127.0.0.1", 0)
+    )
+    try:
+        two_addresses(monkeypatch, bench.server.address, kind.address)
+        await bench.ask("pool.test")
+        await bench.until(lambda: len(bench.samples) >= 3)
+        assert len(bench.server.questions) == 2
+        assert bench.source.state is State.REACHABLE
+    finally:
+        kind.transport.close()
+
+
+async def test_a_leap_second_is_announced_while_the_server_does(bench: Bench) -> None:
+    leap = 1
+    await bench.start(lambda question, received: [packet(question, received, leap=leap)])
+    await bench.until(lambda: bench.source.leap == "insert")
+    assert bench.source.describe()["leap"] == "insert"
+    leap = 2
+    await bench.until(lambda: bench.source.leap == "delete")
+    leap = 0
+    await bench.until(lambda: bench.source.leap is None)
+
+
+async def test_the_kernel_s_stamps_sharpen_ours(bench: Bench) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        if not kernel_stamps.ask_for_stamps(probe):
+            pytest.skip("this kernel refuses SO_TIMESTAMPING")
+        await bench.start(lambda question, received: [packet(question, received)])
+        counters = bench.source.counters
+        await bench.until(lambda: counters["kernel_sent"] and counters["kernel_received"])
+
+
+async def test_stamps_that_cannot_be_are_not_believed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver whose stamps are off by minutes: ours serve."""
+    real = kernel_stamps.receive
+
+    def wrong(sock: socket.socket, size: int) -> kernel_stamps.Received:
+        return real(sock, size)._replace(wall_ns=time.time_ns() - 600 * S)
+
+    monkeypatch.setattr(kernel_stamps, "receive", wrong)
+    await bench.start(lambda question, received: [packet(question, received)])
+    await bench.until(lambda: bench.source.counters["kernel_unusable"] >= 3)
+    counters = bench.source.counters
+    assert counters["kernel_received"] == 0
+    assert all(0 <= sample.delay_ns < S for sample in bench.samples)
+
+
+async def test_a_driver_without_send_stamps_is_no_hindrance(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def only_receives(sock: socket.socket) -> bool:
+        return asked(sock, sends=False)
+
+    asked = kernel_stamps.ask_for_stamps
+    monkeypatch.setattr(kernel_stamps, "ask_for_stamps", only_receives)
+    await bench.start(lambda question, received: [packet(question, received)])
+    await bench.until(lambda: len(bench.samples) >= 3)
+    assert bench.source.counters["kernel_sent"] == 0
+    assert bench.source.state is State.REACHABLE

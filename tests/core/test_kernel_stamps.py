@@ -1,0 +1,117 @@
+"""Kernel stamps on real sockets over loopback, against user space's own."""
+
+from __future__ import annotations
+
+import itertools
+import select
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from skewd.clock import HostClock, VirtualClock, VirtualPage, read_wall
+from skewd.kernel_stamps import ask_for_stamps, receive, sent
+from skewd.stamps import raw_of_stamp
+
+S = 1_000_000_000
+
+
+@pytest.fixture(params=[(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")], ids=["ipv4", "ipv6"])
+def pair(request: pytest.FixtureRequest) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A sender that is connected to a receiver."""
+    family, host = request.param
+    with socket.socket(family, socket.SOCK_DGRAM) as sender, socket.socket(family, socket.SOCK_DGRAM) as receiver:
+        try:
+            receiver.bind((host, 0))
+        except OSError as error:
+            pytest.skip(f"no {host} here: {error.strerror}")
+        sender.connect(receiver.getsockname())
+        for each in (sender, receiver):
+            each.setblocking(False)
+        yield sender, receiver
+
+
+def wait(sock: socket.socket, events: int) -> int:
+    poll = select.poll()
+    poll.register(sock, events)
+    ready = poll.poll(5000)
+    assert ready, "nothing came within 5 s"
+    return ready[0][1]
+
+
+def until_stamped(sender: socket.socket, receiver: socket.socket) -> int:
+    """The kernel begins to stamp a little after it is asked to: how many packets came before."""
+    end = time.monotonic() + 5
+    for number in itertools.count(1):
+        sender.send(b"first")
+        wait(receiver, select.POLLIN)
+        sent(sender)
+        if receive(receiver, 100).wall_ns is not None:
+            return number
+        assert time.monotonic() < end, "no stamp within 5 s"
+    raise AssertionError
+
+
+def test_both_ends_are_stamped_and_the_stamps_lie_between_ours(pair: tuple[socket.socket, socket.socket]) -> None:
+    sender, receiver = pair
+    if not (ask_for_stamps(sender) and ask_for_stamps(receiver, sends=False)):
+        pytest.skip("this kernel refuses SO_TIMESTAMPING")
+    host = HostClock()
+    skipped = until_stamped(sender, receiver)
+    for number in range(skipped, skipped + 20):
+        before = read_wall(host)
+        asked = host.raw_ns()
+        sender.send(b"x" * number)
+        wait(sender, 0)
+        stamps = sent(sender)
+        wait(receiver, select.POLLIN)
+        received = receive(receiver, 100)
+        answered = host.raw_ns()
+        after = read_wall(host)
+        assert (received.data, received.address[:2]) == (b"x" * number, sender.getsockname()[:2])
+        assert [stamp.number for stamp in stamps] == [number]
+        assert received.wall_ns is not None
+        left = raw_of_stamp(stamps[0].wall_ns, before, after, 1_000_000)
+        came = raw_of_stamp(received.wall_ns, before, after, 1_000_000)
+        assert left is not None
+        assert came is not None
+        assert asked <= left.hi
+        assert left.lo <= came.hi
+        assert came.lo <= answered
+    # The error queue is empty again: nothing to wake up for.
+    poll = select.poll()
+    poll.register(sender, 0)
+    assert poll.poll(0) == []
+    assert sent(sender) == []
+
+
+def test_without_the_option_there_are_no_stamps(pair: tuple[socket.socket, socket.socket]) -> None:
+    sender, receiver = pair
+    sender.send(b"data")
+    wait(receiver, select.POLLIN)
+    assert receive(receiver, 3)[::2] == (b"dat", None)
+    assert sent(sender) == []
+    with pytest.raises(BlockingIOError):
+        receive(receiver, 100)
+
+
+def test_an_icmp_error_is_the_receiver_s_business(pair: tuple[socket.socket, socket.socket]) -> None:
+    sender, receiver = pair
+    ask_for_stamps(sender)
+    receiver.close()
+    sender.send(b"to nobody")
+    wait(sender, 0)
+    with pytest.raises(ConnectionRefusedError):
+        receive(sender, 100)
+    assert [stamp.number for stamp in sent(sender)] in ([0], [])
+
+
+def test_a_virtual_node_reads_its_own_raw_clock_at_the_host_s_instants() -> None:
+    clock = VirtualClock(VirtualPage.create(None, drift_ppb=80_000, epoch_ns=10**15, at_host_raw_ns=0))
+    host = time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW)
+    assert clock.at_host_raw(host) == host + 10**15 + host * 80_000 // S
+    before = clock.at_host_raw(HostClock().raw_ns())
+    between = clock.raw_ns()
+    assert before <= between <= clock.at_host_raw(HostClock().raw_ns())
+    assert HostClock().at_host_raw(5) == 5
