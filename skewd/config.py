@@ -330,6 +330,17 @@ class _Reading:
                     self.problem(place, f"{heading} address", str(error))
         elif kind == "kernel" and address is not None:
             self.problem(place, f"{heading} address", "has no meaning for the kernel's own estimate; remove it")
+        elif kind in ("ptp", "phc") and address is not None and not address.startswith("/"):
+            what = "ptp4l's socket, as /run/ptp4l" if kind == "ptp" else "the clock's device, as /dev/ptp0"
+            self.problem(place, f"{heading} address", f"'{address}' is no path; write that of {what}")
+        elif kind == "chrony" and address is not None and not address.startswith("/"):
+            try:
+                address = ntp_address(address, 323)
+                if not is_loopback(split_address(address)[0]):
+                    fix = "is another machine's chronyd, which speaks of another clock; write 127.0.0.1:323 or a path"
+                    self.problem(place, f"{heading} address", f"'{address}' {fix}")
+            except ValueError as error:
+                self.problem(place, f"{heading} address", str(error))
         return SourceConfig(**{**item, "address": address})
 
     def whole(self, config: Config) -> None:
@@ -337,6 +348,12 @@ class _Reading:
         names = [source.name for source in config.source]
         for name in sorted({name for name in names if names.count(name) > 1}):
             self.rule("source", "[[source]]", f"two are named '{name}'; give each a name of its own")
+        smeared = {source.name for source in config.source if source.smear}
+        if smeared and len(smeared) < len(names):
+            fix = (
+                "and others don't; around a leap second they differ by up to a second, so give all or none smear = true"
+            )
+            self.rule("source", "[[source]] smear", f"'{min(smeared)}' smears {fix}")
         if config.node.name in ("auto", "utc"):
             fix = f"'{config.node.name}' has a meaning in [mesh] reference; name the node otherwise"
             self.rule("node.name", "[node] name", fix)
@@ -417,9 +434,6 @@ class _Reading:
 def not_yet(config: Config) -> list[str]:
     """Keys that are understood and set, but that this version does not act upon: a line for each, to be said aloud."""
     lines = []
-    for source in config.source:
-        if source.type != "ntp":
-            lines.append(f"[[source]] '{source.name}': type {source.type} is not available in this version; use ntp")
     if config.mesh.dns is not None:
         lines.append("[mesh] dns is not available in this version; list the peers in [mesh] peers")
     for link in config.link:

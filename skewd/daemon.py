@@ -38,9 +38,14 @@ from skewd.publish.segment import SegmentWriter
 from skewd.publish.web import LocalApi, Metrics
 
 if TYPE_CHECKING:
+    from skewd.sources.claim import Claim
+    from skewd.sources.local import LocalSource
     from skewd.sources.ntp import NtpSource
 
 TICK_S = 0.02
+FIND_S = 10.0
+"""How often a machine without a configured source is searched for one."""
+
 SUSPEND_NS = 100_000_000
 """CLOCK_BOOTTIME running ahead of the raw clock by more than this means that the host slept."""
 
@@ -68,7 +73,8 @@ class Daemon:
         self.node = Node(config, boot=boot_id(clock.virtual), first=read_wall(clock), virtual=clock.virtual)
         self._log = structlog.get_logger().bind(node=config.node.name)
         self._links: list[tuple[str, str, LinkProtocol]] = []
-        self._ntp_sources: list[NtpSource] = []
+        self._opened: list[NtpSource | LocalSource] = []
+        self._found: str | None = None
         self._metrics_address: str | None = None
         self._asleep_ns = self._boottime_ahead_ns()
         self._said: dict[str, Any] = {}
@@ -82,7 +88,7 @@ class Daemon:
 
     def status(self) -> dict[str, Any]:
         """``skewd status --json``."""
-        for source in self._ntp_sources:
+        for source in self._opened:
             self.node.on_source_state(source.name, source.state.value)
         told = self.node.status(self.clock.raw_ns())
         told["links"] = [
@@ -98,17 +104,13 @@ class Daemon:
         for reason, count in refused.items():
             if count:
                 told["messages"].append(_REFUSED[reason].format(count=count))
-        told["messages"] += [f"source {source.name}: {source.reason}" for source in self._ntp_sources if source.reason]
+        told["messages"] += [f"source {source.name}: {source.reason}" for source in self._opened if source.reason]
+        told["found"] = self._found
         if self._clockbound_message is not None:
             told["messages"].append(self._clockbound_message)
-        described = {source.name: source.describe() for source in self._ntp_sources}
+        described = {source.name: source.describe() for source in self._opened}
         for row in told["sources"]:
             row |= described.get(row["name"], {})
-        told["messages"] += [
-            f"source {source.name} announces a leap second ({source.leap}) at the end of the UTC day"
-            for source in self._ntp_sources
-            if source.leap
-        ]
         return told
 
     def now(self) -> dict[str, Any]:
@@ -149,6 +151,9 @@ class Daemon:
             await self._open_links(stack, ready)
             for source in config.source:
                 await self._open_source(stack, source)
+            if not config.source and not self.clock.virtual:
+                finder = asyncio.create_task(self._find_source(stack), name="skewd-find")
+                stack.push_async_callback(_cancelled, finder)
             if config.metrics.listen is not None:
                 build = {"version": skewd.__version__, "virtual": str(self.clock.virtual).lower()}
                 registry = prometheus.registry(self.status, build, lambda: self.clock.wall_ns() / 1e9)
@@ -262,16 +267,18 @@ class Daemon:
 
     async def _open_source(self, stack: contextlib.AsyncExitStack, source: SourceConfig) -> None:
         if source.type != "ntp":
-            raise StartError(
-                f"[[source]] type = '{source.type}' is not available in this version; use type = 'ntp' with its address"
-            )
+            try:
+                await self._open_local(stack, source)
+            except (OSError, ValueError) as error:
+                raise StartError(f"[[source]] {source.name}: {error}") from None
+            return
         if source.address is None:
             raise StartError(f"[[source]] {source.name} has no address; write address = 'host' or 'host:port'")
         from skewd.sources.ntp import NtpSample, NtpSource
 
         def on_sample(sample: NtpSample) -> None:
             outgoing, incoming = sample.proofs()
-            self.node.on_utc(source.name, [outgoing], [incoming], self.clock.raw_ns())
+            self.node.on_utc(source.name, [outgoing], [incoming], self.clock.raw_ns(), sample.leap)
 
         opened = await NtpSource.open(
             source.name,
@@ -282,7 +289,55 @@ class Daemon:
             slew_ppb=lambda: self.node.wall.slew_ppb(),
         )
         stack.push_async_callback(opened.close)
-        self._ntp_sources.append(opened)
+        self._opened.append(opened)
+
+    async def _open_local(self, stack: contextlib.AsyncExitStack, source: SourceConfig) -> None:
+        """A source on this machine: see ``sources/local.py``."""
+        from skewd.sources.local import LocalSource, Reader
+
+        def on_claim(claim: Claim) -> None:
+            outgoing, incoming = claim.proofs()
+            self.node.on_utc(source.name, [outgoing], [incoming], self.clock.raw_ns(), claim.leap)
+
+        limits, directory = self.config.clock, self.config.node.runtime_dir
+        read: Reader
+        if source.type == "chrony":
+            from skewd.sources.chrony import ChronyReader
+
+            drift, wander = limits.max_drift_ppm, limits.max_wander_ppb_per_s
+            read = ChronyReader(source.address, self.clock, directory, drift, wander)
+        elif source.type == "kernel":
+            from skewd.sources.kernel import KernelReader
+
+            read = KernelReader(self.clock, limits.max_drift_ppm)
+        elif source.type == "ptp":
+            from skewd.sources.ptp import PtpReader
+
+            read = PtpReader(source.address, self.clock, directory, limits.max_drift_ppm)
+        else:
+            from skewd.sources.ptp import PhcReader
+
+            read = PhcReader(source.address or "/dev/ptp0", self.clock)
+        opened = LocalSource(source.name, read, on_claim, source.interval)
+        stack.push_async_callback(opened.close)
+        self._opened.append(opened)
+
+    async def _find_source(self, stack: contextlib.AsyncExitStack) -> None:
+        """Without a configured source: the first of chronyd, ptp4l and the kernel that makes a claim, once one does."""
+        from skewd.sources.find import find
+
+        limits, directory = self.config.clock, self.config.node.runtime_dir
+        said = False
+        while not (kind := await find(self.clock, directory, limits.max_drift_ppm, limits.max_wander_ppb_per_s)):
+            if not said:
+                self._log.info("no source of UTC is configured, and none was found on this machine; looking on")
+            said = True
+            await asyncio.sleep(FIND_S)
+        source = SourceConfig(type=kind)
+        self.node.found_source(source)
+        await self._open_local(stack, source)
+        self._found = kind
+        self._log.info("no source of UTC is configured; using the one found on this machine", source=kind)
 
     def _on_proofs(self, proofs: Proofs) -> None:
         self.node.on_proofs(proofs, self.clock.raw_ns())

@@ -12,7 +12,14 @@ goes out as knots (``bounds/history.py``) that carry the applied line (``bounds/
 
 Which reference: the configured one; with ``auto``, UTC if any source is configured, else the member with the least
 name among this node and the peers it has a bound for (the same for all members of a full mesh; a real election
-comes with the mesh). A node without source and peer has nothing to compare its clock with, and says so.
+comes with the mesh). Sources that nobody configured but that were found on this machine count only while no peer has a
+bound, for in a mesh all nodes must have the same reference. A node without source and peer has nothing to compare its
+clock with, and says so.
+
+Around a leap second that a source announces its bound is the hull of both readings of UTC: from ``LEAP_BEFORE_NS``
+before the midnight of UTC until it has spoken ``LEAP_AFTER_NS`` after it, and its filter begins anew there. Smeared
+sources (all or none of them, see ``config.py``) announce nothing; they may be ``SMEAR_PPM`` off UTC's rate and begin
+at once, so no limit is put on their wander.
 
 Limits: ``PEERS_MAX`` peers; the one heard least recently gives way. The reference's wall clock may be stepped between
 two exchanges: until the next one tells, what is said of it holds for its clock before the step. Pure: no clock is
@@ -32,7 +39,7 @@ from skewd.bounds.history import Knot, Status
 from skewd.bounds.pair import PairBound, pair_limits
 from skewd.bounds.select import Selection, select
 from skewd.clock import WallSample
-from skewd.config import Config
+from skewd.config import Config, SourceConfig
 from skewd.durations import format_duration
 from skewd.interval import Interval
 from skewd.links.protocol import Proofs, Self
@@ -54,6 +61,15 @@ TIGHTEN_NS = 2_000_000_000
 HOLDOVER_AFTER = 3
 """Missed intervals after which a bound is called holdover."""
 
+LEAP_BEFORE_NS = 2_000_000_000
+LEAP_AFTER_NS = 10_000_000_000
+"""Servers, kernels and daemons do not all leap at the same moment; this much on each side is left to them."""
+
+SMEAR_PPM = 14
+"""A second in 24 hours is 11.6 ppm, and 13.9 in 20 hours, the two smears in use; both change the rate at once."""
+
+_SMEAR_WANDER_PPB_PER_S = 1_000_000
+_DAY_NS = 86_400_000_000_000
 _RTT_WINDOW_NS = 60_000_000_000
 _PPB = 1_000_000_000
 
@@ -112,6 +128,16 @@ class _Source:
     heard_ns: int | None = None
     state: str = "pending"
     rtt: _RttMinimum = field(default_factory=_RttMinimum)
+    smear: bool = False
+    leap: int = 0
+    leap_at_ns: int | None = None
+    """UTC of the midnight at which the announced leap is due."""
+    begun: int = 0
+    """How often the filter began anew on another reading of UTC."""
+
+    def leaping(self, utc_ns: int) -> bool:
+        """Whether at this UTC a leap may have happened that the filter does not know of."""
+        return self.leap_at_ns is not None and utc_ns >= self.leap_at_ns - LEAP_BEFORE_NS
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +151,11 @@ class Estimate:
     interval_ns: int
     epoch: tuple[object, ...]
     name: str
+
+
+def _utc_limits(smear: bool) -> tuple[float, float]:
+    """The limits of a source's UTC against true time: ppm, ppb/s."""
+    return (SMEAR_PPM, _SMEAR_WANDER_PPB_PER_S) if smear else (0, 0)
 
 
 class Node:
@@ -153,9 +184,20 @@ class Node:
         self._recent: deque[Knot] = deque(maxlen=TIGHTEN_NS // KNOT_PERIOD_NS)
         self._last_wall_ns: tuple[int, int] | None = None
         self._improved = False
+        self._found = False
         for source in config.source:
-            # UTC is true time: its own limits are zero.
-            self._sources[source.name] = _Source(source.name, source.type, source.interval, self._fresh(0, 0))
+            self._add_source(source)
+
+    def _add_source(self, source: SourceConfig) -> None:
+        # UTC is true time: its own limits are zero, but for a smear.
+        self._sources[source.name] = _Source(
+            source.name, source.type, source.interval, self._fresh(*_utc_limits(source.smear)), smear=source.smear
+        )
+
+    def found_source(self, source: SourceConfig) -> None:
+        """Adds a source that nobody configured: what this machine has anyway."""
+        self._found = True
+        self._add_source(source)
 
     # -- what comes in -------------------------------------------------------------------------------------------
 
@@ -184,7 +226,7 @@ class Node:
         self.wall.restart(reading)
         self._peers.clear()
         for source in self._sources.values():
-            source.pair = self._fresh(0, 0)
+            source.pair = self._fresh(*_utc_limits(source.smear))
             source.heard_ns = None
 
     def _limits(self, there_drift_ppm: float, there_wander_ppb_per_s: float) -> tuple[float, float]:
@@ -229,10 +271,22 @@ class Node:
         self._improved = True
 
     def on_utc(
-        self, name: str, outgoing: Sequence[tuple[int, int]], incoming: Sequence[tuple[int, int]], now_raw_ns: int
+        self,
+        name: str,
+        outgoing: Sequence[tuple[int, int]],
+        incoming: Sequence[tuple[int, int]],
+        now_raw_ns: int,
+        leap: int = 0,
     ) -> None:
-        """Takes what one answer of the source ``name`` proves about UTC - raw."""
+        """Takes what one answer of the source ``name`` proves about UTC - raw, and the leap it announces.
+
+        Args:
+            leap: 0 none, 1 the day's last minute has 61 seconds, 2 it has 59.
+        """
         source = self._sources[name]
+        if not self._past_leap(source, [utc for _, utc in outgoing] + [utc for utc, _ in incoming], leap):
+            source.heard_ns, source.state = now_raw_ns, "reachable"
+            return
         for sent, received in outgoing:
             source.pair.outgoing(sent, received)
         for sent, received in incoming:
@@ -241,6 +295,23 @@ class Node:
             source.rtt.add(now_raw_ns, max((received - sent) - (left - arrived), 0))
         source.heard_ns, source.state = now_raw_ns, "reachable"
         self._improved = True
+
+    def _past_leap(self, source: _Source, utc_ns: list[int], leap: int) -> bool:
+        """Keeps the announced leap; False for an answer too near to it to tell which reading of UTC it gives."""
+        if source.smear or not utc_ns:
+            return True
+        earliest, latest = min(utc_ns), max(utc_ns)
+        if source.leap_at_ns is not None and latest >= source.leap_at_ns - LEAP_BEFORE_NS:
+            if earliest <= source.leap_at_ns + LEAP_AFTER_NS:
+                return False
+            begun = self._fresh(*_utc_limits(False))
+            begun.contradictions = source.pair.contradictions
+            source.pair, source.leap_at_ns = begun, None
+            source.begun += 1
+        source.leap = leap
+        # The leap is due at the end of a day of UTC: the next midnight, if it is not over already.
+        source.leap_at_ns = -(-(earliest - LEAP_AFTER_NS) // _DAY_NS) * _DAY_NS if leap else None
+        return not source.leaping(latest)
 
     def on_source_state(self, name: str, state: str) -> None:
         """Takes a source's state: pending, reachable or unreachable."""
@@ -271,10 +342,10 @@ class Node:
         configured = self.config.mesh.reference
         if configured != "auto":
             return configured
-        if self._sources:
+        if self._sources and not self._found:
             return "utc"
         bounded = [name for name, peer in self._peers.items() if peer.pair.offset(peer.heard_ns) is not None]
-        return min([self.name, *bounded]) if bounded else None
+        return min([self.name, *bounded]) if bounded else "utc" if self._sources else None
 
     def _own_slew(self, bound: Interval, at_raw_ns: int) -> Interval:
         return bound - self.wall.wall_minus_raw(at_raw_ns)
@@ -315,6 +386,9 @@ class Node:
         for source in self._sources.values():
             utc = source.pair.offset(at_raw_ns)
             if utc is not None:
+                if source.leaping(at_raw_ns + utc.hi):
+                    # An inserted second makes UTC read one second less after it, a deleted one more.
+                    utc = utc.hull(utc.shift(-_PPB if source.leap == 1 else _PPB))
                 known.append((source, self._own_slew(utc, at_raw_ns)))
         return known, select([bound for _, bound in known])
 
@@ -330,10 +404,10 @@ class Node:
         return Estimate(
             selection.interval,
             self._wall_drift(drift, 0),
-            math.ceil(self._limits(0, 0)[1]) + 1,
+            math.ceil(max(self._limits(*_utc_limits(source.smear))[1] for source in chosen)) + 1,
             min(at_raw_ns - (source.heard_ns or 0) for source in chosen),
             min(source.interval_ns for source in chosen),
-            ("utc", sum(source.pair.contradictions for source in chosen)),
+            ("utc", sum(source.pair.contradictions + source.begun for source in chosen)),
             "utc",
         )
 
@@ -511,6 +585,9 @@ class Node:
                     "rtt_min_ns": source.rtt.least_ns(),
                     "age_s": None if source.heard_ns is None else round((now_raw_ns - source.heard_ns) / 1e9, 3),
                     "state": state,
+                    "leap": ("none", "insert", "delete")[source.leap],
+                    "smear": source.smear,
+                    "configured": not self._found,
                 }
             )
         return statuses
@@ -543,6 +620,8 @@ class Node:
             messages.append(f"the bound (+-{width}) is wider than [clock] max_uncertainty ({limit})")
         elif told["status"] == Status.HOLDOVER.value:
             messages.append(f"holdover: the reference was last heard {told['age_s']:.0f} s ago, the bound grows")
+        if any(source.leap_at_ns is not None for source in self._sources.values()):
+            messages.append("a leap second is announced; around it the bound is as wide as both readings of UTC")
         for source in told["sources"]:
             if source["state"] in ("falseticker", "unreachable"):
                 messages.append(f"source {source['name']} is {source['state']}")

@@ -91,7 +91,7 @@ def _wrong(status: Mapping[str, Any]) -> list[str]:
 def _sources(status: Mapping[str, Any]) -> list[str]:
     columns: list[tuple[str, Callable[[_Row], str]]] = [
         ("source", lambda row: _word(row, "name")),
-        ("type", lambda row: _word(row, "type")),
+        ("type", lambda row: _word(row, "type") + (" (found)" if row.get("configured") is False else "")),
         ("offset", lambda row: _signed(row)),
         ("bound", lambda row: _uncertainty(row)),
         ("heard", lambda row: _age(row.get("age_s"))),

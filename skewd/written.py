@@ -208,9 +208,9 @@ def either(known: tuple[str, ...]) -> str:
     return known[0] if len(known) == 1 else ", ".join(known[:-1]) + f" or {known[-1]}"
 
 
-def ntp_address(text: str) -> str:
-    """``host:port``, with NTP's own port when none is written."""
-    return parse_peer(format_address(*split_address(text, 123)))
+def ntp_address(text: str, default_port: int = 123) -> str:
+    """``host:port``, with NTP's own port (or another) when none is written."""
+    return parse_peer(format_address(*split_address(text, default_port)))
 
 
 def zmq_host(text: str) -> str | None:

@@ -180,7 +180,6 @@ class NtpSource:
         return {
             "server": None if self._server is None else format_address(str(self._server[0]), int(self._server[1])),
             "stratum": None if last is None else last.stratum,
-            "leap": self.leap,
             "counters": dict(self.counters),
         }
 

@@ -330,7 +330,6 @@ async def test_a_leap_second_is_announced_while_the_server_does(bench: Bench) ->
     leap = 1
     await bench.start(lambda question, received: [packet(question, received, leap=leap)])
     await bench.until(lambda: bench.source.leap == "insert")
-    assert bench.source.describe()["leap"] == "insert"
     leap = 2
     await bench.until(lambda: bench.source.leap == "delete")
     leap = 0

@@ -1,0 +1,90 @@
+"""chronyd on this machine, asked over UDP on loopback or over its Unix socket.
+
+UDP needs no permission and is asked first; the Unix socket needs chronyd's user or root, and is tried where UDP gives
+nothing (chronyd may be told ``cmdport 0``). What the answer means is in ``chrony_wire.py``.
+
+Limits: only this machine's chronyd can be asked, for another's speaks of another clock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from skewd.clock import Clock
+from skewd.ports import is_loopback, split_address
+from skewd.sources.chrony_wire import MAX_REPLY_BYTES, is_reply, parse, request
+from skewd.sources.claim import Claim, between
+from skewd.sources.local import HostWall, exchange, unix_socket
+
+PORT = 323
+USUAL = ("127.0.0.1:323", "[::1]:323", "/run/chrony/chronyd.sock")
+
+
+class ChronyReader:
+    """Asks for one tracking report at a time.
+
+    Args:
+        address: ``host:port`` on loopback, or a path; None for the usual ones.
+        directory: where our end of a Unix socket goes.
+
+    Raises:
+        ValueError: an address beyond loopback.
+    """
+
+    def __init__(
+        self, address: str | None, clock: Clock, directory: Path, max_drift_ppm: int, max_wander_ppb_per_s: int
+    ) -> None:
+        self._addresses: tuple[str, ...] = USUAL if address is None else (address,)
+        self._wall, self._directory = HostWall(clock), directory
+        self._max_drift_ppm, self._max_wander = max_drift_ppm, max_wander_ppb_per_s
+        for one in self._addresses:
+            if not one.startswith("/") and not is_loopback(split_address(one, PORT)[0]):
+                raise ValueError(f"{one} is another machine's chronyd, which speaks of another clock; use 127.0.0.1")
+
+    async def __call__(self) -> Claim:
+        """The claim, from the first address that answers.
+
+        Raises:
+            Refused: chronyd is there and makes no claim.
+            OSError: it is not there.
+        """
+        missing: list[str] = []
+        for address in self._addresses:
+            try:
+                claim = await self._ask(address)
+            except OSError as error:
+                missing.append(f"{address}: {error.strerror or error}")
+                continue
+            self._addresses = (address, *(other for other in self._addresses if other != address))
+            return claim
+        raise OSError(f"chronyd does not answer ({'; '.join(missing)})")
+
+    def close(self) -> None:
+        """Nothing stays open between questions."""
+
+    async def _ask(self, address: str) -> Claim:
+        sequence = secrets.randbits(32)
+        async with self._connected(address) as sock:
+            before = self._wall.sample()
+            data = await exchange(sock, request(sequence), lambda data: is_reply(data, sequence), MAX_REPLY_BYTES)
+            after = self._wall.sample()
+        tracking = parse(data)
+        claimed = tracking.utc_minus_wall(after.wall_at_ns(), self._max_drift_ppm, self._max_wander)
+        return Claim(*between(before, after, claimed, self._max_drift_ppm), tracking.leap)
+
+    @contextlib.asynccontextmanager
+    async def _connected(self, address: str) -> AsyncIterator[socket.socket]:
+        if address.startswith("/"):
+            async with unix_socket(address, self._directory, "chronyd") as sock:
+                yield sock
+            return
+        host, port = split_address(address, PORT)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.socket(family, socket.SOCK_DGRAM) as sock:
+            sock.setblocking(False)
+            sock.connect((host, port))
+            yield sock

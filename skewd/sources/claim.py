@@ -1,0 +1,67 @@
+"""What a daemon on this machine says of UTC, as proofs that the filter takes.
+
+NTP answers are messages, and a message proves something by having travelled. chronyd, ptp4l and the kernel send no
+messages: they *claim*, at one instant, that UTC lies within an interval of a clock of this machine (the wall clock,
+or a network card's). The insight: a claim about UTC - raw at one instant is two inequalities, which is what a pair of
+messages without any delay would have proven, so the same set-membership filter takes it. What is left to do is to
+carry the claim to the raw clock honestly: the clock it is about was read before the question and after the answer,
+the claim was made in between, and the whole is widened by what the clocks can have moved meanwhile.
+
+Is it sound to intersect claims over time? The intersection of true statements is true, so the question is whether
+each claim alone is true, for a false one stays in the set until drift and wander have grown past it, and many claims
+that are each right *nearly* always are together wrong rather often. So each source must state what it can stand by,
+at its instant, alone; its wire module says how it does.
+
+Limits: all is said under the declared limits of this node's oscillator, and as far as the daemon in question is
+truthful. Pure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from skewd.clock import WallSample
+from skewd.interval import Interval
+from skewd.wall import SLEW_MAX_PPM
+
+PPM = 1_000_000
+ERROR_MAX_NS = 16_000_000_000
+"""A claim wider than this says nothing (RFC 5905's MAXDISP)."""
+
+NO_LEAP, INSERT, DELETE = 0, 1, 2
+
+
+class Refused(Exception):
+    """A reading that is no claim. The text is for a person: what is wrong, and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """UTC - raw lay in ``utc_minus_raw`` at the raw instant ``raw_ns``.
+
+    ``leap``: 0 none announced, 1 the day's last minute has 61 seconds, 2 it has 59.
+    """
+
+    raw_ns: int
+    utc_minus_raw: Interval
+    leap: int = NO_LEAP
+
+    def proofs(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """The outgoing and the incoming proof of ``NtpSample.proofs``, both about the one instant."""
+        return (self.raw_ns, self.raw_ns + self.utc_minus_raw.hi), (self.raw_ns + self.utc_minus_raw.lo, self.raw_ns)
+
+
+def between(
+    before: WallSample, after: WallSample, utc_minus_wall: Interval, max_drift_ppm: int
+) -> tuple[int, Interval]:
+    """UTC - raw at ``after.raw_ns``, if UTC - wall lay in ``utc_minus_wall`` at some instant between two readings.
+
+    Raises:
+        Refused: the wall clock was stepped in between, so nobody knows which wall clock was meant.
+    """
+    elapsed = max(after.raw_ns - before.raw_ns, 0) + before.wall_minus_raw.width
+    slewed = elapsed * SLEW_MAX_PPM // PPM + 1
+    if before.wall_minus_raw.widen(slewed).intersect(after.wall_minus_raw) is None:
+        raise Refused("the wall clock was stepped, or is slewed very fast, while it was asked; asked again")
+    wall_minus_raw = before.wall_minus_raw.hull(after.wall_minus_raw).widen(slewed)
+    return after.raw_ns, (wall_minus_raw + utc_minus_wall).widen(elapsed * max_drift_ppm // PPM + 1)

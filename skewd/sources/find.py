@@ -1,0 +1,43 @@
+"""Which source of UTC this machine has anyway, when none is configured.
+
+chronyd is asked first, since it tells the most; then ptp4l; the kernel's own figure comes last. What counts is that a
+claim is made, not that a socket exists: a chronyd that follows nothing is passed over. No server beyond this machine
+is ever asked.
+
+Limits: the first that is found stays, also if a better one starts later; name it as [[source]] then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from skewd.clock import Clock
+from skewd.sources.chrony import ChronyReader
+from skewd.sources.claim import Refused
+from skewd.sources.kernel import KernelReader
+from skewd.sources.local import Reader
+from skewd.sources.ptp import PtpReader
+
+
+async def find(clock: Clock, directory: Path, max_drift_ppm: int, max_wander_ppb_per_s: int) -> str | None:
+    """``chrony``, ``ptp`` or ``kernel``: the first that answers; None if none does.
+
+    Args:
+        directory: where our end of a Unix socket goes.
+    """
+    kinds: list[tuple[str, Callable[[], Reader]]] = [
+        ("chrony", lambda: ChronyReader(None, clock, directory, max_drift_ppm, max_wander_ppb_per_s)),
+        ("ptp", lambda: PtpReader(None, clock, directory, max_drift_ppm)),
+        ("kernel", lambda: KernelReader(clock, max_drift_ppm)),
+    ]
+    for kind, make in kinds:
+        reader = make()
+        try:
+            await reader()  # None, too: there is no claim yet, and there will be one
+            return kind
+        except (Refused, OSError):
+            continue
+        finally:
+            reader.close()
+    return None
