@@ -46,6 +46,10 @@ class Clock(Protocol):
 
     def wall_ns(self) -> int: ...
 
+
+class NodeClock(Clock, Protocol):
+    """The clocks of a whole node, whose packets the host's kernel stamps."""
+
     def at_host_raw(self, host_raw_ns: int) -> int:
         """This node's raw reading at an instant of the host's: the kernel stamps packets by the host's clocks."""
         ...
@@ -212,7 +216,7 @@ class VirtualClock:
         return self.page.at_host_raw(host_raw_ns)
 
 
-def clock_from_option(text: str | None) -> Clock:
+def clock_from_option(text: str | None) -> NodeClock:
     """The clock a ``--virtual-clock`` option names; the host's own for None.
 
     ``offset=5ms,drift=20ppm,at=<host raw ns>`` (each part optional), or ``page=<path>`` of a page that an

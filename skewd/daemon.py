@@ -27,7 +27,7 @@ import structlog
 
 import skewd
 from skewd import sd_notify
-from skewd.clock import Clock, HostClock, read_wall
+from skewd.clock import HostClock, NodeClock, read_wall
 from skewd.config import Config, LinkConfig, SourceConfig, split_address
 from skewd.durations import format_duration
 from skewd.keys import MeshKey, load_key
@@ -67,7 +67,7 @@ def boot_id(virtual: bool) -> bytes:
 class Daemon:
     """One node, running."""
 
-    def __init__(self, config: Config, clock: Clock) -> None:
+    def __init__(self, config: Config, clock: NodeClock) -> None:
         self.config = config
         self.clock = clock
         self.node = Node(config, boot=boot_id(clock.virtual), first=read_wall(clock), virtual=clock.virtual)
@@ -439,7 +439,7 @@ async def _cancelled(task: asyncio.Task[Any]) -> None:
     await asyncio.wait({task})
 
 
-async def serve(config: Config, clock: Clock, ready: Ready, stop: asyncio.Event) -> None:
+async def serve(config: Config, clock: NodeClock, ready: Ready, stop: asyncio.Event) -> None:
     """Runs a daemon until ``stop`` is set. ``ready`` gets the addresses once everything listens."""
     daemon = Daemon(config, clock)
     async with daemon.running() as addresses:
@@ -453,7 +453,7 @@ async def serve(config: Config, clock: Clock, ready: Ready, stop: asyncio.Event)
             daemon.ticker.result()  # a fault of ours: end loudly, and be restarted
 
 
-def run(config: Config, clock: Clock, ready: Ready) -> int:
+def run(config: Config, clock: NodeClock, ready: Ready) -> int:
     """Runs until SIGINT or SIGTERM; the exit code: 0, or 1 when it could not start (said on standard error)."""
 
     async def main() -> None:

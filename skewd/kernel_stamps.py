@@ -7,7 +7,7 @@ will be. Some drivers announce send stamps and deliver none, some kernels and sa
 are none, and user space's stamps serve.
 
 Limits: stamps by software; a network card's own are not asked for. The stamps are the *host's* wall clock, whatever
-clock the node is on; ``stamps.py`` says what they mean in raw, and :meth:`Clock.at_host_raw` in the node's raw.
+clock the node is on; ``stamps.py`` says what they mean in raw, and :meth:`NodeClock.at_host_raw` in the node's raw.
 """
 
 from __future__ import annotations
