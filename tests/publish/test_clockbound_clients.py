@@ -17,7 +17,7 @@ from typing import Any, cast
 
 import pytest
 
-from skewd.clock import Clock, HostClock, VirtualClock, VirtualPage
+from skewd.clock import HostClock, NodeClock, VirtualClock, VirtualPage
 from skewd.config import ClockBoundConfig, Config, MeshConfig, MetricsConfig, NodeConfig, SourceConfig
 from skewd.daemon import Daemon, StartError
 from skewd.publish import clockbound
@@ -109,7 +109,7 @@ async def server() -> AsyncIterator[str]:
     transport.close()
 
 
-def daemon(root: Path, sources: tuple[SourceConfig, ...], clock: Clock | None = None) -> Daemon:
+def daemon(root: Path, sources: tuple[SourceConfig, ...], clock: NodeClock | None = None) -> Daemon:
     config = Config(
         node=NodeConfig(name="n", runtime_dir=root / "run", state_dir=root),
         mesh=MeshConfig(listen=None, reference="utc" if sources else "auto"),

@@ -12,7 +12,7 @@ import socket
 import struct
 import sys
 
-from skewd.clock import Clock, HostClock, WallSample, clock_from_option, read_wall
+from skewd.clock import HostClock, NodeClock, WallSample, clock_from_option, read_wall
 from skewd.interval import Interval
 from skewd.kernel_stamps import Received, ask_for_stamps, receive, sent
 from skewd.stamps import raw_of_stamp
@@ -26,7 +26,7 @@ TICK_MS = 20
 class End:
     """One socket with kernel stamps, on a node's clock."""
 
-    def __init__(self, clock: Clock, host: str) -> None:
+    def __init__(self, clock: NodeClock, host: str) -> None:
         self.clock = clock
         self.sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
         self.sock.setblocking(False)
@@ -77,7 +77,7 @@ class End:
         return bool(poll.poll(limit_ms))
 
 
-def answer(clock: Clock, host: str) -> None:
+def answer(clock: NodeClock, host: str) -> None:
     end = End(clock, host)
     end.sock.bind((host, PORT))
     print("READY", flush=True)
@@ -87,7 +87,7 @@ def answer(clock: Clock, host: str) -> None:
         end.send(struct.pack("!qq", came.hi, left.lo), received.address)
 
 
-def ask(clock: Clock, host: str, count: int) -> None:
+def ask(clock: NodeClock, host: str, count: int) -> None:
     end = End(clock, host)
     end.sock.connect((host, PORT))
     for _ in range(count):
