@@ -38,9 +38,9 @@ def client() -> Path:
         pytest.skip("AWS's clients are built with cargo, which is not here")
     target = ROOT / "build" / "clockbound_client"
     command = [cargo, "build", "--locked", "--quiet", "--manifest-path", f"{ROOT}/tests/clockbound_client/Cargo.toml"]
-    built = subprocess.run(
-        command, env={**os.environ, "CARGO_TARGET_DIR": str(target)}, capture_output=True, text=True, timeout=900
-    )
+    path = f"{os.environ.get('PATH', '')}:{Path(cargo).parent}"  # where rustc is, too
+    env = {**os.environ, "CARGO_TARGET_DIR": str(target), "PATH": path}
+    built = subprocess.run(command, env=env, capture_output=True, text=True, timeout=900)
     if built.returncode and re.search(r"failed to (download|fetch|query|get)|Could not resolve", built.stderr):
         pytest.skip("cargo cannot reach the crates of AWS's clients")
     assert built.returncode == 0, built.stderr

@@ -204,6 +204,30 @@ def test_the_mesh_key_comes_as_a_credential_and_every_link_opens(systemd: Privat
         systemd.run("systemctl", "reset-failed", "skewd", check=False)
 
 
+def test_clockbound_segments_are_everybodys_and_stay_the_same_files_over_a_restart(systemd: PrivateSystemd) -> None:
+    drop_in = "/run/lab/units/skewd.service.d/clockbound.conf"
+    systemd.run("mkdir", "-p", "/etc/skewd")
+    systemd.run("sh", "-c", f"cat > {drop_in} <<'END'\n{(UNITS / 'clockbound.conf').read_text()}END\n")
+    systemd.run("sh", "-c", "printf '[clockbound]\nenabled = true\n' > /etc/skewd/skewd.toml")
+    systemd.systemctl("daemon-reload")
+    try:
+        systemd.systemctl("start", "skewd")
+        files = ("/var/run/clockbound/shm", "/var/run/clockbound/shm0")
+        before = systemd.run("stat", "--format=%i %a %U", *files).stdout
+        assert [line.split()[1:] for line in before.splitlines()] == [["644", "skewd"]] * 2
+        for file in files:
+            assert systemd.run("head", "-c", "4", file, user="nobody").stdout == "NZMA"
+        systemd.systemctl("restart", "skewd")
+        assert systemd.run("stat", "--format=%i %a %U", *files).stdout == before
+        systemd.systemctl("stop", "skewd")
+        assert systemd.run("stat", "--format=%i %a %U", *files).stdout == before
+    finally:
+        systemd.systemctl("stop", "skewd")
+        systemd.run("rm", "-f", drop_in, "/etc/skewd/skewd.toml")
+        systemd.systemctl("daemon-reload")
+        systemd.run("systemctl", "reset-failed", "skewd", check=False)
+
+
 def test_the_sidecar_reads_the_daemons_bound_and_passes_spans_on(service: PrivateSystemd) -> None:
     request = ExportTraceServiceRequest()
     span = (
