@@ -69,6 +69,7 @@ class Daemon:
         self._log = structlog.get_logger().bind(node=config.node.name)
         self._links: list[tuple[str, str, LinkProtocol]] = []
         self._ntp_sources: list[NtpSource] = []
+        self._describe_source: dict[str, Callable[[], dict[str, Any]]] = {}
         self._metrics_address: str | None = None
         self._asleep_ns = self._boottime_ahead_ns()
         self._said: dict[str, Any] = {}
@@ -96,14 +97,13 @@ class Daemon:
             if count:
                 told["messages"].append(_REFUSED[reason].format(count=count))
         told["messages"] += [f"source {source.name}: {source.reason}" for source in self._ntp_sources if source.reason]
-        described = {source.name: source.describe() for source in self._ntp_sources}
         for row in told["sources"]:
-            row |= described.get(row["name"], {})
-        told["messages"] += [
-            f"source {source.name} announces a leap second ({source.leap}) at the end of the UTC day"
-            for source in self._ntp_sources
-            if source.leap
-        ]
+            if row["name"] in self._describe_source:
+                row |= self._describe_source[row["name"]]()
+            if row.get("leap") in ("insert", "delete"):
+                told["messages"].append(
+                    f"source {row['name']} announces a leap second ({row['leap']}) at the end of the UTC day"
+                )
         return told
 
     def now(self) -> dict[str, Any]:
@@ -226,6 +226,7 @@ class Daemon:
         )
         stack.push_async_callback(opened.close)
         self._ntp_sources.append(opened)
+        self._describe_source[source.name] = opened.describe
 
     def _on_proofs(self, proofs: Proofs) -> None:
         self.node.on_proofs(proofs, self.clock.raw_ns())

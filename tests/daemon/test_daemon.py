@@ -233,7 +233,9 @@ async def test_an_announced_leap_second_is_said_with_the_source_that_says_so(ben
     try:
         source = SourceConfig(type="ntp", name="n", address=server.address, interval=100 * MS)
         a = await bench.start("a", mesh=mesh("utc"), source=(source,))
-        row = await until(lambda: (rows := a.status()["sources"])[0]["leap"] and rows[0], "the announcement")
+        row = await until(
+            lambda: (rows := a.status()["sources"])[0]["leap"] == "insert" and rows[0], "the announcement"
+        )
         assert (row["leap"], row["stratum"], row["server"]) == ("insert", 1, server.address)
         assert any("source n announces a leap second (insert)" in message for message in a.status()["messages"])
     finally:
