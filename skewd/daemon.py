@@ -69,12 +69,12 @@ class Daemon:
         self._log = structlog.get_logger().bind(node=config.node.name)
         self._links: list[tuple[str, str, LinkProtocol]] = []
         self._ntp_sources: list[NtpSource] = []
-        self._describe_source: dict[str, Callable[[], dict[str, Any]]] = {}
         self._metrics_address: str | None = None
         self._asleep_ns = self._boottime_ahead_ns()
         self._said: dict[str, Any] = {}
         self._writer: SegmentWriter | None = None
         self._next_knot_ns = 0
+        self._describe_source: dict[str, Callable[[], dict[str, Any]]] = {}
 
     # -- told to others ------------------------------------------------------------------------------------------
 
@@ -83,6 +83,7 @@ class Daemon:
         for source in self._ntp_sources:
             self.node.on_source_state(source.name, source.state.value)
         told = self.node.status(self.clock.raw_ns())
+        self._tell_of_sources(told)
         told["links"] = [
             {"transport": transport, "address": address, "counters": dict(protocol.counters)}
             for transport, address, protocol in self._links
@@ -97,6 +98,9 @@ class Daemon:
             if count:
                 told["messages"].append(_REFUSED[reason].format(count=count))
         told["messages"] += [f"source {source.name}: {source.reason}" for source in self._ntp_sources if source.reason]
+        return told
+
+    def _tell_of_sources(self, told: dict[str, Any]) -> None:
         for row in told["sources"]:
             if row["name"] in self._describe_source:
                 row |= self._describe_source[row["name"]]()
@@ -104,7 +108,6 @@ class Daemon:
                 told["messages"].append(
                     f"source {row['name']} announces a leap second ({row['leap']}) at the end of the UTC day"
                 )
-        return told
 
     def now(self) -> dict[str, Any]:
         """``skewd now --json``: the reference timescale's time, within its bound."""
@@ -224,9 +227,9 @@ class Daemon:
             source.interval,
             slew_ppb=lambda: self.node.wall.slew_ppb(),
         )
+        self._describe_source[source.name] = opened.describe
         stack.push_async_callback(opened.close)
         self._ntp_sources.append(opened)
-        self._describe_source[source.name] = opened.describe
 
     def _on_proofs(self, proofs: Proofs) -> None:
         self.node.on_proofs(proofs, self.clock.raw_ns())

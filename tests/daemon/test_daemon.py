@@ -21,7 +21,6 @@ from skewd.keys import generate_key_file
 from skewd.ports import PortTaken
 from skewd.publish.segment import NAME, SegmentReader
 from skewd.reader import Now
-from tests.sources.test_ntp_source import Server, packet
 
 MS = 1_000_000
 
@@ -224,19 +223,3 @@ async def test_random_datagrams_do_not_end_it(bench: Bench) -> None:
         lambda: sum(a.status()["links"][0]["counters"].values()) > sum(counters.values()), "the refusals to be counted"
     )
     assert not a.ticker.done()
-
-
-async def test_an_announced_leap_second_is_said_with_the_source_that_says_so(bench: Bench) -> None:
-    transport, server = await asyncio.get_running_loop().create_datagram_endpoint(
-        lambda: Server(lambda question, received: [packet(question, received, leap=1)]), local_addr=("127.0.0.1", 0)
-    )
-    try:
-        source = SourceConfig(type="ntp", name="n", address=server.address, interval=100 * MS)
-        a = await bench.start("a", mesh=mesh("utc"), source=(source,))
-        row = await until(
-            lambda: (rows := a.status()["sources"])[0]["leap"] == "insert" and rows[0], "the announcement"
-        )
-        assert (row["leap"], row["stratum"], row["server"]) == ("insert", 1, server.address)
-        assert any("source n announces a leap second (insert)" in message for message in a.status()["messages"])
-    finally:
-        transport.close()
