@@ -83,6 +83,7 @@ class Daemon:
         self._clockbound: clockbound.ClockBoundSegments | None = None
         self._clockbound_message: str | None = None
         self._coarse_late_ns = clockbound.late_ns()
+        self._describe_source: dict[str, Callable[[], dict[str, Any]]] = {}
 
     # -- told to others ------------------------------------------------------------------------------------------
 
@@ -91,6 +92,7 @@ class Daemon:
         for source in self._opened:
             self.node.on_source_state(source.name, source.state.value)
         told = self.node.status(self.clock.raw_ns())
+        self._tell_of_sources(told)
         told["links"] = [
             {"transport": transport, "address": address, "counters": dict(protocol.counters)}
             for transport, address, protocol in self._links
@@ -108,10 +110,16 @@ class Daemon:
         told["found"] = self._found
         if self._clockbound_message is not None:
             told["messages"].append(self._clockbound_message)
-        described = {source.name: source.describe() for source in self._opened}
-        for row in told["sources"]:
-            row |= described.get(row["name"], {})
         return told
+
+    def _tell_of_sources(self, told: dict[str, Any]) -> None:
+        for row in told["sources"]:
+            if row["name"] in self._describe_source:
+                row |= self._describe_source[row["name"]]()
+            if row.get("leap") in ("insert", "delete"):
+                told["messages"].append(
+                    f"source {row['name']} announces a leap second ({row['leap']}) at the end of the UTC day"
+                )
 
     def now(self) -> dict[str, Any]:
         """``skewd now --json``: the reference timescale's time, within its bound."""
@@ -288,6 +296,7 @@ class Daemon:
             source.interval,
             slew_ppb=lambda: self.node.wall.slew_ppb(),
         )
+        self._describe_source[source.name] = opened.describe
         stack.push_async_callback(opened.close)
         self._opened.append(opened)
 

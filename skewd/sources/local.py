@@ -17,7 +17,7 @@ import secrets
 import socket
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import structlog
 
@@ -92,10 +92,6 @@ class LocalSource:
         self._log = structlog.get_logger("skewd.sources.local")
         self._quiet = QuietLog("skewd.sources.local")
         self._task = asyncio.create_task(self._run(), name=f"skewd-source-{name}")
-
-    def describe(self) -> dict[str, Any]:
-        """What ``skewd status --json`` says of it beyond the bound: nothing."""
-        return {}
 
     async def close(self) -> None:
         """Stop asking."""

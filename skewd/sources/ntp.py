@@ -44,7 +44,7 @@ _S = 1_000_000_000
 _BATCH = 32
 _ADDRESSES_MAX = 16
 _DENIED_MAX = 256
-_LEAPS = {1: "insert", 2: "delete"}
+_LEAPS = ("none", "insert", "delete")
 _HOST = HostClock()
 
 
@@ -170,9 +170,9 @@ class NtpSource:
         return round(self._pace.interval_s * _S)
 
     @property
-    def leap(self) -> str | None:
-        """``insert`` or ``delete`` while the server announces a leap second for the end of the UTC day."""
-        return _LEAPS.get(self._leap)
+    def leap(self) -> str:
+        """``insert`` or ``delete`` while the server announces a leap second for the end of the UTC day, or ``none``."""
+        return _LEAPS[self._leap]
 
     def describe(self) -> dict[str, Any]:
         """What ``skewd status --json`` says of it beyond the bound; unknown is None."""
@@ -211,7 +211,7 @@ class NtpSource:
             self._quiet.warning("ntp_negative_delay", source=self.name, delay_ns=sample.delay_ns)
         if sample.leap != self._leap:
             self._leap = sample.leap
-            self._log.warning("ntp_leap_announced", source=self.name, leap=self.leap or "none any more")
+            self._log.warning("ntp_leap_announced", source=self.name, leap=self.leap)
         self._become(State.REACHABLE)
         try:
             self._on_sample(sample)

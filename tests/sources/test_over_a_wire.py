@@ -70,7 +70,7 @@ def start_chronyd(wire: Namespaces, root: Path, name: str, address: str, port: i
     )
     wire.start(
         wire.far,
-        ["chronyd", "-x", "-d", "-u", "root", "-f", str(root / f"{name}.conf")],
+        ["chronyd", "-6" if ":" in address else "-4", "-x", "-d", "-u", "root", "-f", str(root / f"{name}.conf")],
         log=root / f"{name}.log",
     )
 
@@ -89,17 +89,17 @@ async def test_a_lying_server_is_outvoted_by_two_good_ones_and_named(wire: Names
     with tempfile.TemporaryDirectory(prefix="skd") as name:
         root = Path(name)
         start_chronyd(wire, root, "good-1", FAR[0])
-        start_chronyd(wire, root, "good-2", FAR[1])
+        start_chronyd(wire, root, "good-2", FAR_6)
         start_chronyd(wire, root, "behind-the-liar", FAR[2], 1123)
         relay = str(HERE / "shifting_relay.py")
         wire.python(wire.far, relay, FAR[2], "1123", str(FALSE_BY_NS), log=root / "relay.log")
-        names = ("good-1", "good-2", "liar")
+        servers = {"good-1": FAR[0], "good-2": FAR_6, "liar": FAR[2]}
         (root / "skewd.toml").write_text(
             f'[node]\nname = "n"\nruntime_dir = "{root}/run"\nstate_dir = "{root}"\n'
             '[mesh]\nlisten = "off"\n[metrics]\nlisten = "off"\n'
             + "".join(
                 f'[[source]]\ntype = "ntp"\nname = "{name}"\naddress = "{address}"\ninterval = "500ms"\n'
-                for name, address in zip(names, FAR, strict=True)
+                for name, address in servers.items()
             )
         )
         run = ["-m", "skewd", "run", "--config", str(root / "skewd.toml")]
@@ -139,4 +139,5 @@ async def test_a_lying_server_is_outvoted_by_two_good_ones_and_named(wire: Names
         liar, lie = by_name["liar"], FALSE_BY_NS - WALL_OFFSET_NS
         assert liar["lower_ns"] - slack <= lie <= liar["upper_ns"] + slack
         assert by_name["good-1"]["server"] == f"{FAR[0]}:123"
-        assert by_name["good-1"]["stratum"] == 8
+        assert by_name["good-2"]["server"] == f"[{FAR_6}]:123"
+        assert [source["stratum"] for source in told["sources"]] == [8, 8, 8]
