@@ -204,6 +204,40 @@ def test_the_mesh_key_comes_as_a_credential_and_every_link_opens(systemd: Privat
         systemd.run("systemctl", "reset-failed", "skewd", check=False)
 
 
+def test_the_kernels_estimate_is_read_only_with_its_drop_in(systemd: PrivateSystemd) -> None:
+    drop_in = "/run/lab/units/skewd.service.d/kernel-clock.conf"
+    systemd.run("mkdir", "-p", "/etc/skewd", str(Path(drop_in).parent))
+    (systemd.out / "skewd.toml").write_text('[[source]]\ntype = "kernel"\ninterval = "100ms"\n')
+    systemd.run("cp", "/run/lab/out/skewd.toml", "/etc/skewd/skewd.toml")
+    (systemd.out / "kernel-clock.conf").write_text((UNITS / "kernel-clock.conf").read_text())
+    refused = "may not read the kernel's estimate"
+
+    def told() -> str:
+        done = systemd.run(LAUNCHER, "status", "--json", user="nobody", check=False)
+        if done.returncode:
+            return ""
+        status = json.loads(done.stdout)
+        (source,) = status["sources"]
+        # Whether this machine's kernel calls itself synchronized is not the question here.
+        reasons = [message for message in status["messages"] if message.startswith("source kernel: ")]
+        return reasons[0] if reasons else "read" if source["state"] == "truechimer" else ""
+
+    try:
+        systemd.systemctl("start", "skewd")
+        wait_until(lambda: refused in told(), "the unit as shipped refuses the call")
+        systemd.systemctl("stop", "skewd")
+        systemd.run("cp", "/run/lab/out/kernel-clock.conf", drop_in)
+        systemd.systemctl("daemon-reload")
+        systemd.systemctl("start", "skewd")
+        wait_until(lambda: told() != "", "the kernel was asked")
+        assert refused not in told()
+    finally:
+        systemd.systemctl("stop", "skewd")
+        systemd.run("rm", "-f", drop_in, "/etc/skewd/skewd.toml")
+        systemd.systemctl("daemon-reload")
+        systemd.run("systemctl", "reset-failed", "skewd", check=False)
+
+
 def test_the_sidecar_reads_the_daemons_bound_and_passes_spans_on(service: PrivateSystemd) -> None:
     request = ExportTraceServiceRequest()
     span = (
