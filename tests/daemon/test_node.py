@@ -273,6 +273,77 @@ def test_a_falseticker_is_outvoted_and_named() -> None:
     assert "source s3 is falseticker" in told["messages"]
 
 
+DAY = 86_400 * SECOND
+MIDNIGHT = (1_700_000_000 * SECOND // DAY + 1) * DAY
+"""The first midnight of UTC after the simulated clocks begin."""
+
+
+@pytest.mark.parametrize(("leap", "jump"), [(1, -SECOND), (2, SECOND)])
+@pytest.mark.parametrize("leaps", [True, False])
+def test_around_a_leap_second_the_bound_is_the_hull(leap: int, jump: int, leaps: bool) -> None:
+    """Two sources announce a leap; it happens, or was announced for another month. The bound holds either way."""
+    node = utc_node()
+    begin = MIDNIGHT - 1_700_000_000 * SECOND  # raw at midnight, as the clocks here are
+    checked = {"before": 0, "around": 0, "after": 0}
+    for seconds in range(-20, 40):
+        at = begin + seconds * SECOND
+        node.on_wall(Clocks().sample(at))
+        # Reading by reading UTC repeats a second (or skips one); each source does so at a moment of its own.
+        for name, late in (("s1", -1), ("s2", 3)):
+            utc = 1_700_000_000 * SECOND + at + (jump if leaps and seconds >= late else 0)
+            announced = leap if seconds < 15 else 0
+            node.on_utc(name, [(at, utc + 2 * MS)], [(utc + MS, at + 2 * MS)], at + 2 * MS, announced)
+        told = node.status(at + 3 * MS)
+        assert told["offset_ns"] is not None, seconds
+        truth = jump if leaps and seconds >= 0 else 0
+        assert told["lower_ns"] <= truth <= told["upper_ns"], seconds
+        when = "before" if seconds < -3 else "around" if seconds < 13 else "after"
+        if -2 <= seconds < 8:
+            assert told["lower_ns"] <= min(0, jump)
+            assert told["upper_ns"] >= max(0, jump)
+        elif when != "around":
+            assert told["uncertainty_ns"] < 20 * MS, seconds
+        if seconds < 0:
+            assert any("leap second is announced" in message for message in told["messages"])
+        checked[when] += 1
+    assert told["contradictions"] == 0
+    assert min(checked.values()) >= 10
+    assert not any("leap second" in message for message in told["messages"])
+
+
+def test_a_smear_is_followed_without_a_contradiction() -> None:
+    """UTC as a smearing server tells it: another rate at once, for a day."""
+    sources = (SourceConfig(type="ntp", name="s", address="x", interval=SECOND, smear=True),)
+    node = Node(
+        Config(node=NodeConfig(name="n"), source=sources), boot=bytes(16), first=Clocks().sample(0), virtual=False
+    )
+    for seconds in range(0, 4000, 16):
+        at = seconds * SECOND
+        smeared = max(0, seconds - 1000) * -11_574  # ns: a second in a day
+        utc = 1_700_000_000 * SECOND + at + smeared
+        node.on_wall(Clocks().sample(at))
+        node.on_utc("s", [(at, utc + 10_000)], [(utc + 5_000, at + 15_000)], at + 15_000, 1)
+        told = node.status(at + 8 * SECOND)
+        now = max(0, seconds + 8 - 1000) * -11_574
+        assert told["lower_ns"] <= now <= told["upper_ns"], seconds
+        # In the first second of all the wall clock may be slewed as fast as the kernel can.
+        assert told["uncertainty_ns"] < (5 * MS if seconds else 20 * MS)
+    assert told["contradictions"] == 0
+    assert told["sources"][0]["smear"] is True
+
+
+def test_found_sources_give_way_to_a_mesh() -> None:
+    """All nodes of a mesh need the same reference, and not all may have found a source."""
+    mesh = Mesh(Clocks(), Clocks(), reference="auto")
+    node = mesh.nodes["here"]
+    node.found_source(SourceConfig(type="kernel"))
+    assert node.reference_name() == "utc"
+    feed(node, "kernel", 0)
+    assert node.status(3 * MS)["sources"][0]["configured"] is False
+    mesh.exchange()
+    assert node.reference_name() == "here"
+
+
 def test_no_majority_is_said_plainly() -> None:
     node = utc_node()
     feed(node, "s1", 0)

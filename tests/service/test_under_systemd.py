@@ -266,3 +266,77 @@ def test_the_sidecar_reads_the_daemons_bound_and_passes_spans_on(service: Privat
     finally:
         service.systemctl("stop", "skewd-sidecar", "collector")
     assert (service.out / "sidecar.ends").read_text().splitlines()[-1] == "success exited 0"
+
+
+def test_the_kernels_estimate_is_read_only_with_its_drop_in(systemd: PrivateSystemd) -> None:
+    drop_in = "/run/lab/units/skewd.service.d/kernel-clock.conf"
+    systemd.run("mkdir", "-p", "/etc/skewd", str(Path(drop_in).parent))
+    (systemd.out / "skewd.toml").write_text('[[source]]\ntype = "kernel"\ninterval = "100ms"\n')
+    systemd.run("cp", "/run/lab/out/skewd.toml", "/etc/skewd/skewd.toml")
+    (systemd.out / "kernel-clock.conf").write_text((UNITS / "kernel-clock.conf").read_text())
+    refused = "may not read the kernel's estimate"
+
+    def told() -> str:
+        done = systemd.run(LAUNCHER, "status", "--json", user="nobody", check=False)
+        if done.returncode:
+            return ""
+        status = json.loads(done.stdout)
+        (source,) = status["sources"]
+        # Whether this machine's kernel calls itself synchronized is not the question here.
+        reasons = [message for message in status["messages"] if message.startswith("source kernel: ")]
+        return reasons[0] if reasons else "read" if source["state"] == "truechimer" else ""
+
+    try:
+        systemd.systemctl("start", "skewd")
+        wait_until(lambda: refused in told(), "the unit as shipped refuses the call")
+        systemd.systemctl("stop", "skewd")
+        systemd.run("cp", "/run/lab/out/kernel-clock.conf", drop_in)
+        systemd.systemctl("daemon-reload")
+        systemd.systemctl("start", "skewd")
+        wait_until(lambda: told() != "", "the kernel was asked")
+        assert refused not in told()
+    finally:
+        systemd.systemctl("stop", "skewd")
+        systemd.run("rm", "-f", drop_in, "/etc/skewd/skewd.toml")
+        systemd.systemctl("daemon-reload")
+        systemd.run("systemctl", "reset-failed", "skewd", check=False)
+
+
+def test_the_sidecar_reads_the_daemons_bound_and_passes_spans_on(service: PrivateSystemd) -> None:
+    request = ExportTraceServiceRequest()
+    span = (
+        request.resource_spans.add()
+        .scope_spans.add()
+        .spans.add(
+            name="work",
+            trace_id=b"t" * 16,
+            span_id=b"s" * 8,
+            start_time_unix_nano=10**18,
+            end_time_unix_nano=10**18 + 5,
+        )
+    )
+    (service.out / "request.bin").write_bytes(request.SerializeToString())
+    post = (
+        "import urllib.request as u; body = open('/run/lab/out/request.bin', 'rb').read(); "
+        "u.urlopen(u.Request('http://127.0.0.1:4318/v1/traces', body, {'Content-Type': 'application/x-protobuf'}))"
+    )
+    name = KeyValue(key="clock.node.name", value=AnyValue(string_value="lab-1"))
+
+    def passed_on() -> bool:
+        if service.run(PYTHON, "-c", post, check=False).returncode:
+            return False  # the unit counts as started before it listens
+        collected = ExportTraceServiceRequest.FromString((service.out / "collected.bin").read_bytes())
+        (forwarded,) = collected.resource_spans[0].scope_spans[0].spans
+        assert forwarded.start_time_unix_nano == span.start_time_unix_nano
+        assert KeyValue(key="clock.status", value=AnyValue(string_value="unsynchronized")) in forwarded.attributes
+        # The name is known to the daemon alone, so it was read from shared memory, by a user that is not the daemon's.
+        return name in forwarded.attributes
+
+    service.systemctl("start", "collector", "skewd-sidecar")
+    try:
+        wait_until(passed_on, "the sidecar took a span and named the daemon's node")
+        user = service.run("stat", "--format=%U", f"/proc/{service.show('skewd-sidecar', 'MainPID')['MainPID']}")
+        assert user.stdout.strip() not in ("root", "skewd")
+    finally:
+        service.systemctl("stop", "skewd-sidecar", "collector")
+    assert (service.out / "sidecar.ends").read_text().splitlines()[-1] == "success exited 0"

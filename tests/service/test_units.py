@@ -38,8 +38,8 @@ def test_systemd_understands_every_line(unit: str, tmp_path: Path) -> None:
         (tmp_path / name).write_text((UNITS / name).read_text().replace("/usr/bin/skewd", shutil.which("true") or ""))
     drop_in = tmp_path / "skewd.service.d"
     drop_in.mkdir()
-    for name in ("mesh-key.conf", "clockbound.conf"):
-        shutil.copy(UNITS / name, drop_in)
+    for conf in UNITS.glob("*.conf"):
+        shutil.copy(conf, drop_in)
     done = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", str(tmp_path / unit)],
         check=False,
