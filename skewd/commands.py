@@ -412,6 +412,23 @@ def experiment_run(
     return code if isinstance(code, int) else 0
 
 
+@experiment_app.command("report")
+def experiment_report(
+    results: Annotated[
+        list[Path], typer.Argument(metavar="RESULTS...", help="results.json of one or more runs, or their directories.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The page to write; default report.html beside the first.")
+    ] = None,
+) -> int:
+    """Make one HTML page of what runs left behind."""
+    try:
+        from skewd_pipeline import report
+    except ModuleNotFoundError as error:
+        _missing(error)
+    return report.build(results, out)
+
+
 def _missing(error: ModuleNotFoundError) -> NoReturn:
     """A library that only this command needs is not installed; a module of our own that is missing is our fault."""
     if (error.name or "").startswith("skewd"):
