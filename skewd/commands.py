@@ -48,6 +48,7 @@ ConfigOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Answer as JSON.")]
 
 WATCH_INTERVAL_S = 1.0
+WAIT_INTERVAL_S = 0.1
 
 
 class _RefusedError(Exception):
@@ -179,6 +180,45 @@ def status(
             time.sleep(WATCH_INTERVAL_S)
     except KeyboardInterrupt:
         return 0
+
+
+@app.command()
+def waitsync(
+    config: ConfigOption = None,
+    max_uncertainty: Annotated[str, typer.Option(metavar="D", help="How sure is sure enough.")] = "1ms",
+    timeout: Annotated[str, typer.Option(metavar="D", help="How long to wait.")] = "60s",
+) -> int:
+    """Wait until this clock is known well enough: exit 0 ready, 1 not in time, 2 it can never be."""
+    from skewd.api_client import TIMEOUT_S, NoDaemonError, SlowDaemonError, get_status
+    from skewd.waitsync import GONE_S, Outcome, readiness
+
+    limit_ns = _above_zero("--max-uncertainty", max_uncertainty)
+    timeout_s = _above_zero("--timeout", timeout) / 1e9
+    in_force = _load(config).config
+    may_hear = bool(in_force.source or in_force.mesh.peers or in_force.mesh.dns or in_force.link)
+    begun = time.monotonic()
+    deadline, seen_s, lacking = begun + timeout_s, None, "nothing was heard from the daemon"
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            found = readiness(
+                get_status(in_force.socket_path, timeout_s=min(TIMEOUT_S, left)),
+                max_uncertainty_ns=limit_ns,
+                may_hear=may_hear,
+            )
+        except NoDaemonError as error:
+            lacking = str(error)
+            gone = not isinstance(error, SlowDaemonError)
+            if gone and (seen_s is None or time.monotonic() - seen_s > GONE_S):
+                raise _RefusedError(lacking, Outcome.NEVER) from None
+        else:
+            seen_s, lacking = time.monotonic(), found.reason
+            if found.outcome is Outcome.READY:
+                print(found.reason)
+                return 0
+            if found.outcome is Outcome.NEVER:
+                raise _RefusedError(lacking, Outcome.NEVER)
+        time.sleep(max(0.0, min(WAIT_INTERVAL_S, deadline - time.monotonic())))
+    raise _RefusedError(f"not ready within {timeout}: {lacking}", Outcome.WAIT)
 
 
 @app.command()
@@ -472,6 +512,13 @@ def _duration(option: str, text: str) -> int:
         return parse_duration_ns(text)
     except ValueError as error:
         raise _RefusedError(f"{option}: {error}", cli.EX_USAGE) from None
+
+
+def _above_zero(option: str, text: str) -> int:
+    value = _duration(option, text)
+    if value <= 0:
+        raise _RefusedError(f"{option}: '{text}' is not above zero; write one that is, as 1ms", cli.EX_USAGE)
+    return value
 
 
 def _say_ready(addresses: dict[str, Any]) -> None:
