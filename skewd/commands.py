@@ -153,11 +153,16 @@ def status(
     config: ConfigOption = None,
     watch: Annotated[bool, typer.Option("--watch", help="Show it again every second until Ctrl-C.")] = False,
     as_json: JsonOption = False,
+    form: Annotated[
+        str | None, typer.Option("-f", "--format", metavar="FORM", help="plain, json or prometheus.")
+    ] = None,
 ) -> int:
     """Show this node, its sources, its peers, what is wrong and what to do."""
     from skewd.api_client import NoDaemonError, get_status
-    from skewd.status_view import render_status
 
+    if form not in (None, *_FORMS) or (as_json and form not in (None, "json")):
+        raise _RefusedError(f"--format: '{form}' is unknown here; write one of {', '.join(_FORMS)}", cli.EX_USAGE)
+    form = "json" if as_json else form or "plain"
     socket_path = _load(config).config.socket_path
 
     def screen() -> tuple[str, int]:
@@ -165,21 +170,51 @@ def status(
             told = get_status(socket_path)
         except NoDaemonError as error:
             return f"{error}\n", 1
-        return (json.dumps(told, indent=None if watch else 2) + "\n" if as_json else render_status(told)), 0
+        return _status_text(told, form, indent=None if watch else 2), 0
 
     if not watch:
         text, code = screen()
         (sys.stdout if code == 0 else sys.stderr).write(text if code == 0 else f"skewd: {text}")
         return code
-    clear = "\x1b[H\x1b[2J" if sys.stdout.isatty() and not as_json else ""
     try:
+        if form == "plain" and sys.stdout.isatty():
+            from skewd.watch import watch as watch_on_terminal
+
+            watch_on_terminal(lambda: screen()[0], WATCH_INTERVAL_S)
         while True:
             text, code = screen()
-            (sys.stdout if code == 0 or clear else sys.stderr).write(clear + text)
+            (sys.stdout if code == 0 else sys.stderr).write(text)
             sys.stdout.flush()
             time.sleep(WATCH_INTERVAL_S)
     except KeyboardInterrupt:
         return 0
+
+
+_FORMS = ("plain", "json", "prometheus")
+
+
+def _status_text(told: dict[str, Any], form: str, indent: int | None) -> str:
+    if form == "json":
+        return json.dumps(told, indent=indent) + "\n"
+    if form == "prometheus":
+        from skewd.publish import prometheus
+
+        build = {"version": str(told.get("version") or "unknown"), "virtual": str(told.get("virtual") is True).lower()}
+        try:
+            return prometheus.exposition(prometheus.registry(lambda: told, build, time.time)).decode()
+        except (KeyError, TypeError, ValueError, AttributeError):
+            told_badly = "the daemon's answer cannot be read; do its version and this command's agree?"
+            raise _RefusedError(told_badly) from None
+    from skewd import time_daemons
+    from skewd.status_view import render_status
+
+    if told.get("virtual") is True:  # nobody steers a test's clock, whoever steers this machine's
+        return render_status(told)
+    daemons = time_daemons.running()
+    wrong = time_daemons.too_many_hands(daemons)
+    if wrong is not None and isinstance(told.get("messages"), list):
+        told = {**told, "messages": [*told["messages"], wrong]}
+    return render_status(told, time_daemons.steered_by(daemons))
 
 
 @app.command()
