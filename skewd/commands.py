@@ -257,6 +257,53 @@ def waitsync(
 
 
 @app.command()
+def probe(
+    address: Annotated[str, typer.Argument(metavar="ADDRESS", help="HOST or HOST:PORT of an NTP server or a node.")],
+    config: ConfigOption = None,
+    kind: Annotated[str | None, typer.Option("--as", metavar="KIND", help="ntp or peer; default: ask as both.")] = None,
+    timeout: Annotated[str, typer.Option(metavar="D", help="How long it may take.")] = "2s",
+    as_json: JsonOption = False,
+) -> int:
+    """Measure one NTP server or one peer once, without a daemon, and explain what was learnt."""
+    from skewd.clock import HostClock
+    from skewd.keys import MeshKeyError, load_key
+    from skewd.probe import KINDS, ProbeFailed
+    from skewd.probe import probe as measure
+    from skewd.probe_view import explain
+
+    if kind not in (None, *KINDS):
+        raise _RefusedError(f"--as: '{kind}' is unknown; write one of {', '.join(KINDS)}", cli.EX_USAGE)
+    timeout_s = _above_zero("--timeout", timeout) / 1e9
+    in_force = _load(config).config
+    key, no_key = None, None
+    if in_force.mesh.key_file is not None:
+        try:
+            key = load_key(in_force.mesh.key_file)
+        except (MeshKeyError, OSError) as error:
+            no_key = str(error)
+    try:
+        found = measure(
+            address,
+            HostClock(),
+            kind=kind,
+            key=key,
+            no_key=no_key,
+            drift_ppm=in_force.clock.max_drift_ppm,
+            wander_ppb_per_s=in_force.clock.max_wander_ppb_per_s,
+            timeout_s=timeout_s,
+        )
+    except ValueError as error:
+        raise _RefusedError(str(error), cli.EX_USAGE) from None
+    except ProbeFailed as error:
+        if as_json:
+            print(json.dumps({"address": address, "type": kind, "offset_ns": None, "error": str(error)}))
+            return 1
+        raise _RefusedError(str(error)) from None
+    sys.stdout.write(json.dumps(found.data()) + "\n" if as_json else explain(found))
+    return 0
+
+
+@app.command()
 def keygen(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write; it must not exist.")],
 ) -> int:
