@@ -83,6 +83,21 @@ def _verdict(told: Mapping[str, Any]) -> str:
     return "unknown" if "unknown" in verdicts else "within"
 
 
+def summary(status: Mapping[str, Any]) -> str | None:
+    """In a few words for the screen; None where a daemon does not say."""
+    try:
+        found = [row["verdict"] for row in _rows(status, None, math.inf)]
+    except (TypeError, ValueError, AttributeError, KeyError):
+        return None
+    if not found:
+        return None
+    if "violated" in found:
+        return f"drift or wander violated against {found.count('violated')} of {len(found)}"
+    if "unknown" in found:
+        return f"cannot tell yet against {found.count('unknown')} of {len(found)}"
+    return f"drift and wander within the limits against {'all ' if len(found) > 1 else ''}{len(found)}"
+
+
 def violations(name: str, told: Mapping[str, Any]) -> list[str]:
     """What the daemon says of a pair that breaks its limits: lines of what is wrong, and what to do."""
     return [

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from skewd import assumptions
 from skewd.check import VIRTUAL, describe, rounded_up, short
 from skewd.interval import Interval
 
@@ -72,6 +73,9 @@ def _facts(status: Mapping[str, Any], steered: str | None) -> Iterator[tuple[str
     age = status.get("age_s")
     if _is_number(age):
         yield "last heard", _age(age)
+    limits = assumptions.summary(status)
+    if limits:
+        yield "limits", limits
     if steered:
         yield "steered by", steered
     era = status.get("era")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import socket
 import struct
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +24,7 @@ from skewd.probe import kinds_of
 from skewd.probe_view import explain, from_ntp
 from skewd.sources.ntp_wire import NtpSample
 from skewd.wall import WallMap
+from tests.cli.fake_daemon import wait_until
 from tests.cli.test_services import Service
 
 S = 1_000_000_000
@@ -211,6 +215,37 @@ def test_what_gives_no_time(serve: Any, capsys: pytest.CaptureFixture[str], repl
     told = json.loads(capsys.readouterr().out)
     assert says in told["error"]
     assert told["offset_ns"] is None
+
+
+CHRONYD = shutil.which("chronyd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+
+
+@pytest.mark.skipif(CHRONYD is None or os.geteuid() != 0, reason="needs chronyd, and root to start it")
+def test_chronyd(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    file = tmp_path / "chrony.conf"
+    file.write_text(
+        f"port {port}\nbindaddress 127.0.0.1\nallow 127.0.0.1\nlocal stratum 5\ncmdport 0\nbindcmdaddress /\n"
+        f"pidfile {tmp_path}/chronyd.pid\n"
+    )
+    assert CHRONYD is not None
+    # It serves this machine's clock and must never be able to touch it.
+    powerless = ["setpriv", "--bounding-set", "-sys_time", "--inh-caps", "-sys_time"]
+    words = [*powerless, CHRONYD, "-x", "-d", "-u", "root", "-f", str(file)]
+    with (tmp_path / "chronyd.err").open("wb") as errors:
+        process = subprocess.Popen(words, stdout=errors, stderr=errors)
+    try:
+        address = f"127.0.0.1:{port}"
+        wait_until(lambda: main(["probe", address, "--as", "ntp", "--json"]) == 0, "chronyd answers", 30.0)
+        told = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert told["stratum"] == 5
+        assert told["lower_ns"] <= 0 <= told["upper_ns"]  # its clock is ours
+        assert told["held_ns"] >= 0
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
 
 
 def test_others_answers_are_passed_over(serve: Any) -> None:

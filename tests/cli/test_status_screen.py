@@ -34,6 +34,7 @@ inference: holdover
   how sure      +-0.43 ms  (the reference lies +784us to +1.622ms from here)
   drift         -12.4 ppm against the reference
   last heard    71.0 s ago
+  limits        cannot tell yet against 1 of 2
   steered by    chronyd (pid 812)
   era           3, 2 steps seen in 10 h
   metrics       http://127.0.0.1:9956/metrics
@@ -58,6 +59,25 @@ zmq   ipc:///x.ipc   0         0
 """
 
 
+def observed(verdict: str) -> dict[str, Any]:
+    """What is told of one pair's drift and wander."""
+    one = {"verdict": verdict, "limit": 20, "at_least": 0, "at_most": 9, "window_s": 8, "age_s": 1}
+    return {"contradicted_age_s": None, "drift": one, "wander": one}
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "says"),
+    [
+        (["within", "within"], "drift and wander within the limits against all 2"),
+        (["within", "violated", "unknown"], "drift or wander violated against 1 of 3"),
+    ],
+)
+def test_whether_the_limits_hold_is_said(verdicts: list[str], says: str) -> None:
+    peer = status_of(0, 0)["peers"][0]
+    peers = [{**peer, "assumptions": observed(verdict)} for verdict in verdicts]
+    assert f"  limits        {says}\n" in render_status(status_of(0, 0, peers=peers))
+
+
 def everything() -> dict[str, Any]:
     """A node with one of each."""
     near = {"name": "near", "type": "ntp", "offset_ns": 1_203_000, "lower_ns": 784_000, "upper_ns": 1_622_000}
@@ -70,12 +90,12 @@ def everything() -> dict[str, Any]:
         "era": 3,
         "uptime_s": 36_100.0,
         "sources": [
-            {**near, "age_s": 71.0, "state": "truechimer"},
+            {**near, "age_s": 71.0, "state": "truechimer", "assumptions": observed("unknown")},
             {"name": "far", "type": "ntp", "offset_ns": None, "lower_ns": None, "upper_ns": None, "age_s": None}
             | {"state": "unreachable"},
         ],
         "peers": [
-            {**peer, "address": "10.0.0.7:9957"},
+            {**peer, "address": "10.0.0.7:9957", "assumptions": observed("within")},
             {"name": "consumer", "address": "10.0.0.9:9957", "age_s": 180.4, "trust": "first-hand", "state": "pending"},
         ],
         "links": [
@@ -146,7 +166,10 @@ def test_little_is_shown_as_unknown(status: dict[str, Any]) -> None:
 
 VALUE = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12)
 ROW = st.dictionaries(
-    st.sampled_from(["name", "offset_ns", "lower_ns", "upper_ns", "rtt_min_ns", "drift_ppb", "age_s", "state"]), VALUE
+    st.sampled_from(
+        ["name", "assumptions", "offset_ns", "lower_ns", "upper_ns", "rtt_min_ns", "drift_ppb", "age_s", "state"]
+    ),
+    VALUE,
 )
 ANYTHING = VALUE | st.lists(ROW | VALUE, max_size=3)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from skewd.cli import main
 from skewd.waitsync import Outcome, readiness
 from tests.cli.fake_daemon import FakeDaemon, status_of
+from tests.cli.test_services import Service
 
 MS = 1_000_000
 ALONE: dict[str, Any] = {"peers": [], "sources": []}
@@ -116,6 +118,37 @@ def test_a_daemon_that_went_away_may_be_restarted(
     assert main([*words, "--timeout", "60s"]) == 2
     assert 5 < now_s[0] < 7
     assert "no daemon: nobody listens" in capsys.readouterr().err
+
+
+def test_real_daemons(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    services: list[Service] = []
+
+    def start(name: str, peers: str) -> tuple[list[str], str]:
+        file = tmp_path / f"{name}.toml"
+        file.write_text(
+            f'[node]\nname = "{name}"\nruntime_dir = "{tmp_path}/{name}"\nstate_dir = "{tmp_path}"\n'
+            '[metrics]\nlisten = "off"\n'
+            f'[mesh]\nlisten = "127.0.0.1:0"\ninterval = "50ms"\nreference = "a"\npeers = [{peers}]\n'
+        )
+        services.append(Service("run", "--config", str(file), directory=tmp_path))
+        return ["--config", str(file)], str(services[-1].ready()["mesh"])
+
+    try:
+        a, address = start("a", "")
+        b, _ = start("b", f'"{address}"')
+        assert main(["waitsync", *b, "--max-uncertainty", "20ms"]) == 0
+        assert " node:a (+-" in capsys.readouterr().out
+        assert main(["waitsync", *b, "--max-uncertainty", "1ns", "--timeout", "300ms"]) == 1
+        assert "wider than --max-uncertainty 1ns" in capsys.readouterr().err
+        assert main(["waitsync", *a]) == 0  # the reference itself
+        capsys.readouterr()
+        assert main(["status", "-f", "prometheus", *b]) == 0
+        assert 'skewd_peer_offset_lower_seconds{peer="a"}' in capsys.readouterr().out
+        services[1].end(signal.SIGTERM)
+        assert main(["waitsync", *b]) == 2
+    finally:
+        for service in services:
+            service.close()
 
 
 @pytest.mark.parametrize(
