@@ -154,7 +154,7 @@ def _links(status: Mapping[str, Any]) -> list[str]:
 
 
 _NOT_REFUSALS = frozenset(
-    {"requests", "replies", "accepted", "timebase_changes", "own_timebase_changes", "unconfirmed", "attached", "sent"}
+    {"requests", "replies", "accepted", "timebase_changes", "own_timebase_changes", "unconfirmed"}
 )
 """Counters of a link that count no message that was turned away; the first of a new peer is ``unconfirmed``."""
 
