@@ -308,7 +308,8 @@ class TestUsage:
     def test_help_lists_every_command(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["--help"]) == 0
         out = capsys.readouterr().out
-        for command in ("run", "check", "status", "now", "keygen", "config", "sidecar", "experiment"):
+        commands = ["run", "check", "status", "now", "waitsync", "probe", "keygen", "config", "sidecar", "experiment"]
+        for command in commands:
             assert f"  {command} " in out
 
     def test_version(self, capsys: pytest.CaptureFixture[str]) -> None:
