@@ -23,6 +23,10 @@ class NoDaemonError(Exception):
     """No daemon answered; the message is one line that says why and what to do."""
 
 
+class SlowDaemonError(NoDaemonError):
+    """One is there, but did not answer in time."""
+
+
 def get_status(socket_path: str | os.PathLike[str], *, timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
     """What ``skewd status --json`` shows.
 
@@ -56,7 +60,7 @@ def _get(socket_path: str, target: str, timeout_s: float) -> dict[str, Any]:
     except PermissionError:
         raise NoDaemonError(f"no access to {socket_path}; run as the daemon's user, or join its group") from None
     except TimeoutError:
-        raise NoDaemonError(
+        raise SlowDaemonError(
             f"the daemon on {socket_path} did not answer within {timeout_s:g} s; is it stopped or overloaded?"
         ) from None
     except OSError as error:

@@ -109,7 +109,14 @@ def _judge(words: Sequence[str]) -> Any:
     parser.add_argument(
         "--max-age", type=_duration, metavar="D", help="UNKNOWN if last heard longer ago; default 60s or 4 intervals"
     )
+    parser.add_argument(
+        "--assumptions", action="store_true", help="judge whether clocks keep to their declared drift and wander"
+    )
     options = parser.parse_args(words)
+    if options.assumptions and (options.warning or options.critical):
+        raise _UsageError(
+            "--assumptions has no --warning or --critical; the limits are [clock] max_drift_ppm and so on"
+        )
     try:
         config = load_config(options.config, os.environ)
     except ConfigError as error:
@@ -127,6 +134,10 @@ def _judge(words: Sequence[str]) -> Any:
         status = get_status(config.socket_path)
     except NoDaemonError as error:
         return unknown(str(error), warning_ns=warning_ns, critical_ns=critical_ns, peer=options.peer)
+    if options.assumptions:
+        from skewd import assumptions
+
+        return assumptions.judge(status, peer=options.peer, strict=options.strict, max_age_s=max_age_s)
     return judge(
         status,
         warning_ns=warning_ns,

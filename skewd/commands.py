@@ -48,6 +48,7 @@ ConfigOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Answer as JSON.")]
 
 WATCH_INTERVAL_S = 1.0
+WAIT_INTERVAL_S = 0.1
 
 
 class _RefusedError(Exception):
@@ -152,11 +153,16 @@ def status(
     config: ConfigOption = None,
     watch: Annotated[bool, typer.Option("--watch", help="Show it again every second until Ctrl-C.")] = False,
     as_json: JsonOption = False,
+    form: Annotated[
+        str | None, typer.Option("-f", "--format", metavar="FORM", help="plain, json or prometheus.")
+    ] = None,
 ) -> int:
     """Show this node, its sources, its peers, what is wrong and what to do."""
     from skewd.api_client import NoDaemonError, get_status
-    from skewd.status_view import render_status
 
+    if form not in (None, *_FORMS) or (as_json and form not in (None, "json")):
+        raise _RefusedError(f"--format: '{form}' is unknown here; write one of {', '.join(_FORMS)}", cli.EX_USAGE)
+    form = "json" if as_json else form or "plain"
     socket_path = _load(config).config.socket_path
 
     def screen() -> tuple[str, int]:
@@ -164,21 +170,137 @@ def status(
             told = get_status(socket_path)
         except NoDaemonError as error:
             return f"{error}\n", 1
-        return (json.dumps(told, indent=None if watch else 2) + "\n" if as_json else render_status(told)), 0
+        return _status_text(told, form, indent=None if watch else 2), 0
 
     if not watch:
         text, code = screen()
         (sys.stdout if code == 0 else sys.stderr).write(text if code == 0 else f"skewd: {text}")
         return code
-    clear = "\x1b[H\x1b[2J" if sys.stdout.isatty() and not as_json else ""
     try:
+        if form == "plain" and sys.stdout.isatty():
+            from skewd.watch import watch as watch_on_terminal
+
+            watch_on_terminal(lambda: screen()[0], WATCH_INTERVAL_S)
         while True:
             text, code = screen()
-            (sys.stdout if code == 0 or clear else sys.stderr).write(clear + text)
+            (sys.stdout if code == 0 else sys.stderr).write(text)
             sys.stdout.flush()
             time.sleep(WATCH_INTERVAL_S)
     except KeyboardInterrupt:
         return 0
+
+
+_FORMS = ("plain", "json", "prometheus")
+
+
+def _status_text(told: dict[str, Any], form: str, indent: int | None) -> str:
+    if form == "json":
+        return json.dumps(told, indent=indent) + "\n"
+    if form == "prometheus":
+        from skewd.publish import prometheus
+
+        build = {"version": str(told.get("version") or "unknown"), "virtual": str(told.get("virtual") is True).lower()}
+        try:
+            return prometheus.exposition(prometheus.registry(lambda: told, build, time.time)).decode()
+        except (KeyError, TypeError, ValueError, AttributeError):
+            told_badly = "the daemon's answer cannot be read; do its version and this command's agree?"
+            raise _RefusedError(told_badly) from None
+    from skewd import time_daemons
+    from skewd.status_view import render_status
+
+    if told.get("virtual") is True:  # nobody steers a test's clock, whoever steers this machine's
+        return render_status(told)
+    daemons = time_daemons.running()
+    wrong = time_daemons.too_many_hands(daemons)
+    if wrong is not None and isinstance(told.get("messages"), list):
+        told = {**told, "messages": [*told["messages"], wrong]}
+    return render_status(told, time_daemons.steered_by(daemons))
+
+
+@app.command()
+def waitsync(
+    config: ConfigOption = None,
+    max_uncertainty: Annotated[str, typer.Option(metavar="D", help="How sure is sure enough.")] = "1ms",
+    timeout: Annotated[str, typer.Option(metavar="D", help="How long to wait.")] = "60s",
+) -> int:
+    """Wait until this clock is known well enough: exit 0 ready, 1 not in time, 2 it can never be."""
+    from skewd.api_client import TIMEOUT_S, NoDaemonError, SlowDaemonError, get_status
+    from skewd.waitsync import GONE_S, Outcome, readiness
+
+    limit_ns = _above_zero("--max-uncertainty", max_uncertainty)
+    timeout_s = _above_zero("--timeout", timeout) / 1e9
+    in_force = _load(config).config
+    may_hear = bool(in_force.source or in_force.mesh.peers or in_force.mesh.dns or in_force.link)
+    begun = time.monotonic()
+    deadline, seen_s, lacking = begun + timeout_s, None, "nothing was heard from the daemon"
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            found = readiness(
+                get_status(in_force.socket_path, timeout_s=min(TIMEOUT_S, left)),
+                max_uncertainty_ns=limit_ns,
+                may_hear=may_hear,
+            )
+        except NoDaemonError as error:
+            lacking = str(error)
+            gone = not isinstance(error, SlowDaemonError)
+            if gone and (seen_s is None or time.monotonic() - seen_s > GONE_S):
+                raise _RefusedError(lacking, Outcome.NEVER) from None
+        else:
+            seen_s, lacking = time.monotonic(), found.reason
+            if found.outcome is Outcome.READY:
+                print(found.reason)
+                return 0
+            if found.outcome is Outcome.NEVER:
+                raise _RefusedError(lacking, Outcome.NEVER)
+        time.sleep(max(0.0, min(WAIT_INTERVAL_S, deadline - time.monotonic())))
+    raise _RefusedError(f"not ready within {timeout}: {lacking}", Outcome.WAIT)
+
+
+@app.command()
+def probe(
+    address: Annotated[str, typer.Argument(metavar="ADDRESS", help="HOST or HOST:PORT of an NTP server or a node.")],
+    config: ConfigOption = None,
+    kind: Annotated[str | None, typer.Option("--as", metavar="KIND", help="ntp or peer; default: ask as both.")] = None,
+    timeout: Annotated[str, typer.Option(metavar="D", help="How long it may take.")] = "2s",
+    as_json: JsonOption = False,
+) -> int:
+    """Measure one NTP server or one peer once, without a daemon, and explain what was learnt."""
+    from skewd.clock import HostClock
+    from skewd.keys import MeshKeyError, load_key
+    from skewd.probe import KINDS, ProbeFailed
+    from skewd.probe import probe as measure
+    from skewd.probe_view import explain
+
+    if kind not in (None, *KINDS):
+        raise _RefusedError(f"--as: '{kind}' is unknown; write one of {', '.join(KINDS)}", cli.EX_USAGE)
+    timeout_s = _above_zero("--timeout", timeout) / 1e9
+    in_force = _load(config).config
+    key, no_key = None, None
+    if in_force.mesh.key_file is not None:
+        try:
+            key = load_key(in_force.mesh.key_file)
+        except (MeshKeyError, OSError) as error:
+            no_key = str(error)
+    try:
+        found = measure(
+            address,
+            HostClock(),
+            kind=kind,
+            key=key,
+            no_key=no_key,
+            drift_ppm=in_force.clock.max_drift_ppm,
+            wander_ppb_per_s=in_force.clock.max_wander_ppb_per_s,
+            timeout_s=timeout_s,
+        )
+    except ValueError as error:
+        raise _RefusedError(str(error), cli.EX_USAGE) from None
+    except ProbeFailed as error:
+        if as_json:
+            print(json.dumps({"address": address, "type": kind, "offset_ns": None, "error": str(error)}))
+            return 1
+        raise _RefusedError(str(error)) from None
+    sys.stdout.write(json.dumps(found.data()) + "\n" if as_json else explain(found))
+    return 0
 
 
 @app.command()
@@ -412,6 +534,23 @@ def experiment_run(
     return code if isinstance(code, int) else 0
 
 
+@experiment_app.command("report")
+def experiment_report(
+    results: Annotated[
+        list[Path], typer.Argument(metavar="RESULTS...", help="results.json of one or more runs, or their directories.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The page to write; default report.html beside the first.")
+    ] = None,
+) -> int:
+    """Make one HTML page of what runs left behind."""
+    try:
+        from skewd_pipeline import report
+    except ModuleNotFoundError as error:
+        _missing(error)
+    return report.build(results, out)
+
+
 def _missing(error: ModuleNotFoundError) -> NoReturn:
     """A library that only this command needs is not installed; a module of our own that is missing is our fault."""
     if (error.name or "").startswith("skewd"):
@@ -455,6 +594,13 @@ def _duration(option: str, text: str) -> int:
         return parse_duration_ns(text)
     except ValueError as error:
         raise _RefusedError(f"{option}: {error}", cli.EX_USAGE) from None
+
+
+def _above_zero(option: str, text: str) -> int:
+    value = _duration(option, text)
+    if value <= 0:
+        raise _RefusedError(f"{option}: '{text}' is not above zero; write one that is, as 1ms", cli.EX_USAGE)
+    return value
 
 
 def _say_ready(addresses: dict[str, Any]) -> None:

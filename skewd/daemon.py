@@ -164,7 +164,7 @@ class Daemon:
                 stack.push_async_callback(_cancelled, finder)
             if config.metrics.listen is not None:
                 build = {"version": skewd.__version__, "virtual": str(self.clock.virtual).lower()}
-                registry = prometheus.registry(self.status, build, lambda: self.clock.wall_ns() / 1e9)
+                registry = prometheus.registry(self.status, build, lambda: self.clock.wall_ns() / 1e9, process=True)
                 metrics = Metrics(self.status, registry)
                 stack.push_async_callback(metrics.close)
                 host, port = await metrics.open(*split_address(config.metrics.listen))

@@ -34,8 +34,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from skewd.assumptions import violations
 from skewd.bounds import applied
 from skewd.bounds.history import Knot, Status
+from skewd.bounds.observed import Observed
 from skewd.bounds.pair import PairBound, pair_limits
 from skewd.bounds.select import Selection, select
 from skewd.clock import WallSample
@@ -104,6 +106,7 @@ class _Peer:
     heard_ns: int
     address: str
     link: str
+    observed: Observed
     contradictions_before: int = 0
 
     @property
@@ -125,6 +128,7 @@ class _Source:
     type: str
     interval_ns: int
     pair: PairBound
+    observed: Observed
     heard_ns: int | None = None
     state: str = "pending"
     rtt: _RttMinimum = field(default_factory=_RttMinimum)
@@ -156,6 +160,20 @@ class Estimate:
 def _utc_limits(smear: bool) -> tuple[float, float]:
     """The limits of a source's UTC against true time: ppm, ppb/s."""
     return (SMEAR_PPM, _SMEAR_WANDER_PPB_PER_S) if smear else (0, 0)
+
+
+def _learn(
+    pair: PairBound, observed: Observed, outgoing: Sequence[tuple[int, int]], incoming: Sequence[tuple[int, int]]
+) -> None:
+    """Gives a message's proofs to the filter, and to what watches whether its limits hold."""
+    for sent, received in outgoing:
+        if not pair.outgoing(sent, received):
+            observed.contradiction(sent)
+        observed.outgoing(sent, received)
+    for sent, received in incoming:
+        if not pair.incoming(sent, received):
+            observed.contradiction(received)
+        observed.incoming(sent, received)
 
 
 class Node:
@@ -190,8 +208,9 @@ class Node:
 
     def _add_source(self, source: SourceConfig) -> None:
         # UTC is true time: its own limits are zero, but for a smear.
+        limits = _utc_limits(source.smear)
         self._sources[source.name] = _Source(
-            source.name, source.type, source.interval, self._fresh(*_utc_limits(source.smear)), smear=source.smear
+            source.name, source.type, source.interval, self._fresh(*limits), self._unseen(*limits), smear=source.smear
         )
 
     def found_source(self, source: SourceConfig) -> None:
@@ -226,7 +245,8 @@ class Node:
         self.wall.restart(reading)
         self._peers.clear()
         for source in self._sources.values():
-            source.pair = self._fresh(*_utc_limits(source.smear))
+            limits = _utc_limits(source.smear)
+            source.pair, source.observed = self._fresh(*limits), self._unseen(*limits)
             source.heard_ns = None
 
     def _limits(self, there_drift_ppm: float, there_wander_ppb_per_s: float) -> tuple[float, float]:
@@ -236,6 +256,10 @@ class Node:
     def _fresh(self, there_drift_ppm: float, there_wander_ppb_per_s: float) -> PairBound:
         drift, wander = self._limits(there_drift_ppm, there_wander_ppb_per_s)
         return PairBound(max_drift_ppm=drift, max_wander_ppb_per_s=wander)
+
+    def _unseen(self, there_drift_ppm: float, there_wander_ppb_per_s: float) -> Observed:
+        drift, wander = self._limits(there_drift_ppm, there_wander_ppb_per_s)
+        return Observed(max_drift_ppm=drift, max_wander_ppb_per_s=wander)
 
     def on_proofs(self, proofs: Proofs, now_raw_ns: int) -> None:
         """Takes what one authentic message of a peer proves."""
@@ -256,12 +280,10 @@ class Node:
                 _, gone = self._peers.popitem(last=False)
                 self._contradictions_of_departed += gone.pair.contradictions
             pair = self._fresh(declared.max_drift_ppm, declared.max_wander_ppb_per_s)
-            peer = _Peer(declared, pair, _RttMinimum(), now_raw_ns, proofs.address, proofs.link)
+            observed = self._unseen(declared.max_drift_ppm, declared.max_wander_ppb_per_s)
+            peer = _Peer(declared, pair, _RttMinimum(), now_raw_ns, proofs.address, proofs.link, observed)
             self._peers[declared.name] = peer
-        for sent, received in proofs.outgoing:
-            peer.pair.outgoing(sent, received)
-        for sent, received in proofs.incoming:
-            peer.pair.incoming(sent, received)
+        _learn(peer.pair, peer.observed, proofs.outgoing, proofs.incoming)
         if declared.wall_raw_at_ns >= peer.declared.wall_raw_at_ns or declared.era > peer.declared.era:
             peer.declared = declared
         if proofs.rtt_ns is not None:
@@ -287,10 +309,7 @@ class Node:
         if not self._past_leap(source, [utc for _, utc in outgoing] + [utc for utc, _ in incoming], leap):
             source.heard_ns, source.state = now_raw_ns, "reachable"
             return
-        for sent, received in outgoing:
-            source.pair.outgoing(sent, received)
-        for sent, received in incoming:
-            source.pair.incoming(sent, received)
+        _learn(source.pair, source.observed, outgoing, incoming)
         for (sent, arrived), (left, received) in zip(outgoing, incoming, strict=False):
             source.rtt.add(now_raw_ns, max((received - sent) - (left - arrived), 0))
         source.heard_ns, source.state = now_raw_ns, "reachable"
@@ -559,6 +578,7 @@ class Node:
             "age_s": round(max(age_ns, 0) / 1e9, 3),
             "trust": "first-hand",
             "state": "pending" if estimate is None else "holdover" if late else "synchronized",
+            "assumptions": peer.observed.told(now_raw_ns),
         }
 
     def _source_statuses(self, now_raw_ns: int) -> list[dict[str, Any]]:
@@ -588,6 +608,7 @@ class Node:
                     "leap": ("none", "insert", "delete")[source.leap],
                     "smear": source.smear,
                     "configured": not self._found,
+                    "assumptions": source.observed.told(now_raw_ns),
                 }
             )
         return statuses
@@ -625,6 +646,8 @@ class Node:
         for source in told["sources"]:
             if source["state"] in ("falseticker", "unreachable"):
                 messages.append(f"source {source['name']} is {source['state']}")
+        for row in (*told["peers"], *told["sources"]):
+            messages += violations(row["name"], row["assumptions"])
         if self.contradictions:
             messages.append(
                 f"{self.contradictions} contradictions: a clock moved by more than its declared limits"

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from skewd import assumptions
 from skewd.check import VIRTUAL, describe, rounded_up, short
 from skewd.interval import Interval
 
@@ -22,9 +23,14 @@ _UNKNOWN = "-"
 _Row = Mapping[str, Any]
 
 
-def render_status(status: Mapping[str, Any]) -> str:
-    """The whole screen, ending in a newline. Missing or odd fields are shown as unknown; it never fails."""
-    sections = [_this_node(status), _wrong(status), _sources(status), _peers(status)]
+def render_status(status: Mapping[str, Any], steered: str | None = None) -> str:
+    """The whole screen, ending in a newline. Missing or odd fields are shown as unknown; it never fails.
+
+    Args:
+        status: what the daemon says.
+        steered: who steers this machine's clock, if that was looked up.
+    """
+    sections = [_this_node(status, steered), _wrong(status), _sources(status), _peers(status)]
     links = _links(status)
     if links:
         sections.append(links)
@@ -32,7 +38,7 @@ def render_status(status: Mapping[str, Any]) -> str:
     return "\n\n".join("\n".join(_printable(line) for line in lines) for lines in sections) + "\n"
 
 
-def _this_node(status: Mapping[str, Any]) -> list[str]:
+def _this_node(status: Mapping[str, Any], steered: str | None) -> list[str]:
     node = _word(status, "node")
     lines = []
     if status.get("virtual") is True:
@@ -55,22 +61,41 @@ def _this_node(status: Mapping[str, Any]) -> list[str]:
             lines.append(f"  how far       {size} {'ahead of' if offset < 0 else 'behind'} {against}")
         if bound.width or offset:
             lines.append(f"  how sure      {describe(offset, bound)[1]}  (the reference lies {_span(bound)} from here)")
-    for label, text in _facts(status):
+    for label, text in _facts(status, steered):
         lines.append(f"  {label:<13} {text}")
     return lines
 
 
-def _facts(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _facts(status: Mapping[str, Any], steered: str | None) -> Iterator[tuple[str, str]]:
     drift = status.get("drift_ppb")
     if _is_number(drift):
         yield "drift", f"{_drift(drift)} against the reference"
     age = status.get("age_s")
     if _is_number(age):
         yield "last heard", _age(age)
-    yield "era", _word(status, "era")
+    limits = assumptions.summary(status)
+    if limits:
+        yield "limits", limits
+    if steered:
+        yield "steered by", steered
+    era = status.get("era")
+    steps = era - 1 if isinstance(era, int) and not isinstance(era, bool) and era > 0 else None
+    # The first era is the start; each further one began with a step, or with a suspend.
+    said = "" if steps is None else ", no step seen" if steps == 0 else f", {steps} step{'s' * (steps > 1)} seen"
+    yield "era", f"{_word(status, 'era')}{said}{_since(status)}"
     metrics = status.get("metrics")
     if metrics:
         yield "metrics", f"http://{metrics}/metrics"
+
+
+def _since(status: Mapping[str, Any]) -> str:
+    uptime = status.get("uptime_s")
+    if not isinstance(uptime, int | float) or not 0 <= uptime < 1e10:
+        return ""
+    minutes = int(uptime // 60)
+    if minutes < 2:
+        return f" in {uptime:.0f} s"
+    return f" in {minutes} min" if minutes < 120 else f" in {minutes // 60} h"
 
 
 def _wrong(status: Mapping[str, Any]) -> list[str]:
@@ -119,12 +144,42 @@ def _links(status: Mapping[str, Any]) -> list[str]:
     rows = _rows(status, "links")
     if not rows:
         return []
-    keys = list(dict.fromkeys(key for row in rows for key, value in row.items() if not isinstance(value, dict | list)))
     columns: list[tuple[str, Callable[[_Row], str]]] = [
-        (key if place else "link", lambda row, key=key: _word(row, key))  # type: ignore[misc]
-        for place, key in enumerate(keys[:8])
+        ("link", lambda row: _word(row, "transport")),
+        ("address", lambda row: _word(row, "address")),
+        ("accepted", lambda row: _count(row, "accepted")),
+        ("refused", _refused),
     ]
     return _table(rows, columns, "")
+
+
+_NOT_REFUSALS = frozenset(
+    {"requests", "replies", "accepted", "timebase_changes", "own_timebase_changes", "unconfirmed"}
+)
+"""Counters of a link that count no message that was turned away; the first of a new peer is ``unconfirmed``."""
+
+
+def _counters(row: _Row) -> Mapping[str, Any]:
+    counters = row.get("counters")
+    return counters if isinstance(counters, dict) else {}
+
+
+def _count(row: _Row, key: str) -> str:
+    value = _counters(row).get(key)
+    return str(value) if isinstance(value, int) else _UNKNOWN
+
+
+def _refused(row: _Row) -> str:
+    """Messages turned away, and the commonest reasons."""
+    refused = {
+        str(key): value
+        for key, value in _counters(row).items()
+        if key not in _NOT_REFUSALS and isinstance(value, int) and value > 0
+    }
+    if not refused:
+        return "0" if _counters(row) else _UNKNOWN
+    most = sorted(refused, key=lambda key: (-refused[key], key))[:3]
+    return f"{sum(refused.values())} ({', '.join(f'{key} {refused[key]}' for key in most)})"
 
 
 def _table(rows: Sequence[_Row], columns: Sequence[tuple[str, Callable[[_Row], str]]], empty: str) -> list[str]:

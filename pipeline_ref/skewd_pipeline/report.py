@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
-from skewd_pipeline.results import Check, Results, Run, load, skew_label
+from skewd_pipeline.results import Check, Results, Run, load, merged, skew_label
 
 
 def write(results: Results, path: Path) -> None:
@@ -32,12 +32,18 @@ def main(arguments: Sequence[str]) -> int:
     if not 1 <= len(arguments) <= 2:
         print("usage: python -m skewd_pipeline.report RESULTS.json [REPORT.html]", file=sys.stderr)
         return 64
-    source = Path(arguments[0])
-    if source.is_dir():
-        source = source / "results.json"
-    target = Path(arguments[1]) if len(arguments) == 2 else source.with_name("report.html")
+    return build([Path(arguments[0])], Path(arguments[1]) if len(arguments) == 2 else None)
+
+
+def build(sources: Sequence[Path], target: Path | None) -> int:
+    """Makes one report of one or more ``results.json`` (or the directories that hold them); the exit code.
+
+    Without ``target`` it is ``report.html`` beside the first.
+    """
+    files = [source / "results.json" if source.is_dir() else source for source in sources]
+    target = target or files[0].with_name("report.html")
     try:
-        write(load(source), target)
+        write(merged([load(file) for file in files]), target)
     except (OSError, ValueError) as error:
         print(f"skewd: {error}", file=sys.stderr)
         return 1

@@ -10,7 +10,9 @@ Limits: reading is strict about types and tolerant of unknown keys (a newer vers
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -190,3 +192,44 @@ def load(path: Path) -> Results:
     if results.schema > SCHEMA:
         raise ValueError(f"{path} has schema {results.schema}, this version reads up to {SCHEMA}; upgrade skewd")
     return results
+
+
+def merged(parts: list[Results]) -> Results:
+    """Several runs of the experiment as one, for one report: say, each transport's from a machine of its own.
+
+    Raises:
+        ValueError: two of them hold the same cell, which one report cannot show; the message says which.
+    """
+    first, *more = parts
+    if not more:
+        return first
+    runs = [run for part in parts for run in part.runs]
+    seen: set[tuple[str, ...]] = set()
+    for run in runs:
+        cell = (run.transport, run.stage, run.direction, skew_label(run.skew_ms), run.mode, run.rule)
+        if cell in seen:
+            raise ValueError(f"two of the results have the row '{', '.join(cell)}'; give each its own report")
+        seen.add(cell)
+    return Results(
+        runs=runs,
+        host=_joined([part.host for part in parts]),
+        versions={key: str(value) for key, value in _joined([part.versions for part in parts]).items()},
+        settings=_joined([part.settings for part in parts]),
+        throughput=[row for part in parts for row in part.throughput],
+        floor0=[row for part in parts for row in part.floor0],
+        separations=[row for part in parts for row in part.separations],
+        probes=[row for part in parts for row in part.probes],
+        checks=[row for part in parts for row in part.checks],
+        stochastic=first.stochastic,
+        seconds=sum(part.seconds for part in parts),
+    )
+
+
+def _joined(tables: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Each key's value where all agree, and else the different ones side by side."""
+    joined: dict[str, Any] = {}
+    for key in dict.fromkeys(key for table in tables for key in table):
+        values = [table[key] for table in tables if key in table]
+        same = all(value == values[0] for value in values)
+        joined[key] = values[0] if same else " / ".join(dict.fromkeys(str(value) for value in values))
+    return joined

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -120,11 +120,21 @@ class NodeCollector(Collector):
 
 
 def registry(
-    status: Callable[[], dict[str, Any]], build: dict[str, str], wall_seconds: Callable[[], float]
+    status: Callable[[], dict[str, Any]],
+    build: dict[str, str],
+    wall_seconds: Callable[[], float],
+    *,
+    process: bool = False,
 ) -> CollectorRegistry:
-    """A registry with the node's metrics and nothing else."""
+    """A registry with the node's metrics and nothing else.
+
+    Args:
+        process: with this process's own as well (``process_cpu_seconds_total``, ``process_resident_memory_bytes``).
+    """
     made = CollectorRegistry(auto_describe=False)
     made.register(NodeCollector(status, build, wall_seconds))
+    if process:
+        ProcessCollector(registry=made)
     return made
 
 

@@ -308,7 +308,8 @@ class TestUsage:
     def test_help_lists_every_command(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["--help"]) == 0
         out = capsys.readouterr().out
-        for command in ("run", "check", "status", "now", "keygen", "config", "sidecar", "experiment"):
+        commands = ["run", "check", "status", "now", "waitsync", "probe", "keygen", "config", "sidecar", "experiment"]
+        for command in commands:
             assert f"  {command} " in out
 
     def test_version(self, capsys: pytest.CaptureFixture[str]) -> None:
@@ -363,6 +364,29 @@ class TestExperiment:
         assert (options.model, options.out, options.demo) == ("a:b", Path("/tmp/x"), False)
         assert main(["experiment", "run", "--demo"]) == 7
         assert (taken[1].demo, taken[1].out) == (True, Path("out/demo"))
+
+    def test_a_report_of_several_runs(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        results = pytest.importorskip("skewd_pipeline.results")
+        from tests.experiment.made_results import made_results
+
+        for transport in ("zmq", "kafka"):
+            made = made_results()
+            made.runs = [run for run in made.runs if run.transport == transport]
+            made.host = {"system": "Linux", "cores": 2 if transport == "zmq" else 4}
+            results.save(made, tmp_path / transport / "results.json")
+        page = tmp_path / "both.html"
+        both = [str(tmp_path / "zmq"), str(tmp_path / "kafka" / "results.json")]
+        assert main(["experiment", "report", *both, "--out", str(page)]) == 0
+        assert capsys.readouterr().out == f"{page}\n"
+        assert "kafka" in page.read_text()
+        assert "2 / 4" in page.read_text()
+        assert main(["experiment", "report", both[0]]) == 0
+        assert (tmp_path / "zmq" / "report.html").exists()
+        assert main(["experiment", "report", both[0], both[0]]) == 1
+        assert "give each its own report" in capsys.readouterr().err
+        assert main(["experiment", "report", str(tmp_path / "none.json")]) == 1
+        assert "none.json" in capsys.readouterr().err
+        assert main(["experiment", "report"]) == 64
 
 
 class TestLogs:

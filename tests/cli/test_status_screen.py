@@ -9,6 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from skewd.status_view import ROWS_MAX, render_status
+from skewd.watch import styled
 from tests.cli.fake_daemon import status_of
 
 SCREEN = """\
@@ -16,7 +17,7 @@ inference: synchronized
   how far       5.002 ms ahead of node:producer
   how sure      +-0.09 ms  (the reference lies -5.092ms to -4.912ms from here)
   last heard    0.3 s ago
-  era           1
+  era           1, no step seen
   metrics       http://127.0.0.1:9956/metrics
 
 nothing is wrong
@@ -27,9 +28,104 @@ peer      address         offset     bound      best RTT  drift     heard      t
 producer  127.0.0.1:9957  -5.002 ms  +-0.09 ms  200us     +1.2 ppm  0.3 s ago  first-hand  synchronized
 """
 
+EVERYTHING = """\
+inference: holdover
+  how far       1.20 ms behind utc
+  how sure      +-0.43 ms  (the reference lies +784us to +1.622ms from here)
+  drift         -12.4 ppm against the reference
+  last heard    71.0 s ago
+  limits        cannot tell yet against 1 of 2
+  steered by    chronyd (pid 812)
+  era           3, 2 steps seen in 10 h
+  metrics       http://127.0.0.1:9956/metrics
+
+what is wrong, and what to do
+  ! holdover: the reference was last heard 71 s ago, the bound grows
+  ! source far is unreachable
+  ! 2 messages came with another mesh key
+    -> all nodes of a mesh share one ([mesh] key_file)
+
+source  type  offset    bound      heard       state
+near    ntp   +1.20 ms  +-0.43 ms  71.0 s ago  truechimer
+far     ntp   -         -          -           unreachable
+
+peer      address        offset     bound      best RTT  drift     heard      trust       state
+producer  10.0.0.7:9957  -5.002 ms  +-0.09 ms  200us     +1.2 ppm  0.3 s ago  first-hand  synchronized
+consumer  10.0.0.9:9957  -          -          -         -         3 min ago  first-hand  pending
+
+link  address        accepted  refused
+udp   10.0.0.8:9957  4100      7 (replay 4, wrong_key 2, bad_mac 1)
+zmq   ipc:///x.ipc   0         0
+"""
+
+
+def observed(verdict: str) -> dict[str, Any]:
+    """What is told of one pair's drift and wander."""
+    one = {"verdict": verdict, "limit": 20, "at_least": 0, "at_most": 9, "window_s": 8, "age_s": 1}
+    return {"contradicted_age_s": None, "drift": one, "wander": one}
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "says"),
+    [
+        (["within", "within"], "drift and wander within the limits against all 2"),
+        (["within", "violated", "unknown"], "drift or wander violated against 1 of 3"),
+    ],
+)
+def test_whether_the_limits_hold_is_said(verdicts: list[str], says: str) -> None:
+    peer = status_of(0, 0)["peers"][0]
+    peers = [{**peer, "assumptions": observed(verdict)} for verdict in verdicts]
+    assert f"  limits        {says}\n" in render_status(status_of(0, 0, peers=peers))
+
+
+def everything() -> dict[str, Any]:
+    """A node with one of each."""
+    near = {"name": "near", "type": "ntp", "offset_ns": 1_203_000, "lower_ns": 784_000, "upper_ns": 1_622_000}
+    peer = status_of(-5_092_000, -4_912_000)["peers"][0]
+    return {
+        **status_of(784_000, 1_622_000, reference="utc"),
+        "status": "holdover",
+        "drift_ppb": -12_400,
+        "age_s": 71.0,
+        "era": 3,
+        "uptime_s": 36_100.0,
+        "sources": [
+            {**near, "age_s": 71.0, "state": "truechimer", "assumptions": observed("unknown")},
+            {"name": "far", "type": "ntp", "offset_ns": None, "lower_ns": None, "upper_ns": None, "age_s": None}
+            | {"state": "unreachable"},
+        ],
+        "peers": [
+            {**peer, "address": "10.0.0.7:9957", "assumptions": observed("within")},
+            {"name": "consumer", "address": "10.0.0.9:9957", "age_s": 180.4, "trust": "first-hand", "state": "pending"},
+        ],
+        "links": [
+            {
+                "transport": "udp",
+                "address": "10.0.0.8:9957",
+                "counters": {"requests": 4100, "accepted": 4100, "bad_mac": 1, "wrong_key": 2, "replay": 4},
+            },
+            {"transport": "zmq", "address": "ipc:///x.ipc", "counters": {"accepted": 0, "unconfirmed": 1}},
+        ],
+        "messages": [
+            "holdover: the reference was last heard 71 s ago, the bound grows",
+            "source far is unreachable",
+            "2 messages came with another mesh key; all nodes of a mesh share one ([mesh] key_file)",
+        ],
+    }
+
 
 def test_a_node_with_a_peer() -> None:
     assert render_status(status_of(-5_092_000, -4_912_000, age_s=0.3) | {"age_s": 0.3}) == SCREEN
+
+
+def test_a_node_with_everything_and_something_wrong() -> None:
+    assert render_status(everything(), "chronyd (pid 812)") == EVERYTHING
+
+
+def test_colours_change_no_word() -> None:
+    text = styled(EVERYTHING)
+    assert text.plain == EVERYTHING
+    assert {str(span.style) for span in text.spans} >= {"green", "yellow", "red", "bold red", "cyan", "bold", "dim"}
 
 
 def test_what_is_wrong_stands_with_what_to_do() -> None:
@@ -53,7 +149,7 @@ def test_sources_and_links_have_their_tables() -> None:
     link = {"transport": "udp", "address": "127.0.0.1:9957", "counters": {"bad_mac": 0}}
     screen = render_status(status_of(0, 9, sources=[source], links=[link]))
     assert "near    ntp   +1 ns   +-6 ns  -      truechimer" in screen
-    assert "udp   127.0.0.1:9957" in screen
+    assert "udp   127.0.0.1:9957  -         0" in screen
 
 
 def test_many_peers_are_counted_not_all_shown() -> None:
@@ -70,13 +166,16 @@ def test_little_is_shown_as_unknown(status: dict[str, Any]) -> None:
 
 VALUE = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12)
 ROW = st.dictionaries(
-    st.sampled_from(["name", "offset_ns", "lower_ns", "upper_ns", "rtt_min_ns", "drift_ppb", "age_s", "state"]), VALUE
+    st.sampled_from(
+        ["name", "assumptions", "offset_ns", "lower_ns", "upper_ns", "rtt_min_ns", "drift_ppb", "age_s", "state"]
+    ),
+    VALUE,
 )
 ANYTHING = VALUE | st.lists(ROW | VALUE, max_size=3)
 
 
 KEYS = ["node", "status", "reference", "peers", "sources", "links", "messages", "metrics", "age_s", "drift_ppb"]
-KEYS += ["lower_ns", "upper_ns", "offset_ns", "virtual", "era"]
+KEYS += ["lower_ns", "upper_ns", "offset_ns", "virtual", "era", "uptime_s"]
 
 
 @given(st.dictionaries(st.sampled_from(KEYS), ANYTHING))

@@ -228,46 +228,6 @@ def test_clockbound_segments_are_everybodys_and_stay_the_same_files_over_a_resta
         systemd.run("systemctl", "reset-failed", "skewd", check=False)
 
 
-def test_the_sidecar_reads_the_daemons_bound_and_passes_spans_on(service: PrivateSystemd) -> None:
-    request = ExportTraceServiceRequest()
-    span = (
-        request.resource_spans.add()
-        .scope_spans.add()
-        .spans.add(
-            name="work",
-            trace_id=b"t" * 16,
-            span_id=b"s" * 8,
-            start_time_unix_nano=10**18,
-            end_time_unix_nano=10**18 + 5,
-        )
-    )
-    (service.out / "request.bin").write_bytes(request.SerializeToString())
-    post = (
-        "import urllib.request as u; body = open('/run/lab/out/request.bin', 'rb').read(); "
-        "u.urlopen(u.Request('http://127.0.0.1:4318/v1/traces', body, {'Content-Type': 'application/x-protobuf'}))"
-    )
-    name = KeyValue(key="clock.node.name", value=AnyValue(string_value="lab-1"))
-
-    def passed_on() -> bool:
-        if service.run(PYTHON, "-c", post, check=False).returncode:
-            return False  # the unit counts as started before it listens
-        collected = ExportTraceServiceRequest.FromString((service.out / "collected.bin").read_bytes())
-        (forwarded,) = collected.resource_spans[0].scope_spans[0].spans
-        assert forwarded.start_time_unix_nano == span.start_time_unix_nano
-        assert KeyValue(key="clock.status", value=AnyValue(string_value="unsynchronized")) in forwarded.attributes
-        # The name is known to the daemon alone, so it was read from shared memory, by a user that is not the daemon's.
-        return name in forwarded.attributes
-
-    service.systemctl("start", "collector", "skewd-sidecar")
-    try:
-        wait_until(passed_on, "the sidecar took a span and named the daemon's node")
-        user = service.run("stat", "--format=%U", f"/proc/{service.show('skewd-sidecar', 'MainPID')['MainPID']}")
-        assert user.stdout.strip() not in ("root", "skewd")
-    finally:
-        service.systemctl("stop", "skewd-sidecar", "collector")
-    assert (service.out / "sidecar.ends").read_text().splitlines()[-1] == "success exited 0"
-
-
 def test_the_kernels_estimate_is_read_only_with_its_drop_in(systemd: PrivateSystemd) -> None:
     drop_in = "/run/lab/units/skewd.service.d/kernel-clock.conf"
     systemd.run("mkdir", "-p", "/etc/skewd", str(Path(drop_in).parent))

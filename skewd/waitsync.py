@@ -1,0 +1,92 @@
+"""Is this node's clock good enough to begin, will it be, or never? The decision behind ``skewd waitsync``.
+
+    skewd waitsync [--max-uncertainty 1ms] [--timeout 60s] [--config FILE]
+
+It waits until this node is synchronized with its reference and knows the offset within ``--max-uncertainty``, so that
+what depends on the time can be started after it (``ExecStartPre=``, an init container). Exit codes:
+
+======  ==================================================================================
+0       ready; the line on standard output says against what, and how sure
+1       not within ``--timeout``; the line on standard error says what was lacking
+2       it can never succeed: no daemon, or one with neither a source nor a peer to compare its clock with
+64      the command line or the configuration is wrong
+======  ==================================================================================
+
+A daemon that is there but slow is waited for; one that was there and went away is given ``GONE_S`` to be restarted.
+``holdover`` is not ready: the bound may be narrow enough, but nobody has confirmed it lately.
+
+Limits: ready means ready now; what depends on it staying so asks ``skewd check``. Pure: it judges one status.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+from skewd.check import describe, rounded_up, short
+from skewd.interval import Interval
+
+GONE_S = 5.0
+"""How long a daemon that was there may be away: a restart takes a second."""
+
+
+class Outcome(IntEnum):
+    """What is to be done; ready, late and never are exit codes."""
+
+    READY = 0
+    WAIT = 1
+    NEVER = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """The outcome, and the reason in one line."""
+
+    outcome: Outcome
+    reason: str
+
+
+def readiness(status: Mapping[str, Any], *, max_uncertainty_ns: int, may_hear: bool) -> Readiness:
+    """Judges a daemon's status (``status --json``).
+
+    Args:
+        max_uncertainty_ns: the largest uncertainty that is good enough.
+        may_hear: whether the configuration names anything (a source, a peer, a link) that may still be heard.
+    """
+    state, reference = status.get("status"), status.get("reference")
+    offset, lower, upper = (status.get(key) for key in ("offset_ns", "lower_ns", "upper_ns"))
+    known = isinstance(offset, int) and isinstance(lower, int) and isinstance(upper, int) and lower <= upper
+    if known:
+        assert isinstance(offset, int)
+        assert isinstance(lower, int)
+        assert isinstance(upper, int)
+        bound = Interval(lower, upper)
+        uncertainty = bound.farthest(offset)
+        if state == "synchronized" and uncertainty <= max_uncertainty_ns:
+            size, spread = describe(offset, bound)
+            where = "" if offset == 0 else f"{size} {'ahead of' if offset < 0 else 'behind'} "
+            return Readiness(Outcome.READY, f"{status.get('node')}: {where or 'agrees with '}{reference} ({spread})")
+    if not may_hear and not status.get("sources") and not status.get("peers"):
+        return Readiness(
+            Outcome.NEVER, "there is no source and no peer to compare this clock with; add [[source]] or [mesh] peers"
+        )
+    if not known:
+        return Readiness(Outcome.WAIT, f"no bound on {reference or 'any reference'} yet{_said(status)}")
+    if state == "synchronized":
+        return Readiness(
+            Outcome.WAIT,
+            f"the bound against {reference} is +-{short(rounded_up(uncertainty))}, wider than "
+            f"--max-uncertainty {short(max_uncertainty_ns)}; a nearer source or peer narrows it",
+        )
+    return Readiness(Outcome.WAIT, f"this node is {state}{_said(status)}")
+
+
+def _said(status: Mapping[str, Any]) -> str:
+    """The first thing that the daemon finds wrong, apart from being a test's."""
+    messages = status.get("messages")
+    for message in messages if isinstance(messages, list) else []:
+        if "VIRTUAL" not in str(message):
+            return f" ({' '.join(str(message).split())[:200]})"
+    return ""
