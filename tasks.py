@@ -469,6 +469,11 @@ def run_test(arguments: list[str]) -> None:
     become("python", "-m", "pytest", "-n", "2", "--dist", "loadgroup", "--max-worker-restart=0", *arguments)
 
 
+def run_simulate(arguments: list[str]) -> None:
+    """a million bounds against the truth, mutants and broken limits; writes docs/reports/simulation.md"""
+    become("python", "-m", "tests.simulation.campaign", *arguments)
+
+
 def run_lint(arguments: list[str]) -> None:
     """ruff"""
     become("ruff", "check", *(arguments or ["."]))
@@ -518,7 +523,7 @@ def run_pins(arguments: list[str]) -> None:
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "setup": run_setup, "demo": run_demo, "test": run_test, "lint": run_lint, "types": run_types, "wheel": run_wheel,
-    "clean": run_clean, "pins": run_pins,
+    "simulate": run_simulate, "clean": run_clean, "pins": run_pins,
 }  # fmt: skip
 
 
@@ -530,7 +535,7 @@ def main(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print("usage: python3 tasks.py COMMAND [ARGUMENTS]\n")
         for name, command in COMMANDS.items():
-            print("  %-6s %s" % (name, command.__doc__))
+            print("  %-8s %s" % (name, command.__doc__))
         print("\nSKEWD_PYTHON=/path/to/python chooses the interpreter, SKEWD_NO_KAFKA_BROKER=1 leaves out the broker.")
         return 0 if argv else 64
     if argv[0] not in COMMANDS:

@@ -1,0 +1,71 @@
+"""The campaign in small: one seed of every scenario, each mutant noticed, each claim on steps and widths."""
+
+from __future__ import annotations
+
+import pytest
+
+from skewd.bounds.history import Status
+from tests.simulation.campaign import (
+    CLAIMED_JITTER_US,
+    CLAIMED_RTT_US,
+    LARGE,
+    STEPPED,
+    Figures,
+    catching,
+    report,
+)
+from tests.simulation.measures import after_step, beyond, widths
+from tests.simulation.mutants import MUTANTS
+from tests.simulation.runner import Outcome, Scenario, run
+from tests.simulation.scenarios import ALL, PAIRS, ZERO
+
+
+@pytest.mark.parametrize("scenario", ALL, ids=lambda scenario: scenario.name)
+def test_within_the_limits_nothing_is_missed(scenario: Scenario) -> None:
+    outcome = run(scenario, 101)
+    assert outcome.checks > 2_000
+    assert (outcome.misses, outcome.worst_ns, outcome.contradictions) == (0, 0.0, 0)
+    if scenario.node:
+        assert Status.SYNCHRONIZED in outcome.statuses
+
+
+def test_a_run_follows_from_its_seed() -> None:
+    for scenario in (PAIRS[3], ALL[-1]):
+        assert run(scenario, 5) == run(scenario, 5)
+        assert run(scenario, 5) != run(scenario, 6)
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_a_wrong_estimator_is_noticed(mutant: str) -> None:
+    assert catching(mutant, PAIRS)
+
+
+@pytest.mark.parametrize("scenario", STEPPED, ids=lambda scenario: scenario.name)
+@pytest.mark.parametrize("share", LARGE)
+def test_a_large_step_is_seen_within_two_exchanges(scenario: Scenario, share: float) -> None:
+    for seed in range(3):
+        found = after_step(scenario, seed, share)
+        assert found.exchanges in (1, 2)
+        assert found.lasted_s <= 2 * scenario.interval_s
+
+
+def test_a_drift_beyond_its_limit_is_contradicted() -> None:
+    found = beyond(Scenario("beyond", style="limit", wire=ZERO), 1, 1.05, 1.0)
+    assert found.exchanges is not None
+
+
+def test_widths_are_as_claimed() -> None:
+    row = widths(CLAIMED_RTT_US, CLAIMED_JITTER_US, duration_s=400, style="walk")
+    assert row.to_rtt <= 1.2
+    assert row.added_us <= 350
+    assert row.narrower >= 0.15
+    assert row.narrower_silent >= 0.6
+
+
+def test_a_report_says_what_does_not_hold() -> None:
+    figures = Figures(seeds=1, outcomes={"one": Outcome(checks=10, misses=1)}, caught={"some": []})
+    figures.table = [widths(CLAIMED_RTT_US, CLAIMED_JITTER_US, duration_s=90)]
+    claims = figures.claims()
+    assert not claims["no miss and no contradiction within the limits: 1"]
+    assert not claims["mutant 'some' is caught, by 0 scenarios"]
+    assert "**NO**" in report(figures)
