@@ -16,10 +16,10 @@ comes with the mesh). Sources that nobody configured but that were found on this
 bound, for in a mesh all nodes must have the same reference. A node without source and peer has nothing to compare its
 clock with, and says so.
 
-Around a leap second that a source announces its bound is the hull of both readings of UTC: from ``LEAP_BEFORE_NS``
-before the midnight of UTC until it has spoken ``LEAP_AFTER_NS`` after it, and its filter begins anew there. Smeared
-sources (all or none of them, see ``config.py``) announce nothing; they may be ``SMEAR_PPM`` off UTC's rate and begin
-at once, so no limit is put on their wander.
+Around a leap second that a source, or half of all sources, announces its bound is the hull of both readings of UTC:
+from ``LEAP_BEFORE_NS`` before the midnight of UTC until it has spoken ``LEAP_AFTER_NS`` after it, and its filter
+begins anew there. Smeared sources (all or none of them, see ``config.py``) announce nothing; they may be
+``SMEAR_PPM`` off UTC's rate and begin at once, so no limit is put on their wander.
 
 Limits: ``PEERS_MAX`` peers; the one heard least recently gives way. The reference's wall clock may be stepped between
 two exchanges: until the next one tells, what is said of it holds for its clock before the step. Pure: no clock is
@@ -134,6 +134,9 @@ class _Source:
     rtt: _RttMinimum = field(default_factory=_RttMinimum)
     smear: bool = False
     leap: int = 0
+    """What it announces: 0 nothing, 1 a second inserted, 2 one deleted."""
+    leap_due: int = 0
+    """What is expected of it, by its own announcement or that of others."""
     leap_at_ns: int | None = None
     """UTC of the midnight at which the announced leap is due."""
     begun: int = 0
@@ -328,6 +331,12 @@ class Node:
             source.pair, source.leap_at_ns = begun, None
             source.begun += 1
         source.leap = leap
+        if not leap:
+            # Not every source announces what it will do; half of them are believed for the others.
+            unsmeared = [other for other in self._sources.values() if not other.smear]
+            announced = [other.leap for other in unsmeared if other.leap]
+            leap = announced[0] if 2 * len(announced) >= len(unsmeared) else 0
+        source.leap_due = leap
         # The leap is due at the end of a day of UTC: the next midnight, if it is not over already.
         source.leap_at_ns = -(-(earliest - LEAP_AFTER_NS) // _DAY_NS) * _DAY_NS if leap else None
         return not source.leaping(latest)
@@ -407,7 +416,7 @@ class Node:
             if utc is not None:
                 if source.leaping(at_raw_ns + utc.hi):
                     # An inserted second makes UTC read one second less after it, a deleted one more.
-                    utc = utc.hull(utc.shift(-_PPB if source.leap == 1 else _PPB))
+                    utc = utc.hull(utc.shift(-_PPB if source.leap_due == 1 else _PPB))
                 known.append((source, self._own_slew(utc, at_raw_ns)))
         return known, select([bound for _, bound in known])
 

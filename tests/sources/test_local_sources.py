@@ -296,3 +296,27 @@ async def test_a_hardware_clock_must_declare_its_error(tmp_path: Path, monkeypat
     with pytest.raises(Refused, match="not synchronized"):
         await read()
     read.close()
+
+
+async def test_a_source_that_is_wrong_is_outvoted(short: Path) -> None:
+    page = VirtualPage.create(None)
+    async with contextlib.AsyncExitStack() as stack:
+        sources = []
+        for name, wrong_s in (("a", 0.0), ("b", 0.0), ("c", 0.75)):
+            answer = lambda question, wrong_s=wrong_s: [tracking(question, correction_s=wrong_s)]  # noqa: E731
+            _, address = await stack.enter_async_context(serving(answer))
+            sources.append(SourceConfig(type="chrony", name=name, address=address, interval=100 * MS))
+        config = Config(
+            node=NodeConfig(name="n", runtime_dir=short),
+            mesh=MeshConfig(listen=None),
+            metrics=MetricsConfig(listen=None),
+            source=tuple(sources),
+        )
+        daemon = Daemon(config, VirtualClock(page))
+        async with daemon.running():
+            told = await until(
+                lambda: (t := daemon.status()) and all(s["age_s"] is not None for s in t["sources"]) and t, "answers"
+            )
+    assert told["lower_ns"] <= 0 <= told["upper_ns"]
+    assert [source["state"] for source in told["sources"]] == ["truechimer", "truechimer", "falseticker"]
+    assert "source c is falseticker" in told["messages"]
