@@ -202,6 +202,7 @@ class Node:
         self._contradictions_of_departed = 0
         self._line: applied.Line | None = None
         self._line_key: tuple[object, ...] | None = None
+        self._epoch = 0
         self._recent: deque[Knot] = deque(maxlen=TIGHTEN_NS // KNOT_PERIOD_NS)
         self._last_wall_ns: tuple[int, int] | None = None
         self._improved = False
@@ -479,6 +480,7 @@ class Node:
         key = (self.wall.era, *estimate.epoch)
         if self._line is None or key != self._line_key:
             self._line = applied.begin(at_wall, estimate.bound, estimate.drift_ppb)
+            self._epoch = (self._epoch + 1) % (1 << 16)
             self._recent.clear()
         else:
             self._line = applied.continue_(self._line, at_wall, estimate.bound, estimate.drift_ppb, KNOT_PERIOD_NS)
@@ -503,6 +505,7 @@ class Node:
                 self._status(estimate, estimate.bound.farthest(line.offset_ns)) if estimate else Status.UNSYNCHRONIZED
             ),
             reference=estimate.name if estimate else None,
+            epoch=self._epoch,
         )
         self._last_wall_ns = (knot.era, knot.wall_ns)
         if estimate is not None:

@@ -93,6 +93,8 @@ class Knot:
         applied_ns: the applied offset at this instant.
         applied_slope_ppb: its rate from this knot until the next.
         status, reference: contract names.
+        epoch: changes (modulo 2^16) when the reference's own clock was stepped, or another one: a bound of one epoch
+            says nothing of the next.
     """
 
     era: int
@@ -107,6 +109,7 @@ class Knot:
     applied_slope_ppb: int
     status: Status
     reference: str | None
+    epoch: int = 0
 
     def applied_at(self, wall_ns: int) -> int:
         """The applied offset at ``wall_ns``. Rounded down, which keeps ``t + applied(t)`` monotone."""
@@ -154,6 +157,8 @@ class _Era:
         assert before is not None
         if backward is None:
             return before, forward
+        if after is not None and before.epoch != after.epoch:
+            return before, forward.hull(backward)  # the reference changed somewhere between, nobody here knows where
         return before, forward.intersect(backward) or forward.hull(backward)
 
 

@@ -78,7 +78,7 @@ def _pack(number: int, knot: Knot) -> bytes:
         knot.era,
         _STATUSES.index(knot.status),
         knot.bound is not None,
-        0,
+        knot.epoch,
         knot.era_begin_wall_ns,
         _NONE if knot.previous_end_wall_ns is None else knot.previous_end_wall_ns,
         knot.raw_ns,
@@ -100,11 +100,10 @@ def _unpack(number: int, data: bytes) -> Knot | None:
     body = data[: _RECORD.size]
     if _CRC.unpack_from(data, _RECORD.size)[0] != zlib.crc32(body):
         return None
-    found, era, status, known, _, begin, end, raw, wall, lo, hi, drift_lo, drift_hi, wander, applied, slope, name = (
-        _RECORD.unpack(body)
-    )
+    found, era, status, known, epoch, *times, name = _RECORD.unpack(body)
     if found != number:
         return None
+    begin, end, raw, wall, lo, hi, drift_lo, drift_hi, wander, applied, slope = times
     return Knot(
         era=era,
         era_begin_wall_ns=begin,
@@ -118,6 +117,7 @@ def _unpack(number: int, data: bytes) -> Knot | None:
         applied_slope_ppb=slope,
         status=_STATUSES[status],
         reference=name.rstrip(b"\0").decode() or None,
+        epoch=epoch,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -75,6 +76,17 @@ def test_contradicting_knots_give_the_hull() -> None:
     correction = history.at(SECOND // 2)
     assert correction.offset_ns - correction.uncertainty_ns <= 0
     assert correction.offset_ns + correction.uncertainty_ns >= 5_010
+
+
+def test_a_change_of_the_reference_between_two_knots_gives_the_hull() -> None:
+    """Their bounds overlap, but one speaks of the reference's clock before its step and the other of it after."""
+    history = History()
+    history.append(knot(0, Interval(0, 1_000)))
+    history.append(replace(knot(SECOND, Interval(900, 1_900)), epoch=1))
+    for stamp in (SECOND // 4, SECOND * 3 // 4):
+        correction = history.at(stamp)
+        assert correction.offset_ns - correction.uncertainty_ns <= 0
+        assert correction.offset_ns + correction.uncertainty_ns >= 1_900
 
 
 def test_too_wide_is_unsynchronized() -> None:

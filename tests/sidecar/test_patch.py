@@ -487,7 +487,14 @@ def test_of_damaged_bodies_it_refuses_none_that_protobuf_reads(chance: random.Ra
     except (DecodeError, UnicodeDecodeError):
         refused(body)  # whichever it is (protobuf looks deeper), the modes agree and nothing else is raised
         return
-    assert ExportTraceServiceRequest.FromString(patch_traces(body, options(mode), always(1234)).body) == wanted
+    try:
+        patched = patch_traces(body, options(mode), always(1234)).body
+    except MalformedRequest as refusal:
+        # Field number 0 is reserved; protobuf's parser overlooks it inside a group that it skips, and we do not.
+        if "no field has the tag" not in str(refusal):
+            raise
+        return
+    assert ExportTraceServiceRequest.FromString(patched) == wanted
 
 
 @given(st.binary(max_size=200))
