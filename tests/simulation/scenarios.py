@@ -73,14 +73,13 @@ NODES = [
              own_steps=((25.0, 2_000_000_000),), suspends=((50.0, 10.0),)),
 ]  # fmt: skip
 
-ALL = [*PAIRS, *NODES]
-
 _STEPS = tuple((15.03 + 7.31 * index, -1 if index % 2 else 1) for index in range(6))
 
-KNOWN = [
-    # The bounds before and after such a step overlap, so the history, which does not know of it, takes what both allow.
+NODES += [
+    # The bounds before and after such a step overlap: what both allow would not hold around the news.
     Scenario(f"node: the peer's clock set by {size_us} us", node=True, duration_s=60,
              peer_steps=tuple((at, sign * size_us * 1000) for at, sign in _STEPS))
     for size_us in (150, 300)
 ]  # fmt: skip
-"""Where answers are known to fall short of the truth for a moment; the report says by how much."""
+
+ALL = [*PAIRS, *NODES]
