@@ -79,7 +79,7 @@ def raw_of_stamp(wall_ns: int, before: WallSample, after: WallSample, slew_ppb: 
         slew_ppb: how fast wall - raw may have been moving.
     """
     gap = max(after.raw_ns - before.raw_ns, 0)
-    reach = gap * slew_ppb // _PPB + 1
+    reach = gap * slew_ppb // _PPB + 2  # each of the two readings is in whole nanoseconds
     if before.wall_minus_raw.widen(reach).intersect(after.wall_minus_raw) is None:
         return None
     # A path from one reading to the other, no steeper than the slew, leaves their hull by half its reach at most.
