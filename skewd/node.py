@@ -304,10 +304,12 @@ class Node:
         )
 
     def _wall_drift(self, raw_drift_ppb: Interval, there_slew_ppb: int) -> Interval:
-        # Seen per wall second instead of raw second a rate changes by its own size times the slew: under a
-        # thousandth; and both walls may be slewed.
-        second_order = max(abs(raw_drift_ppb.lo), abs(raw_drift_ppb.hi)) // 500 + 1
-        return raw_drift_ppb.widen(there_slew_ppb + self.wall.slew_ppb() + second_order)
+        # Both walls may be slewed; and seen per wall second instead of raw second each rate changes by its own size
+        # times the slew: a thousandth, or a tenth where chrony steers hard.
+        here = self.wall.slew_ppb()
+        rate = max(abs(raw_drift_ppb.lo), abs(raw_drift_ppb.hi)) + there_slew_ppb + here
+        second_order = rate * max(here, 2_000_000) // (_PPB - min(here, _PPB // 2)) + 1
+        return raw_drift_ppb.widen(there_slew_ppb + here + second_order)
 
     def utc_selection(self, at_raw_ns: int) -> tuple[list[tuple[_Source, Interval]], Selection]:
         """Each source's UTC - own wall, and what the majority of them agrees on."""
