@@ -1,12 +1,14 @@
 """The daemon: one loop that reads this node's clocks, lets the links and sources talk, and publishes what follows.
 
 All thinking is elsewhere (``node.py``, ``bounds/``, ``links/protocol.py``); here sockets are opened, clocks are read
-and timers run. Every ``TICK_S`` the wall clock is compared with the raw clock, so a step is seen within that time
-and published at once; four times a second a knot is published. Nothing a network sends can end this loop: links
-count what they refuse.
+and timers run. The kernel tells at once when the wall clock is set (``hostclock.SetWatch``); besides, every
+``TICK_S`` it is compared with the raw clock, and more often where nobody tells. A step is published as soon
+as it is seen; four times a second a knot is published. Nothing a network sends can end this loop: links count what
+they refuse.
 
-Limits: one daemon per runtime directory (a lock file says whose). A step is noticed up to ``TICK_S`` after it
-happened; a span that is exported within that time is judged by the clock before the step.
+Limits: one daemon per runtime directory (a lock file says whose). A step is noticed when the kernel told and this
+process got to run, or up to ``POLL_S`` after it happened; a span that is exported within that time is judged by the
+clock before the step. A change of clock source is looked for once a second.
 """
 
 from __future__ import annotations
@@ -26,10 +28,11 @@ from typing import TYPE_CHECKING, Any, TextIO
 import structlog
 
 import skewd
-from skewd import sd_notify
-from skewd.clock import Clock, HostClock, read_wall
+from skewd import hostclock, sd_notify
+from skewd.clock import Clock, read_wall
 from skewd.config import Config, LinkConfig, SourceConfig, split_address
 from skewd.durations import format_duration
+from skewd.kernel_clock import RawFacts, continued, disturbance
 from skewd.keys import MeshKey, load_key
 from skewd.links.protocol import LinkProtocol, Proofs, Timebases
 from skewd.node import KNOT_PERIOD_NS, Node
@@ -40,9 +43,9 @@ from skewd.publish.web import LocalApi, Metrics
 if TYPE_CHECKING:
     from skewd.sources.ntp import NtpSource
 
-TICK_S = 0.02
-SUSPEND_NS = 100_000_000
-"""CLOCK_BOOTTIME running ahead of the raw clock by more than this means that the host slept."""
+TICK_S = 0.03
+POLL_S = 0.009
+"""The same where the kernel does not tell when the wall clock is set (a virtual node's)."""
 
 Ready = Callable[[dict[str, Any]], None]
 
@@ -70,7 +73,11 @@ class Daemon:
         self._links: list[tuple[str, str, LinkProtocol]] = []
         self._ntp_sources: list[NtpSource] = []
         self._metrics_address: str | None = None
-        self._asleep_ns = self._boottime_ahead_ns()
+        self._kernel = hostclock.KernelReader()
+        self._machine = hostclock.MachineWatch()
+        self._facts = hostclock.raw_facts(self._machine)
+        self._source = self._facts.clock_source
+        self._set_watch: hostclock.SetWatch | None = None
         self._said: dict[str, Any] = {}
         self._writer: SegmentWriter | None = None
         self._next_knot_ns = 0
@@ -86,6 +93,7 @@ class Daemon:
             {"transport": transport, "address": address, "counters": dict(protocol.counters)}
             for transport, address, protocol in self._links
         ]
+        told["clock"] = self._clock_status()
         told["metrics"] = self._metrics_address
         told["version"] = skewd.__version__
         refused = {
@@ -97,6 +105,19 @@ class Daemon:
                 told["messages"].append(_REFUSED[reason].format(count=count))
         told["messages"] += [f"source {source.name}: {source.reason}" for source in self._ntp_sources if source.reason]
         return told
+
+    def _clock_status(self) -> dict[str, Any]:
+        """What this host's kernel says of its clocks (a virtual node's are made from these)."""
+        kernel = self._kernel.read()
+        return {
+            "clock_source": self._facts.clock_source,
+            "raw_era": self.node.raw_era,
+            "slew_ppb": self.node.wall.slew_ppb(),
+            "steps_seen_by": "polling" if self._set_watch is None else "timerfd",
+            "machine_watched_by": self._machine.kind,
+            "time_namespace_shift_ns": self._facts.shift_ns,
+            "kernel": None if kernel is None else kernel.told(),
+        }
 
     def now(self) -> dict[str, Any]:
         """``skewd now --json``: the reference timescale's time, within its bound."""
@@ -145,9 +166,36 @@ class Daemon:
             api = LocalApi(self.status, self.now)
             stack.push_async_callback(api.close)
             await api.open(config.socket_path)
+            self._watch_clock(stack)
             self.ticker = asyncio.create_task(self._tick_forever(), name="skewd-tick")
             stack.push_async_callback(_cancelled, self.ticker)
             yield ready
+
+    def _watch_clock(self, stack: contextlib.AsyncExitStack) -> None:
+        """Has the kernel tell of what is otherwise only found by looking."""
+        loop = asyncio.get_running_loop()
+        stack.callback(self._machine.close)
+        events = self._machine.events()
+        if events is not None:
+            loop.add_reader(events, self._on_machine_event)
+            stack.callback(loop.remove_reader, events)
+        if self.clock.virtual:
+            return
+        with contextlib.suppress(OSError):
+            watch = hostclock.SetWatch()
+            stack.callback(watch.close)
+            loop.add_reader(watch.fileno(), self._on_clock_set)
+            stack.callback(loop.remove_reader, watch.fileno())
+            self._set_watch = watch
+
+    def _on_machine_event(self) -> None:
+        if self._machine.take():
+            self.tick()
+
+    def _on_clock_set(self) -> None:
+        assert self._set_watch is not None
+        self._set_watch.again()
+        self.tick()
 
     async def _open_links(self, stack: contextlib.AsyncExitStack, ready: dict[str, Any]) -> None:
         config = self.config
@@ -217,32 +265,39 @@ class Daemon:
 
     async def _tick_forever(self) -> None:
         watchdog_ns = sd_notify.watchdog_interval_ns()
-        next_watchdog_ns = next_minute_ns = 0
+        next_watchdog_ns = next_minute_ns = next_source_ns = 0
         while True:
             self.tick()
             now = time.monotonic_ns()
             if watchdog_ns is not None and now >= next_watchdog_ns:
                 next_watchdog_ns = now + watchdog_ns
                 sd_notify.notify("WATCHDOG=1")
+            if now >= next_source_ns:
+                next_source_ns = now + 1_000_000_000
+                self._source = hostclock.clock_source()
             if now >= next_minute_ns:
                 next_minute_ns = now + 10_000_000_000
                 self.node.forget_departed(self.clock.raw_ns())
                 self._say()
-            await asyncio.sleep(TICK_S)
+            await asyncio.sleep(TICK_S if self._set_watch is not None else POLL_S)
 
     def tick(self) -> None:
         """Reads the clocks; publishes at once after a step, and otherwise when a knot is due."""
         assert self._writer is not None
-        asleep = self._boottime_ahead_ns()
         stepped = False
-        if abs(asleep - self._asleep_ns) > SUSPEND_NS:
-            self._log.warning("the host was suspended; every bound starts anew", for_ns=asleep - self._asleep_ns)
+        facts = RawFacts(self._source, hostclock.suspended_ns(), self._machine.marker(), self._facts.shift_ns)
+        reason = disturbance(self._facts, facts)
+        if reason is not None:
+            self._log.warning(f"{reason}; every bound starts anew")
             self.node.on_raw_disturbed(read_wall(self.clock))
+            self._facts = facts
             stepped = True
-        elif self.node.on_wall(read_wall(self.clock)):
-            self._log.warning("the wall clock was stepped", by=format_duration(self.node.wall.last_step_ns or 0))
-            stepped = True
-        self._asleep_ns = asleep
+        else:
+            self._facts = continued(self._facts, facts)
+            if self.node.on_wall(read_wall(self.clock), self._kernel.rate_ppb()):
+                self._log.warning("the wall clock was stepped", by=format_duration(self.node.wall.last_step_ns or 0))
+                stepped = True
+        stepped |= self.node.slew_began
         now = self.clock.raw_ns()
         if stepped or now >= self._next_knot_ns:
             self._next_knot_ns = now + KNOT_PERIOD_NS
@@ -262,10 +317,6 @@ class Daemon:
         if state != self._said:
             self._said = state
             self._log.info(told["status"], reference=told["reference"], bound=bound, messages=told["messages"])
-
-    @staticmethod
-    def _boottime_ahead_ns() -> int:
-        return time.clock_gettime_ns(time.CLOCK_BOOTTIME) - HostClock().raw_ns()
 
 
 _REFUSED = {

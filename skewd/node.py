@@ -36,7 +36,7 @@ from skewd.config import Config
 from skewd.durations import format_duration
 from skewd.interval import Interval
 from skewd.links.protocol import Proofs, Self
-from skewd.wall import WallMap
+from skewd.wall import STEER_PPB, WallMap
 
 PEERS_MAX = 256
 """Peers remembered at most (memory), whoever sends."""
@@ -153,6 +153,8 @@ class Node:
         self._recent: deque[Knot] = deque(maxlen=TIGHTEN_NS // KNOT_PERIOD_NS)
         self._last_wall_ns: tuple[int, int] | None = None
         self._improved = False
+        self._slew_told_ppb = 0
+        self._widened = False
         for source in config.source:
             # UTC is true time: its own limits are zero.
             self._sources[source.name] = _Source(source.name, source.type, source.interval, self._fresh(0, 0))
@@ -174,9 +176,27 @@ class Node:
             max_wander_ppb_per_s=clock.max_wander_ppb_per_s,
         )
 
-    def on_wall(self, reading: WallSample) -> bool:
-        """Takes a reading of this node's clocks; True when the wall clock was stepped since the last."""
-        return self.wall.sample(reading)
+    def on_wall(self, reading: WallSample, kernel_rate_ppb: int | None = None) -> bool:
+        """Takes a reading of this node's clocks; True when the wall clock was stepped since the last.
+
+        ``kernel_rate_ppb``: see :meth:`~skewd.wall.WallMap.sample`.
+        """
+        stepped = self.wall.sample(reading, kernel_rate_ppb)
+        if not stepped and self._recent and self.wall.slew_ppb() > self._slew_told_ppb + STEER_PPB:
+            # A slew began that the newest knot did not allow for: it is taken back before a reader relies on it.
+            # So is the one before it, which rules until the newest begins (knots begin a little in the future).
+            more = self.wall.slew_ppb() - self._slew_told_ppb
+            for back in range(1, min(len(self._recent), 2) + 1):
+                knot = self._recent[-back]
+                self._recent[-back] = replace(knot, drift_ppb=knot.drift_ppb.widen(more))
+            self._slew_told_ppb += more
+            self._widened = True
+        return stepped
+
+    @property
+    def slew_began(self) -> bool:
+        """Whether the newest knot had to be widened, and a new one is due at once."""
+        return self._widened
 
     def on_raw_disturbed(self, reading: WallSample) -> None:
         """The raw clock was not continuous (suspend): every bound is void, a new era begins."""
@@ -403,14 +423,18 @@ class Node:
         self._last_wall_ns = (knot.era, knot.wall_ns)
         if estimate is not None:
             self._recent.append(knot)
+            self._slew_told_ppb = self.wall.slew_ppb()
         return knot
 
     def tightened(self) -> list[Knot]:
-        """Recent knots that what arrived since has made narrower."""
-        if not self._improved:
-            return []
-        self._improved = False
+        """Recent knots that what arrived since has made narrower, and the one that a slew has made wider."""
         better: list[Knot] = []
+        if self._widened:
+            better.extend(self._recent)
+        self._widened = False
+        if not self._improved:
+            return better
+        self._improved = False
         for index, knot in enumerate(self._recent):
             if knot.era != self.wall.era or knot.bound is None:
                 continue

@@ -63,6 +63,8 @@ class Now:
             NoBound: no daemon writes, or it has no bound; the message says what to do.
         """
         knot = self._reader.latest
+        if knot is None and self._reader.refused is not None:
+            raise NoBound(self._reader.refused)
         if knot is None:
             raise NoBound(f"no daemon writes {self._reader.path}; start 'skewd run' on this node")
         if self._reader.virtual and not self._clock.virtual:

@@ -48,6 +48,7 @@ _LOOPS_PPB = 500_000
 
 _RATE_BASE_NS = 10_000_000_000
 _RATE_EVERY_NS = 1_000_000_000
+_NARROW_NS = 2_000
 _SHORT_BACK = 6
 """How many readings back a suddenly risen rate is looked for: long enough to stand out of the readings' widths."""
 
@@ -147,7 +148,9 @@ class WallMap:
         self._history.append((reading, self.era))
         while reading.raw_ns - self._history[0][0].raw_ns > HISTORY_NS:
             self._history.popleft()
-        if reading.raw_ns - self._anchors[-1].raw_ns >= _RATE_EVERY_NS:
+        # A reading that was interrupted is wide and tells little of the rate: better wait for the next.
+        due = _RATE_EVERY_NS if reading.wall_minus_raw.width <= _NARROW_NS else 2 * _RATE_EVERY_NS
+        if reading.raw_ns - self._anchors[-1].raw_ns >= due:
             self._anchored_ppb.append(_rate_ppb(self._anchors[-1], reading)[1])
             self._anchors.append(reading)
             if len(self._anchors) > 2:
@@ -168,14 +171,12 @@ class WallMap:
     def _observed_ppb(self) -> int:
         latest, history = self._latest, self._history
         known = max(self._anchored_ppb) if self._anchored_ppb else self._unsettled_ppb
-        if len(self._anchors) > 1 and latest is not self._anchors[-1]:
-            known = max(known, _rate_ppb(self._anchors[0], latest)[1])
         known = max(known, abs(self._kernel_ppb.lo))
-        for back in (2, _SHORT_BACK):
-            if len(history) < back:
-                break
-            earlier, era = history[-back]
-            if era == self.era and earlier.raw_ns < latest.raw_ns:
+        before = [
+            history[-back][0] for back in (2, _SHORT_BACK) if len(history) >= back and history[-back][1] == self.era
+        ]
+        for earlier in (*before, self._anchors[0]):
+            if earlier.raw_ns < latest.raw_ns:
                 least, _ = _rate_ppb(earlier, latest)
                 if least > known + STEER_PPB:
                     return max(self._limit_ppb, least)

@@ -12,6 +12,9 @@ new file and renames it over the old one, so a reader that holds the old one see
 again, and finds the new identity. A bind-mounted *directory* shows the new file; a bind-mounted single file would
 not: mount the directory.
 
+A process in another time namespace has other monotonic and raw clocks than the daemon: it refuses the segment and
+says why (``refused``).
+
 Limits: ``CAPACITY`` records (15 minutes and more at 4 a second), names up to 63 bytes. When the heartbeat is older than
 ``STALE_NS``, stamps later than the last knot's reach are unsynchronized, since a step would have gone unnoticed.
 """
@@ -27,6 +30,7 @@ import time
 import zlib
 from pathlib import Path
 
+from skewd import hostclock
 from skewd.bounds.history import UNSYNCHRONIZED, Correction, History, Knot, Status
 from skewd.interval import Interval
 
@@ -46,6 +50,8 @@ _HEADER = struct.Struct("<8sHHIII16s16s64s")
 _HEADER_BYTES = 192
 # Aligned words, stored whole: records written so far; the last sign of life in CLOCK_MONOTONIC ns.
 _COUNT, _HEARTBEAT = 20, 21
+# By how much the writer's CLOCK_MONOTONIC and _RAW are ahead of the host's (time namespaces); 0 as a rule.
+_SHIFT = 22
 _MAGIC = b"skewdseg"
 _FLAG_VIRTUAL = 1
 
@@ -140,6 +146,7 @@ class SegmentWriter:
             self._memory[: len(header)] = header
             self._memory[len(header) : len(header) + 4] = _CRC.pack(zlib.crc32(header))
             self._words = memoryview(self._memory).cast("q")
+            self._words[_SHIFT] = hostclock.shift_ns()
             self.heartbeat()
             os.rename(temporary, self.path)
             self._inode = os.fstat(descriptor).st_ino
@@ -210,6 +217,8 @@ class SegmentReader:
         self._memory: mmap.mmap | None = None
         self._next_open_ns = 0
         self.virtual = False
+        self.refused: str | None = None
+        """Why a segment that is there can't be used here, and what to do; None otherwise."""
         self._reset()
 
     def _reset(self) -> None:
@@ -287,8 +296,21 @@ class SegmentReader:
             memory.close()
             self._next_open_ns = now + self._REOPEN_NS
             return False
+        words = memoryview(memory).cast("q")
+        ahead = hostclock.shift_ns() - words[_SHIFT]
+        if ahead:
+            # Neither the heartbeat nor any raw instant in it can be compared with a clock of this process.
+            words.release()
+            memory.close()
+            self.refused = (
+                f"this process is in another time namespace than the daemon: its raw clock is off by {ahead / 1e9:g} s;"
+                " run both in one, or a daemon in this one"
+            )
+            self._next_open_ns = now + self._REOPEN_NS
+            return False
+        self.refused = None
         self._memory, self._inode = memory, status.st_ino
-        self._words = memoryview(memory).cast("q")
+        self._words = words
         self._node = name.rstrip(b"\0").decode()
         self.virtual = bool(flags & _FLAG_VIRTUAL)
         self._reset()
