@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import hashlib
 import os
 import secrets
 import signal
@@ -28,8 +29,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 import structlog
 
 import skewd
-from skewd import hostclock, sd_notify
-from skewd.clock import Clock, read_wall
+from skewd import hostclock, resume, sd_notify
+from skewd.clock import Clock, VirtualClock, read_wall
 from skewd.config import Config, LinkConfig, SourceConfig, split_address
 from skewd.durations import format_duration
 from skewd.kernel_clock import RawFacts, continued, disturbance
@@ -39,6 +40,7 @@ from skewd.node import KNOT_PERIOD_NS, Node
 from skewd.publish import prometheus
 from skewd.publish.segment import SegmentWriter
 from skewd.publish.web import LocalApi, Metrics
+from skewd.state_file import StateFile
 
 if TYPE_CHECKING:
     from skewd.sources.ntp import NtpSource
@@ -54,11 +56,21 @@ class StartError(Exception):
     """The daemon can't start; the message says why and what to do."""
 
 
-def boot_id(virtual: bool) -> bytes:
-    """16 bytes that name this boot of the raw clock; a virtual node's clock boots with its daemon."""
-    if not virtual:
-        with contextlib.suppress(OSError, ValueError):
-            return bytes.fromhex(Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", ""))
+def boot_id(clock: Clock) -> bytes:
+    """16 bytes that name this boot of the raw clock.
+
+    A virtual node's clock boots with its daemon; one that lives in a page of its own, with the page.
+    """
+    host = b""
+    with contextlib.suppress(OSError, ValueError):
+        host = bytes.fromhex(Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", ""))
+    if not clock.virtual and len(host) == 16:
+        return host
+    page = clock.page.path if isinstance(clock, VirtualClock) else None
+    if page is not None:
+        made = page.stat()
+        named = f"{page.resolve()} {made.st_dev} {made.st_ino} ".encode()
+        return hashlib.blake2s(named + host, digest_size=16).digest()
     return secrets.token_bytes(16)
 
 
@@ -68,7 +80,6 @@ class Daemon:
     def __init__(self, config: Config, clock: Clock) -> None:
         self.config = config
         self.clock = clock
-        self.node = Node(config, boot=boot_id(clock.virtual), first=read_wall(clock), virtual=clock.virtual)
         self._log = structlog.get_logger().bind(node=config.node.name)
         self._links: list[tuple[str, str, LinkProtocol]] = []
         self._ntp_sources: list[NtpSource] = []
@@ -76,11 +87,50 @@ class Daemon:
         self._kernel = hostclock.KernelReader()
         self._machine = hostclock.MachineWatch()
         self._facts = hostclock.raw_facts(self._machine)
+        self._state_file = StateFile(config.node.state_dir, config.node.name)
+        self._state_complaint: str | None = None
+        self.node = self._resumed_node()
         self._source = self._facts.clock_source
         self._set_watch: hostclock.SetWatch | None = None
         self._said: dict[str, Any] = {}
         self._writer: SegmentWriter | None = None
         self._next_knot_ns = 0
+
+    def _resumed_node(self) -> Node:
+        """The node, with the bounds of the daemon before where they still hold."""
+        boot, now = boot_id(self.clock), self.clock.raw_ns()
+        content = self._state_file.read(resume.BYTES_MAX)
+        kept = None if content is None else resume.decode(content)
+        if content is not None and kept is None:
+            self._log.warning(f"{self._state_file.path} is damaged or of another version; every bound starts anew")
+        era = resume.first_raw_era(kept, boot=boot, facts=self._facts, now_raw_ns=now)
+        node = Node(self.config, boot=boot, first=read_wall(self.clock), virtual=self.clock.virtual, raw_era=era)
+        if kept is not None:
+            clock = self.config.clock
+            limits = (float(clock.max_drift_ppm), float(clock.max_wander_ppb_per_s))
+            objection = resume.objection(
+                kept, node=node.name, boot=boot, facts=self._facts, limits=limits, now_raw_ns=now
+            )
+            if objection is None:
+                node.resume(kept)
+                self._log.info("bounds of before are resumed", peers=len(kept.peers), sources=len(kept.sources))
+            else:
+                self._log.info(f"bounds of before are not used: {objection}")
+        return node
+
+    def _keep(self) -> None:
+        """Keeps the bounds for the daemon after this one."""
+        complaint = None
+        try:
+            self._state_file.write(resume.encode(self.node.keep(self._facts, self.clock.raw_ns())))
+        except (OSError, ValueError) as error:
+            complaint = (
+                f"bounds will not survive a restart: {error};"
+                f" make {self._state_file.path.parent} writable, or choose another [node] state_dir"
+            )
+        if complaint is not None and complaint != self._state_complaint:
+            self._log.info(complaint)
+        self._state_complaint = complaint
 
     # -- told to others ------------------------------------------------------------------------------------------
 
@@ -167,6 +217,7 @@ class Daemon:
             stack.push_async_callback(api.close)
             await api.open(config.socket_path)
             self._watch_clock(stack)
+            stack.callback(self._keep)
             self.ticker = asyncio.create_task(self._tick_forever(), name="skewd-tick")
             stack.push_async_callback(_cancelled, self.ticker)
             yield ready
@@ -278,6 +329,7 @@ class Daemon:
             if now >= next_minute_ns:
                 next_minute_ns = now + 10_000_000_000
                 self.node.forget_departed(self.clock.raw_ns())
+                self._keep()
                 self._say()
             await asyncio.sleep(TICK_S if self._set_watch is not None else POLL_S)
 

@@ -35,7 +35,9 @@ from skewd.clock import WallSample
 from skewd.config import Config
 from skewd.durations import format_duration
 from skewd.interval import Interval
+from skewd.kernel_clock import RawFacts
 from skewd.links.protocol import Proofs, Self
+from skewd.resume import PAIRS_MAX, Kept, KeptPeer, KeptSource, half_planes, may_have_leapt, plain
 from skewd.wall import STEER_PPB, WallMap
 
 PEERS_MAX = 256
@@ -135,18 +137,20 @@ class Node:
         boot: 16 bytes that name this run of the raw clock.
         first: the first sandwich of wall - raw.
         virtual: whether the clocks are a test's stand-ins.
+        raw_era: the number of the raw clock's first era.
     """
 
-    def __init__(self, config: Config, *, boot: bytes, first: WallSample, virtual: bool) -> None:
+    def __init__(self, config: Config, *, boot: bytes, first: WallSample, virtual: bool, raw_era: int = 1) -> None:
         self.config = config
         self.name = config.node.name
         self.virtual = virtual
         self.boot = boot
-        self.raw_era = 1
+        self.raw_era = raw_era
         self.wall = WallMap(first)
         self._began_ns = first.raw_ns
         self._peers: OrderedDict[str, _Peer] = OrderedDict()
         self._sources: dict[str, _Source] = {}
+        self._kept: dict[str, KeptPeer] = {}
         self._contradictions_of_departed = 0
         self._line: applied.Line | None = None
         self._line_key: tuple[object, ...] | None = None
@@ -203,6 +207,7 @@ class Node:
         self.raw_era += 1
         self.wall.restart(reading)
         self._peers.clear()
+        self._kept.clear()
         for source in self._sources.values():
             source.pair = self._fresh(0, 0)
             source.heard_ns = None
@@ -234,6 +239,7 @@ class Node:
                 _, gone = self._peers.popitem(last=False)
                 self._contradictions_of_departed += gone.pair.contradictions
             pair = self._fresh(declared.max_drift_ppm, declared.max_wander_ppb_per_s)
+            self._resume_peer(declared, pair)
             peer = _Peer(declared, pair, _RttMinimum(), now_raw_ns, proofs.address, proofs.link)
             self._peers[declared.name] = peer
         for sent, received in proofs.outgoing:
@@ -274,6 +280,67 @@ class Node:
                 return
             self._contradictions_of_departed += peer.pair.contradictions
             del self._peers[name]
+
+    # -- kept over a restart -------------------------------------------------------------------------------------
+
+    def keep(self, facts: RawFacts, now_raw_ns: int) -> Kept:
+        """What a daemon that is started later may take up again (see ``resume.py``)."""
+        peers = [
+            KeptPeer(
+                name,
+                peer.declared.boot,
+                peer.declared.raw_era,
+                peer.declared.max_drift_ppm,
+                peer.declared.max_wander_ppb_per_s,
+                peer.heard_ns,
+                plain(peer.pair.proofs()),
+            )
+            for name, peer in self._peers.items()
+        ]
+        # Not heard since the start, but perhaps after the next.
+        peers += [kept for kept in self._kept.values() if now_raw_ns - kept.heard_ns <= PEER_GONE_NS]
+        addresses = {source.name: source.address for source in self.config.source}
+        return Kept(
+            node=self.name,
+            boot=self.boot,
+            raw_era=self.raw_era,
+            clock_source=facts.clock_source,
+            suspended_ns=(facts.suspended_ns.lo, facts.suspended_ns.hi),
+            machine=facts.machine,
+            shift_ns=facts.shift_ns,
+            max_drift_ppm=self.config.clock.max_drift_ppm,
+            max_wander_ppb_per_s=self.config.clock.max_wander_ppb_per_s,
+            at_raw_ns=now_raw_ns,
+            at_wall_ns=self.wall.latest.wall_at_ns(),
+            peers=tuple(peers[:PAIRS_MAX]),
+            sources=tuple(
+                KeptSource(name, source.type, addresses[name], source.heard_ns, plain(source.pair.proofs()))
+                for name, source in self._sources.items()
+                if source.heard_ns is not None
+            ),
+        )
+
+    def resume(self, kept: Kept) -> None:
+        """Takes it up, when nothing objects to it (``resume.objection``): sources now, peers once they are heard."""
+        self._kept = {peer.name: peer for peer in kept.peers[:PEERS_MAX]}
+        if may_have_leapt(kept.at_wall_ns, self.wall.latest.wall_at_ns()):
+            return
+        configured = {(source.name, source.type, source.address) for source in self.config.source}
+        for old in kept.sources:
+            if (old.name, old.type, old.address) in configured:
+                source = self._sources[old.name]
+                source.pair.resume(half_planes(old.proofs))
+                source.heard_ns = old.heard_ns
+
+    def _resume_peer(self, declared: Self, pair: PairBound) -> None:
+        kept = self._kept.pop(declared.name, None)
+        if (
+            kept is not None
+            and (kept.boot, kept.raw_era) == declared.timebase
+            and (kept.max_drift_ppm, kept.max_wander_ppb_per_s)
+            == (declared.max_drift_ppm, declared.max_wander_ppb_per_s)
+        ):
+            pair.resume(half_planes(kept.proofs))
 
     # -- what is known -------------------------------------------------------------------------------------------
 

@@ -43,6 +43,7 @@ constant: at most ``CONSTRAINTS_MAX`` half-planes a side.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from skewd.interval import Interval
@@ -219,6 +220,26 @@ class PairBound:
         if not vertices:
             return None
         return Interval(math.floor(min(v for _, v, _ in vertices)), math.ceil(max(v for _, v, _ in vertices)))
+
+    # -- kept over a restart -------------------------------------------------------------------------------------
+
+    def proofs(self) -> tuple[Proof, ...]:
+        """The half-planes that shape the set: all that is worth keeping of it, at most ``2 x CONSTRAINTS_MAX``.
+
+        They hold for ever, so whoever takes them later (:meth:`resume`) need not know when they were given out.
+        """
+        return tuple(sorted((*self._uppers, *self._lowers), key=lambda proof: proof.local_ns))
+
+    def resume(self, proofs: Iterable[Proof]) -> bool:
+        """Takes what :meth:`proofs` of another filter of the same two clocks and limits gave.
+
+        Each is one more inequality about the same offset, before or after what is known. False when they contradict
+        each other or what is known; the set then began anew, as with a message.
+        """
+        before = self.contradictions
+        for proof in proofs:
+            self._observe(proof)
+        return self.contradictions == before
 
     @property
     def latest_local_ns(self) -> int | None:
