@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from skewd.sources.ntp import NtpSource
 
 TICK_S = 0.03
-POLL_S = 0.009
+POLL_S = 0.007
 """The same where the kernel does not tell when the wall clock is set (a virtual node's)."""
 
 Ready = Callable[[dict[str, Any]], None]
