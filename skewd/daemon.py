@@ -45,7 +45,7 @@ from skewd.state_file import StateFile
 if TYPE_CHECKING:
     from skewd.sources.ntp import NtpSource
 
-TICK_S = 0.03
+TICK_S = 0.05
 POLL_S = 0.007
 """The same where the kernel does not tell when the wall clock is set (a virtual node's)."""
 
