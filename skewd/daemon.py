@@ -1,12 +1,14 @@
 """The daemon: one loop that reads this node's clocks, lets the links and sources talk, and publishes what follows.
 
 All thinking is elsewhere (``node.py``, ``bounds/``, ``links/protocol.py``); here sockets are opened, clocks are read
-and timers run. Every ``TICK_S`` the wall clock is compared with the raw clock, so a step is seen within that time
-and published at once; four times a second a knot is published. Nothing a network sends can end this loop: links
-count what they refuse.
+and timers run. The kernel tells at once when the wall clock is set (``hostclock.SetWatch``); besides, every
+``TICK_S`` it is compared with the raw clock, and more often where nobody tells. A step is published as soon
+as it is seen; four times a second a knot is published. Nothing a network sends can end this loop: links count what
+they refuse.
 
-Limits: one daemon per runtime directory (a lock file says whose). A step is noticed up to ``TICK_S`` after it
-happened; a span that is exported within that time is judged by the clock before the step.
+Limits: one daemon per runtime directory (a lock file says whose). A step is noticed when the kernel told and this
+process got to run, or up to ``POLL_S`` after it happened; a span that is exported within that time is judged by the
+clock before the step. A change of clock source is looked for once a second.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import hashlib
 import os
 import secrets
 import signal
@@ -26,28 +29,30 @@ from typing import TYPE_CHECKING, Any, TextIO
 import structlog
 
 import skewd
-from skewd import sd_notify
-from skewd.clock import HostClock, NodeClock, read_wall
+from skewd import hostclock, resume, sd_notify
+from skewd.clock import NodeClock, VirtualClock, read_wall
 from skewd.config import Config, LinkConfig, SourceConfig, split_address
 from skewd.durations import format_duration
+from skewd.kernel_clock import RawFacts, continued, disturbance
 from skewd.keys import MeshKey, load_key
 from skewd.links.protocol import LinkProtocol, Proofs, Timebases
 from skewd.node import KNOT_PERIOD_NS, Node
 from skewd.publish import clockbound, clockbound_layout, prometheus
 from skewd.publish.segment import SegmentWriter
 from skewd.publish.web import LocalApi, Metrics
+from skewd.state_file import StateFile
 
 if TYPE_CHECKING:
     from skewd.sources.claim import Claim
     from skewd.sources.local import LocalSource
     from skewd.sources.ntp import NtpSource
 
-TICK_S = 0.02
+TICK_S = 0.05
+POLL_S = 0.007
+"""The same where the kernel does not tell when the wall clock is set (a virtual node's)."""
+
 FIND_S = 10.0
 """How often a machine without a configured source is searched for one."""
-
-SUSPEND_NS = 100_000_000
-"""CLOCK_BOOTTIME running ahead of the raw clock by more than this means that the host slept."""
 
 Ready = Callable[[dict[str, Any]], None]
 
@@ -56,11 +61,21 @@ class StartError(Exception):
     """The daemon can't start; the message says why and what to do."""
 
 
-def boot_id(virtual: bool) -> bytes:
-    """16 bytes that name this boot of the raw clock; a virtual node's clock boots with its daemon."""
-    if not virtual:
-        with contextlib.suppress(OSError, ValueError):
-            return bytes.fromhex(Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", ""))
+def boot_id(clock: NodeClock) -> bytes:
+    """16 bytes that name this boot of the raw clock.
+
+    A virtual node's clock boots with its daemon; one that lives in a page of its own, with the page.
+    """
+    host = b""
+    with contextlib.suppress(OSError, ValueError):
+        host = bytes.fromhex(Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", ""))
+    if not clock.virtual and len(host) == 16:
+        return host
+    page = clock.page.path if isinstance(clock, VirtualClock) else None
+    if page is not None:
+        made = page.stat()
+        named = f"{page.resolve()} {made.st_dev} {made.st_ino} ".encode()
+        return hashlib.blake2s(named + host, digest_size=16).digest()
     return secrets.token_bytes(16)
 
 
@@ -70,13 +85,19 @@ class Daemon:
     def __init__(self, config: Config, clock: NodeClock) -> None:
         self.config = config
         self.clock = clock
-        self.node = Node(config, boot=boot_id(clock.virtual), first=read_wall(clock), virtual=clock.virtual)
         self._log = structlog.get_logger().bind(node=config.node.name)
         self._links: list[tuple[str, str, LinkProtocol]] = []
         self._opened: list[NtpSource | LocalSource] = []
         self._found: str | None = None
         self._metrics_address: str | None = None
-        self._asleep_ns = self._boottime_ahead_ns()
+        self._kernel = hostclock.KernelReader()
+        self._machine = hostclock.MachineWatch()
+        self._facts = hostclock.raw_facts(self._machine)
+        self._state_file = StateFile(config.node.state_dir, config.node.name)
+        self._state_complaint: str | None = None
+        self.node = self._resumed_node()
+        self._source = self._facts.clock_source
+        self._set_watch: hostclock.SetWatch | None = None
         self._said: dict[str, Any] = {}
         self._writer: SegmentWriter | None = None
         self._next_knot_ns = 0
@@ -84,6 +105,42 @@ class Daemon:
         self._clockbound_message: str | None = None
         self._coarse_late_ns = clockbound.late_ns()
         self._describe_source: dict[str, Callable[[], dict[str, Any]]] = {}
+
+    def _resumed_node(self) -> Node:
+        """The node, with the bounds of the daemon before where they still hold."""
+        boot, now = boot_id(self.clock), self.clock.raw_ns()
+        content = self._state_file.read(resume.BYTES_MAX)
+        kept = None if content is None else resume.decode(content)
+        if content is not None and kept is None:
+            self._log.warning(f"{self._state_file.path} is damaged or of another version; every bound starts anew")
+        era = resume.first_raw_era(kept, boot=boot, facts=self._facts, now_raw_ns=now)
+        node = Node(self.config, boot=boot, first=read_wall(self.clock), virtual=self.clock.virtual, raw_era=era)
+        if kept is not None:
+            clock = self.config.clock
+            limits = (float(clock.max_drift_ppm), float(clock.max_wander_ppb_per_s))
+            objection = resume.objection(
+                kept, node=node.name, boot=boot, facts=self._facts, limits=limits, now_raw_ns=now
+            )
+            if objection is None:
+                node.resume(kept)
+                self._log.info("bounds of before are resumed", peers=len(kept.peers), sources=len(kept.sources))
+            else:
+                self._log.info(f"bounds of before are not used: {objection}")
+        return node
+
+    def _keep(self) -> None:
+        """Keeps the bounds for the daemon after this one."""
+        complaint = None
+        try:
+            self._state_file.write(resume.encode(self.node.keep(self._facts, self.clock.raw_ns())))
+        except (OSError, ValueError) as error:
+            complaint = (
+                f"bounds will not survive a restart: {error};"
+                f" make {self._state_file.path.parent} writable, or choose another [node] state_dir"
+            )
+        if complaint is not None and complaint != self._state_complaint:
+            self._log.info(complaint)
+        self._state_complaint = complaint
 
     # -- told to others ------------------------------------------------------------------------------------------
 
@@ -97,6 +154,7 @@ class Daemon:
             {"transport": transport, "address": address, "counters": dict(protocol.counters)}
             for transport, address, protocol in self._links
         ]
+        told["clock"] = self._clock_status()
         told["metrics"] = self._metrics_address
         told["version"] = skewd.__version__
         refused = {
@@ -120,6 +178,19 @@ class Daemon:
                 told["messages"].append(
                     f"source {row['name']} announces a leap second ({row['leap']}) at the end of the UTC day"
                 )
+
+    def _clock_status(self) -> dict[str, Any]:
+        """What this host's kernel says of its clocks (a virtual node's are made from these)."""
+        kernel = self._kernel.read()
+        return {
+            "clock_source": self._facts.clock_source,
+            "raw_era": self.node.raw_era,
+            "slew_ppb": self.node.wall.slew_ppb(),
+            "steps_seen_by": "polling" if self._set_watch is None else "timerfd",
+            "machine_watched_by": self._machine.kind,
+            "time_namespace_shift_ns": self._facts.shift_ns,
+            "kernel": None if kernel is None else kernel.told(),
+        }
 
     def now(self) -> dict[str, Any]:
         """``skewd now --json``: the reference timescale's time, within its bound."""
@@ -172,9 +243,37 @@ class Daemon:
             api = LocalApi(self.status, self.now)
             stack.push_async_callback(api.close)
             await api.open(config.socket_path)
+            self._watch_clock(stack)
+            stack.callback(self._keep)
             self.ticker = asyncio.create_task(self._tick_forever(), name="skewd-tick")
             stack.push_async_callback(_cancelled, self.ticker)
             yield ready
+
+    def _watch_clock(self, stack: contextlib.AsyncExitStack) -> None:
+        """Has the kernel tell of what is otherwise only found by looking."""
+        loop = asyncio.get_running_loop()
+        stack.callback(self._machine.close)
+        events = self._machine.events()
+        if events is not None:
+            loop.add_reader(events, self._on_machine_event)
+            stack.callback(loop.remove_reader, events)
+        if self.clock.virtual:
+            return
+        with contextlib.suppress(OSError):
+            watch = hostclock.SetWatch()
+            stack.callback(watch.close)
+            loop.add_reader(watch.fileno(), self._on_clock_set)
+            stack.callback(loop.remove_reader, watch.fileno())
+            self._set_watch = watch
+
+    def _on_machine_event(self) -> None:
+        if self._machine.take():
+            self.tick()
+
+    def _on_clock_set(self) -> None:
+        assert self._set_watch is not None
+        self._set_watch.again()
+        self.tick()
 
     async def _open_links(self, stack: contextlib.AsyncExitStack, ready: dict[str, Any]) -> None:
         config = self.config
@@ -355,32 +454,40 @@ class Daemon:
 
     async def _tick_forever(self) -> None:
         watchdog_ns = sd_notify.watchdog_interval_ns()
-        next_watchdog_ns = next_minute_ns = 0
+        next_watchdog_ns = next_minute_ns = next_source_ns = 0
         while True:
             self.tick()
             now = time.monotonic_ns()
             if watchdog_ns is not None and now >= next_watchdog_ns:
                 next_watchdog_ns = now + watchdog_ns
                 sd_notify.notify("WATCHDOG=1")
+            if now >= next_source_ns:
+                next_source_ns = now + 1_000_000_000
+                self._source = hostclock.clock_source()
             if now >= next_minute_ns:
                 next_minute_ns = now + 10_000_000_000
                 self.node.forget_departed(self.clock.raw_ns())
+                self._keep()
                 self._say()
-            await asyncio.sleep(TICK_S)
+            await asyncio.sleep(TICK_S if self._set_watch is not None else POLL_S)
 
     def tick(self) -> None:
         """Reads the clocks; publishes at once after a step, and otherwise when a knot is due."""
         assert self._writer is not None
-        asleep = self._boottime_ahead_ns()
         stepped = False
-        if abs(asleep - self._asleep_ns) > SUSPEND_NS:
-            self._log.warning("the host was suspended; every bound starts anew", for_ns=asleep - self._asleep_ns)
+        facts = RawFacts(self._source, hostclock.suspended_ns(), self._machine.marker(), self._facts.shift_ns)
+        reason = disturbance(self._facts, facts)
+        if reason is not None:
+            self._log.warning(f"{reason}; every bound starts anew")
             self.node.on_raw_disturbed(read_wall(self.clock))
+            self._facts = facts
             stepped = True
-        elif self.node.on_wall(read_wall(self.clock)):
-            self._log.warning("the wall clock was stepped", by=format_duration(self.node.wall.last_step_ns or 0))
-            stepped = True
-        self._asleep_ns = asleep
+        else:
+            self._facts = continued(self._facts, facts)
+            if self.node.on_wall(read_wall(self.clock), self._kernel.rate_ppb()):
+                self._log.warning("the wall clock was stepped", by=format_duration(self.node.wall.last_step_ns or 0))
+                stepped = True
+        stepped |= self.node.slew_began
         now = self.clock.raw_ns()
         if stepped or now >= self._next_knot_ns:
             self._next_knot_ns = now + KNOT_PERIOD_NS
@@ -401,10 +508,6 @@ class Daemon:
         if state != self._said:
             self._said = state
             self._log.info(told["status"], reference=told["reference"], bound=bound, messages=told["messages"])
-
-    @staticmethod
-    def _boottime_ahead_ns() -> int:
-        return time.clock_gettime_ns(time.CLOCK_BOOTTIME) - HostClock().raw_ns()
 
 
 _REFUSED = {

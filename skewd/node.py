@@ -44,8 +44,19 @@ from skewd.clock import WallSample
 from skewd.config import Config, SourceConfig
 from skewd.durations import format_duration
 from skewd.interval import Interval
+from skewd.kernel_clock import RawFacts
 from skewd.links.protocol import Proofs, Self
-from skewd.wall import WallMap
+from skewd.resume import (
+    LEAP_AHEAD_NS,
+    PAIRS_MAX,
+    Kept,
+    KeptPeer,
+    KeptSource,
+    half_planes,
+    may_have_leapt,
+    plain,
+)
+from skewd.wall import STEER_PPB, WallMap
 
 PEERS_MAX = 256
 """Peers remembered at most (memory), whoever sends."""
@@ -187,18 +198,20 @@ class Node:
         boot: 16 bytes that name this run of the raw clock.
         first: the first sandwich of wall - raw.
         virtual: whether the clocks are a test's stand-ins.
+        raw_era: the number of the raw clock's first era.
     """
 
-    def __init__(self, config: Config, *, boot: bytes, first: WallSample, virtual: bool) -> None:
+    def __init__(self, config: Config, *, boot: bytes, first: WallSample, virtual: bool, raw_era: int = 1) -> None:
         self.config = config
         self.name = config.node.name
         self.virtual = virtual
         self.boot = boot
-        self.raw_era = 1
+        self.raw_era = raw_era
         self.wall = WallMap(first)
         self._began_ns = first.raw_ns
         self._peers: OrderedDict[str, _Peer] = OrderedDict()
         self._sources: dict[str, _Source] = {}
+        self._kept: dict[str, KeptPeer] = {}
         self._contradictions_of_departed = 0
         self._line: applied.Line | None = None
         self._line_key: tuple[object, ...] | None = None
@@ -207,6 +220,8 @@ class Node:
         self._last_wall_ns: tuple[int, int] | None = None
         self._improved = False
         self._found = False
+        self._slew_told_ppb = 0
+        self._widened = False
         for source in config.source:
             self._add_source(source)
 
@@ -239,15 +254,34 @@ class Node:
             max_wander_ppb_per_s=clock.max_wander_ppb_per_s,
         )
 
-    def on_wall(self, reading: WallSample) -> bool:
-        """Takes a reading of this node's clocks; True when the wall clock was stepped since the last."""
-        return self.wall.sample(reading)
+    def on_wall(self, reading: WallSample, kernel_rate_ppb: int | None = None) -> bool:
+        """Takes a reading of this node's clocks; True when the wall clock was stepped since the last.
+
+        ``kernel_rate_ppb``: see :meth:`~skewd.wall.WallMap.sample`.
+        """
+        stepped = self.wall.sample(reading, kernel_rate_ppb)
+        if not stepped and self._recent and self.wall.slew_ppb() > self._slew_told_ppb + STEER_PPB:
+            # A slew began that the newest knot did not allow for: it is taken back before a reader relies on it.
+            # So is the one before it, which rules until the newest begins (knots begin a little in the future).
+            more = self.wall.slew_ppb() - self._slew_told_ppb
+            for back in range(1, min(len(self._recent), 2) + 1):
+                knot = self._recent[-back]
+                self._recent[-back] = replace(knot, drift_ppb=knot.drift_ppb.widen(more))
+            self._slew_told_ppb += more
+            self._widened = True
+        return stepped
+
+    @property
+    def slew_began(self) -> bool:
+        """Whether the newest knot had to be widened, and a new one is due at once."""
+        return self._widened
 
     def on_raw_disturbed(self, reading: WallSample) -> None:
         """The raw clock was not continuous (suspend): every bound is void, a new era begins."""
         self.raw_era += 1
         self.wall.restart(reading)
         self._peers.clear()
+        self._kept.clear()
         for source in self._sources.values():
             limits = _utc_limits(source.smear)
             source.pair, source.observed = self._fresh(*limits), self._unseen(*limits)
@@ -284,6 +318,7 @@ class Node:
                 _, gone = self._peers.popitem(last=False)
                 self._contradictions_of_departed += gone.pair.contradictions
             pair = self._fresh(declared.max_drift_ppm, declared.max_wander_ppb_per_s)
+            self._resume_peer(declared, pair)
             observed = self._unseen(declared.max_drift_ppm, declared.max_wander_ppb_per_s)
             peer = _Peer(declared, pair, _RttMinimum(), now_raw_ns, proofs.address, proofs.link, observed)
             self._peers[declared.name] = peer
@@ -355,6 +390,69 @@ class Node:
             self._contradictions_of_departed += peer.pair.contradictions
             del self._peers[name]
 
+    # -- kept over a restart -------------------------------------------------------------------------------------
+
+    def keep(self, facts: RawFacts, now_raw_ns: int) -> Kept:
+        """What a daemon that is started later may take up again (see ``resume.py``)."""
+        peers = [
+            KeptPeer(
+                name,
+                peer.declared.boot,
+                peer.declared.raw_era,
+                peer.declared.max_drift_ppm,
+                peer.declared.max_wander_ppb_per_s,
+                peer.heard_ns,
+                plain(peer.pair.proofs()),
+            )
+            for name, peer in self._peers.items()
+        ]
+        # Not heard since the start, but perhaps after the next.
+        peers += [kept for kept in self._kept.values() if now_raw_ns - kept.heard_ns <= PEER_GONE_NS]
+        addresses = {source.name: source.address for source in self.config.source}
+        return Kept(
+            node=self.name,
+            boot=self.boot,
+            raw_era=self.raw_era,
+            clock_source=facts.clock_source,
+            suspended_ns=(facts.suspended_ns.lo, facts.suspended_ns.hi),
+            machine=facts.machine,
+            shift_ns=facts.shift_ns,
+            max_drift_ppm=self.config.clock.max_drift_ppm,
+            max_wander_ppb_per_s=self.config.clock.max_wander_ppb_per_s,
+            at_raw_ns=now_raw_ns,
+            at_wall_ns=self.wall.latest.wall_at_ns(),
+            peers=tuple(peers[:PAIRS_MAX]),
+            sources=tuple(
+                KeptSource(
+                    name, source.type, addresses.get(name), source.heard_ns, plain(source.pair.proofs()), source.smear
+                )
+                for name, source in self._sources.items()
+                if source.heard_ns is not None and source.leap_at_ns is None
+            ),
+        )
+
+    def resume(self, kept: Kept) -> None:
+        """Takes it up, when nothing objects to it (``resume.objection``): sources now, peers once they are heard."""
+        self._kept = {peer.name: peer for peer in kept.peers[:PEERS_MAX]}
+        if may_have_leapt(kept.at_wall_ns, self.wall.latest.wall_at_ns() + LEAP_AHEAD_NS):
+            return
+        configured = {(source.name, source.type, source.address, source.smear) for source in self.config.source}
+        for old in kept.sources:
+            if (old.name, old.type, old.address, old.smear) in configured:
+                source = self._sources[old.name]
+                source.pair.resume(half_planes(old.proofs))
+                source.heard_ns = old.heard_ns
+
+    def _resume_peer(self, declared: Self, pair: PairBound) -> None:
+        kept = self._kept.pop(declared.name, None)
+        if (
+            kept is not None
+            and (kept.boot, kept.raw_era) == declared.timebase
+            and (kept.max_drift_ppm, kept.max_wander_ppb_per_s)
+            == (declared.max_drift_ppm, declared.max_wander_ppb_per_s)
+        ):
+            pair.resume(half_planes(kept.proofs))
+
     # -- what is known -------------------------------------------------------------------------------------------
 
     @property
@@ -404,10 +502,12 @@ class Node:
         )
 
     def _wall_drift(self, raw_drift_ppb: Interval, there_slew_ppb: int) -> Interval:
-        # Seen per wall second instead of raw second a rate changes by its own size times the slew: under a
-        # thousandth; and both walls may be slewed.
-        second_order = max(abs(raw_drift_ppb.lo), abs(raw_drift_ppb.hi)) // 500 + 1
-        return raw_drift_ppb.widen(there_slew_ppb + self.wall.slew_ppb() + second_order)
+        # Both walls may be slewed; and seen per wall second instead of raw second each rate changes by its own size
+        # times the slew: a thousandth, or a tenth where chrony steers hard.
+        here = self.wall.slew_ppb()
+        rate = max(abs(raw_drift_ppb.lo), abs(raw_drift_ppb.hi)) + there_slew_ppb + here
+        second_order = rate * max(here, 2_000_000) // (_PPB - min(here, _PPB // 2)) + 1
+        return raw_drift_ppb.widen(there_slew_ppb + here + second_order)
 
     def utc_selection(self, at_raw_ns: int) -> tuple[list[tuple[_Source, Interval]], Selection]:
         """Each source's UTC - own wall, and what the majority of them agrees on."""
@@ -510,14 +610,18 @@ class Node:
         self._last_wall_ns = (knot.era, knot.wall_ns)
         if estimate is not None:
             self._recent.append(knot)
+            self._slew_told_ppb = self.wall.slew_ppb()
         return knot
 
     def tightened(self) -> list[Knot]:
-        """Recent knots that what arrived since has made narrower."""
-        if not self._improved:
-            return []
-        self._improved = False
+        """Recent knots that what arrived since has made narrower, and the one that a slew has made wider."""
         better: list[Knot] = []
+        if self._widened:
+            better.extend(self._recent)
+        self._widened = False
+        if not self._improved:
+            return better
+        self._improved = False
         for index, knot in enumerate(self._recent):
             if knot.era != self.wall.era or knot.bound is None:
                 continue

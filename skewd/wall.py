@@ -1,20 +1,31 @@
 """How this node's wall clock relates to its raw clock, and when it was stepped.
 
 Everything is measured on raw; spans are stamped on wall. The link between the two is a row of sandwich readings
-(``clock.read_wall``) of wall - raw. Between readings a wall clock may be *slewed* (its rate changed, up to 1000 ppm
-by the kernel's own steering) or *stepped*. A change of wall - raw that no slew can explain is a step: the era ends
-there and a new one begins. The step happened somewhere between two readings, so the last reading of the old era
+(``clock.read_wall``) of wall - raw, kept for the last seconds. Between readings a wall clock may be *slewed* (its
+rate changed by the kernel's steering) or *stepped*. A change of wall - raw that no slew can explain is a step: the era
+ends there and a new one begins. The step happened somewhere between two readings, so the last reading of the old era
 and the first of the new one are each known only within the gap; both are rounded outward, and the readings in
 between belong to both.
 
-Limits: a clock steered faster than ``SLEW_MAX_PPM`` (chrony can be told to, up to 83,333 ppm) looks like a row of
-small steps: the bounds stay right and become wide. A step smaller than ``SLEW_MAX_PPM`` times the gap between two
-readings plus their widths (some 20 us at 20 ms) looks like a slew, and is covered as one. Pure: readings are
-handed in.
+How fast a slew can be: the kernel's own loops reach 500 ppm by frequency and 500 ppm by adjtime; whoever sets the
+tick's length (chrony, up to 83,333 ppm) is seen by reading the kernel's settings, where that is allowed, and those
+are added: a clock steered that fast is then one era and not a row of small steps.
+
+A past instant lies between two readings, and follows from both: forwards from the one before, backwards from the one
+after; what both allow is the answer. So a kernel's stamp, which is a wall reading of some milliseconds ago, converts
+to raw within little more than a sandwich's width. Where a step lies between the two, it does not convert at all: the
+same reading may have been shown twice.
+
+Limits: where the kernel's settings cannot be read (an emulated clock, a seccomp filter), a clock steered faster than
+``SLEW_MAX_PPM`` looks like a row of small steps: the bounds stay right and become wide. A step smaller than the
+fastest slew times the gap between two readings plus their widths (some 20 us at 20 ms) looks like a slew, and is
+covered as one: a rate that suddenly rose counts as ``SLEW_MAX_PPM`` until a second has told what it is. Pure:
+readings are handed in.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections import deque
 
 from skewd.clock import WallSample
@@ -26,10 +37,31 @@ SLEW_MAX_PPM = 1_000
 STEER_PPB = 1_000
 """Allowance for the steering that may begin before the next reading, on top of the rate observed."""
 
+HISTORY_NS = 5_000_000_000
+"""How far back instants are converted by the readings on both sides of them."""
+
+HISTORY_MAX = 512
+"""Readings kept at most."""
+
+_LOOPS_PPB = 500_000
+"""What adjtime and the kernel's phase loop may add to the rate that frequency and tick are set to."""
+
 _RATE_BASE_NS = 10_000_000_000
-_RATE_EVERY_NS = 500_000_000
-_SECOND_NS = 1_000_000_000
+_RATE_EVERY_NS = 1_000_000_000
+_NARROW_NS = 2_000
+_SHORT_BACK = 6
+"""How many readings back a suddenly risen rate is looked for: long enough to stand out of the readings' widths."""
+
 _PPB = 1_000_000_000
+
+
+def _rate_ppb(earlier: WallSample, later: WallSample) -> tuple[int, int]:
+    """At least and at most how fast wall - raw moved between two readings (magnitudes)."""
+    elapsed = later.raw_ns - earlier.raw_ns
+    moved = later.wall_minus_raw - earlier.wall_minus_raw
+    most = max(abs(moved.lo), abs(moved.hi)) * _PPB // elapsed + 1
+    least = 0 if moved.contains(0) else min(abs(moved.lo), abs(moved.hi)) * _PPB // elapsed
+    return least, most
 
 
 class WallMap:
@@ -47,59 +79,178 @@ class WallMap:
         self.last_step_ns: int | None = None
         """Size of the latest step, as nearly as it is known; None before any."""
         self._latest = first
-        self._settled_slew_ppb = SLEW_MAX_PPM * 1_000
-        self._anchors: deque[WallSample] = deque([first], maxlen=_RATE_BASE_NS // _RATE_EVERY_NS)
+        self._kernel_ppb = Interval(0, 0)
+        self._unsettled_ppb = SLEW_MAX_PPM * 1_000
+        self._anchors: deque[WallSample] = deque([first])
+        self._anchored_ppb: deque[int] = deque(maxlen=_RATE_BASE_NS // _RATE_EVERY_NS)
+        self._slew_ppb: int | None = None
+        self._history: deque[tuple[WallSample, int]] = deque([(first, era)], maxlen=HISTORY_MAX)
 
     @property
     def latest(self) -> WallSample:
         """The newest reading."""
         return self._latest
 
-    def sample(self, reading: WallSample) -> bool:
-        """Takes a reading, later than the ones before; True when the wall clock was stepped since the last."""
-        before = self._latest
+    @property
+    def _limit_ppb(self) -> int:
+        """The fastest that wall - raw can be slewed with the settings last read."""
+        fastest = max(abs(self._kernel_ppb.lo), abs(self._kernel_ppb.hi))
+        return max(SLEW_MAX_PPM * 1_000, fastest + _LOOPS_PPB)
+
+    def sample(self, reading: WallSample, kernel_rate_ppb: int | None = None) -> bool:
+        """Takes a reading, later than the ones before; True when the wall clock was stepped since the last.
+
+        Args:
+            reading: the sandwich.
+            kernel_rate_ppb: the rate that the kernel's tick and frequency are set to now, where that is known.
+        """
+        before, rate = self._latest, kernel_rate_ppb or 0
+        # The settings may have changed at any time since the last reading.
+        kernel, self._kernel_ppb = self._kernel_ppb.hull(Interval(rate, rate)), Interval(rate, rate)
+        slowest = min(-SLEW_MAX_PPM * 1_000, kernel.lo - _LOOPS_PPB)
+        fastest = max(SLEW_MAX_PPM * 1_000, kernel.hi + _LOOPS_PPB)
         elapsed = max(reading.raw_ns - before.raw_ns, 0)
-        reach = before.wall_minus_raw.widen(elapsed * SLEW_MAX_PPM // 1_000_000 + 1)
-        self._latest = reading
-        if reach.intersect(reading.wall_minus_raw) is not None:
-            if reading.raw_ns - self._anchors[-1].raw_ns >= _RATE_EVERY_NS:
-                self._anchors.append(reading)
-            return False
-        # Anywhere in the gap: the old era may have lasted until now, the new one may have begun at the last reading.
-        self.era += 1
-        self.previous_end_wall_ns = reading.raw_ns + reach.hi
-        self.era_begin_wall_ns = before.raw_ns + reading.wall_minus_raw.lo - reach.width
-        self.last_step_ns = reading.wall_minus_raw.midpoint - before.wall_minus_raw.midpoint
-        self._settled_slew_ppb = self.slew_ppb(before)
-        self._anchors.clear()
-        self._anchors.append(reading)
-        return True
+        old = before.wall_minus_raw
+        reach = Interval(old.lo + elapsed * slowest // _PPB - 1, old.hi + elapsed * fastest // _PPB + 1)
+        stepped = reach.intersect(reading.wall_minus_raw) is None
+        if stepped:
+            # Anywhere in the gap: the old era may have lasted until now, the new one have begun at the last reading.
+            self._begin(
+                end_wall_ns=reading.raw_ns + reach.hi,
+                begin_wall_ns=before.raw_ns + reading.wall_minus_raw.lo - reach.width,
+                reading=reading,
+            )
+            self.last_step_ns = reading.wall_minus_raw.midpoint - before.wall_minus_raw.midpoint
+        self._remember(reading)
+        return stepped
 
     def restart(self, reading: WallSample) -> None:
         """Begins a new era though wall - raw may be unchanged: the raw clock itself was disturbed (suspend)."""
+        self._begin(
+            end_wall_ns=reading.raw_ns + reading.wall_minus_raw.hi,
+            begin_wall_ns=self._latest.raw_ns + self._latest.wall_minus_raw.lo,
+            reading=reading,
+        )
+        self._history.clear()
+        self._remember(reading)
+
+    def _begin(self, *, end_wall_ns: int, begin_wall_ns: int, reading: WallSample) -> None:
+        # A step does not change the rate: until the new era has told its own, that of the old one is used.
+        self._unsettled_ppb = self.slew_ppb() - STEER_PPB
         self.era += 1
-        self.previous_end_wall_ns = reading.raw_ns + reading.wall_minus_raw.hi
-        self.era_begin_wall_ns = self._latest.raw_ns + self._latest.wall_minus_raw.lo
-        self._settled_slew_ppb = self.slew_ppb()
-        self._latest = reading
+        self.previous_end_wall_ns, self.era_begin_wall_ns = end_wall_ns, begin_wall_ns
         self._anchors.clear()
         self._anchors.append(reading)
+        self._anchored_ppb.clear()
 
-    def slew_ppb(self, until: WallSample | None = None) -> int:
-        """How fast wall - raw may be moving: the largest rate that the last ten seconds allow, and an allowance.
+    def _remember(self, reading: WallSample) -> None:
+        self._latest, self._slew_ppb = reading, None
+        self._history.append((reading, self.era))
+        while reading.raw_ns - self._history[0][0].raw_ns > HISTORY_NS:
+            self._history.popleft()
+        # A reading that was interrupted is wide and tells little of the rate: better wait for the next.
+        due = _RATE_EVERY_NS if reading.wall_minus_raw.width <= _NARROW_NS else 2 * _RATE_EVERY_NS
+        if reading.raw_ns - self._anchors[-1].raw_ns >= due:
+            self._anchored_ppb.append(_rate_ppb(self._anchors[-1], reading)[1])
+            self._anchors.append(reading)
+            if len(self._anchors) > 2:
+                self._anchors.popleft()
 
-        In the first second of an era it is the rate before the step (a step does not change the rate); in the first
-        second of all, the kernel's limit.
+    # -- how fast ------------------------------------------------------------------------------------------------
+
+    def slew_ppb(self) -> int:
+        """How fast wall - raw may be moving: the fastest second of the last ten, and an allowance.
+
+        In the first second of an era it is the rate before the step; in the first second of all, the
+        kernel's limit. As soon as the newest readings prove a faster rate than that, it is the limit again.
         """
-        first, last = self._anchors[0], until or self._latest
-        elapsed = last.raw_ns - first.raw_ns
-        if elapsed < _SECOND_NS:
-            return self._settled_slew_ppb
-        moved = last.wall_minus_raw - first.wall_minus_raw
-        rate = max(abs(moved.lo), abs(moved.hi)) * _PPB // elapsed + 1
-        return min(rate, SLEW_MAX_PPM * 1_000) + STEER_PPB
+        if self._slew_ppb is None:
+            self._slew_ppb = min(self._observed_ppb(), self._limit_ppb) + STEER_PPB
+        return self._slew_ppb
+
+    def _observed_ppb(self) -> int:
+        latest, history = self._latest, self._history
+        known = max(self._anchored_ppb) if self._anchored_ppb else self._unsettled_ppb
+        known = max(known, abs(self._kernel_ppb.lo))
+        before = [
+            history[-back][0] for back in (2, _SHORT_BACK) if len(history) >= back and history[-back][1] == self.era
+        ]
+        for earlier in (*before, self._anchors[0]):
+            if earlier.raw_ns < latest.raw_ns:
+                least, _ = _rate_ppb(earlier, latest)
+                if least > known + STEER_PPB:
+                    return max(self._limit_ppb, least)
+        return known
+
+    # -- conversions ---------------------------------------------------------------------------------------------
 
     def wall_minus_raw(self, raw_ns: int) -> Interval:
-        """wall - raw at a raw instant of this era near the newest reading (before or after it)."""
-        gap = abs(raw_ns - self._latest.raw_ns)
-        return self._latest.wall_minus_raw.widen(gap * self.slew_ppb() // _PPB + 1)
+        """wall - raw at a raw instant of this era, from the readings nearest to it (before, after, or both)."""
+        latest = self._latest
+        if raw_ns >= latest.raw_ns:
+            return self._carried(latest, raw_ns)
+        after = bisect_left(self._history, raw_ns, key=lambda entry: entry[0].raw_ns)
+        between = self._between(after, raw_ns)
+        if between is not None:
+            return between
+        # Before the history or the era: what follows from the earliest reading there is of this era.
+        first = next(sample for sample, era in self._history if era == self.era)
+        return self._carried(first if raw_ns < first.raw_ns else latest, raw_ns)
+
+    def _carried(self, sample: WallSample, raw_ns: int) -> Interval:
+        gap = abs(raw_ns - sample.raw_ns)
+        return sample.wall_minus_raw.widen(gap * self.slew_ppb() // _PPB + 1)
+
+    def _between(self, after: int, raw_ns: int) -> Interval | None:
+        """wall - raw from the reading ``after`` and the one before it; None where there are not two of one era."""
+        if not 0 < after < len(self._history):
+            return None
+        (one, era), (two, other) = self._history[after - 1], self._history[after]
+        if era != other:
+            return None
+        both = self._carried(one, raw_ns).intersect(self._carried(two, raw_ns))
+        return both or self._surely(one, two)
+
+    def _surely(self, one: WallSample, two: WallSample) -> Interval:
+        """What holds between two readings of an era though the rate was another then: the limit explains both."""
+        gap = two.raw_ns - one.raw_ns
+        return one.wall_minus_raw.hull(two.wall_minus_raw).widen(gap * self._limit_ppb // _PPB + 1)
+
+    def raw_of_wall(self, wall_ns: int, around_raw_ns: int) -> Interval | None:
+        """The raw instants at which the wall clock can have read ``wall_ns`` (a kernel's stamp), outward.
+
+        Args:
+            wall_ns: a reading of the wall clock, made shortly before ``around_raw_ns`` (a second or so; not longer
+                ago than readings are kept).
+            around_raw_ns: a raw instant at or after which nothing can be meant: when the stamp was handed over.
+
+        Returns None where it does not convert: no readings of this era on both sides of the reading, or of
+        ``around_raw_ns`` (take one first), or a step within that time that leaves open which reading is meant.
+        """
+        history = self._history
+        if around_raw_ns > self._latest.raw_ns or history[0][0].raw_ns > around_raw_ns:
+            return None
+        start = bisect_left(history, self.era, key=lambda entry: entry[1])
+        if start > 0:
+            earlier = [_wall(sample) for sample, era in history if era != self.era]
+            end = max(self.previous_end_wall_ns or 0, *(wall.hi for wall in earlier), 0)
+            if min(wall.lo for wall in earlier) <= wall_ns <= end:
+                return None  # the clock can have read this before the step, too
+        after = bisect_right(history, wall_ns, start, key=lambda entry: _wall(entry[0]).lo)
+        before = after - 1
+        while before >= start and _wall(history[before][0]).hi > wall_ns:
+            before -= 1  # a reading so wide that it may be the later one
+        if before < start or after == len(history):
+            return None
+        one, two = history[before][0], history[after][0]
+        # Both readings tell wall - raw at the instant sought, which lies between them.
+        slew = self.slew_ppb()
+        forwards = one.wall_minus_raw.widen((wall_ns - _wall(one).lo) * slew // _PPB + 1)
+        backwards = two.wall_minus_raw.widen((_wall(two).hi - wall_ns) * slew // _PPB + 1)
+        difference = forwards.intersect(backwards) or self._surely(one, two)
+        return (-difference).shift(wall_ns)
+
+
+def _wall(sample: WallSample) -> Interval:
+    """What the wall clock read at a reading's raw instant."""
+    return sample.wall_minus_raw.shift(sample.raw_ns)

@@ -61,6 +61,8 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 from skewd.interval import Interval
 
@@ -76,8 +78,21 @@ _WORTH_NS = 0.1
 _ROUNDING = 1e-15
 """Allowance for the floats' own rounding, relative to the terms of a line: over years of silence they grow large."""
 
+_BACK_MAX_S = 1_000.0
 _REFERENCE_EVERY_NS = 1e9
 _SECOND_NS = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """One inequality about the offset at one local instant.
+
+    ``upper``: offset(local_ns) <= limit_ns; otherwise offset(local_ns) >= limit_ns.
+    """
+
+    upper: bool
+    local_ns: int
+    limit_ns: int
 
 
 def pair_limits(
@@ -248,6 +263,46 @@ class PairBound:
         wander = self._accel * abs(at_local_ns - self._at_ns) / _SECOND_NS
         slowest, fastest = max(-self._drift_max, self._slowest - wander), min(self._drift_max, self._fastest + wander)
         return Interval(math.floor(slowest), math.ceil(fastest))
+
+    # -- kept over a restart -------------------------------------------------------------------------------------
+
+    def proofs(self) -> tuple[Proof, ...]:
+        """The half-planes that shape the set: all that is worth keeping of it, at most ``2 x CONSTRAINTS_MAX``.
+
+        A line of an edge is an inequality about the offset at its own instant, whether a message told it or it
+        followed from what was known then; rounded outward here. So is where the offset must have been before, on any
+        motion that leads into the set. They hold for ever, so whoever takes them later
+        (:meth:`resume`) need not know when they were given out.
+        """
+        found = [Proof(True, local_ns, self._reference_ns + math.ceil(c)) for local_ns, c in self._upper.proofs] + [
+            Proof(False, local_ns, self._reference_ns - math.ceil(c)) for local_ns, c in self._lower.proofs
+        ]
+        # The ends of the drift's range are no lines, but where the offset was a while ago tells most of them.
+        now = self.offset(self._at_ns)
+        if now is not None:
+            best = math.sqrt(2 * now.width / self._accel) if self._accel else _BACK_MAX_S
+            for factor in (1.0, 0.5, 2.0):
+                if len(found) <= 2 * CONSTRAINTS_MAX - 2:
+                    at_ns = self._at_ns - round(min(best * factor, _BACK_MAX_S) * _SECOND_NS)
+                    then = self.offset(at_ns)
+                    assert then is not None
+                    found += [Proof(True, at_ns, then.hi), Proof(False, at_ns, then.lo)]
+        return tuple(sorted(found, key=lambda proof: proof.local_ns))
+
+    def resume(self, proofs: Iterable[Proof]) -> bool:
+        """Takes what :meth:`proofs` of another filter of the same two clocks and limits gave.
+
+        Each is one more inequality about the same offset, before or after what is known. False when they contradict
+        each other or what is known; the set then began anew, as with a message.
+        """
+        before = self.contradictions
+        for proof in proofs:
+            there_ns = proof.local_ns + proof.limit_ns
+            if proof.upper:
+                self.outgoing(proof.local_ns, there_ns)
+            else:
+                self.incoming(there_ns, proof.local_ns)
+        return self.contradictions == before
 
     @property
     def latest_local_ns(self) -> int | None:

@@ -15,7 +15,7 @@ rounded the right way:
   may fall short of the true one by ``late_ns``: the bound contains the growth of that time from the start;
 - the reader cuts off fractions: 2 ns.
 
-Limits: between a step of the wall clock and the daemon's next look (20 ms) a reader still has the claim before it;
+Limits: between a step of the wall clock and the daemon's next look a reader still has the claim before it;
 nothing in these layouts can help that, as the disruption marker is for clients that watch a VM's clock device, and
 support for it is written as off. After the daemon's sudden death the claim stands until ``void_after`` and assumes
 that nobody sets the clock or steers it otherwise than before; clients call it free running after 5 s. Pure: numbers

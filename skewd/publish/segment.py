@@ -15,6 +15,9 @@ not: mount the directory. A daemon that ends in order says so in the file, so re
 Nothing here depends on the order in which another processor sees two stores: the newest record is found through the
 count, but believed for its number and checksum alone; what is not (or not wholly) there yet is read later.
 
+A process in another time namespace has other monotonic and raw clocks than the daemon: it refuses the segment and
+says why (``problem``).
+
 Limits: ``CAPACITY`` records (15 minutes and more at 4 a second), names up to 63 bytes. When the heartbeat is older than
 ``STALE_NS``, stamps later than the last knot's reach are unsynchronized, since a step would have gone unnoticed. A
 heartbeat from the future (a file that outlived a reboot, another time namespace) is none. Any number of processes may
@@ -32,6 +35,7 @@ import time
 import zlib
 from pathlib import Path
 
+from skewd import hostclock
 from skewd.bounds.history import UNSYNCHRONIZED, Correction, History, Knot, Status
 from skewd.interval import Interval
 
@@ -56,6 +60,9 @@ COUNT_WORD = _COUNT
 
 _ENDED = -(1 << 62)
 """In place of a heartbeat: the daemon ended in order."""
+
+# By how much the writer's CLOCK_MONOTONIC and _RAW are ahead of the host's (time namespaces); 0 as a rule.
+_SHIFT = 22
 _MAGIC = b"skewdseg"
 _FLAG_VIRTUAL = 1
 
@@ -165,6 +172,7 @@ class SegmentWriter:
             self._memory[: len(header)] = header
             self._memory[len(header) : len(header) + 4] = _CRC.pack(zlib.crc32(header))
             self._words = memoryview(self._memory).cast("q")
+            self._words[_SHIFT] = hostclock.shift_ns()
             self.heartbeat()
             os.rename(temporary, self.path)
             status = os.fstat(descriptor)
@@ -344,9 +352,21 @@ class SegmentReader:
             return False
         finally:
             os.close(descriptor)
+        words = memoryview(memory).cast("q")
+        ahead = hostclock.shift_ns() - words[_SHIFT]
+        if ahead:
+            # Neither the heartbeat nor any raw instant in it can be compared with a clock of this process.
+            words.release()
+            memory.close()
+            self.problem = (
+                f"is of another time namespace than this process, whose raw clock is off by {ahead / 1e9:g} s;"
+                " run both in one, or a daemon in this one"
+            )
+            self._next_open_ns = now + self._REOPEN_NS
+            return False
         _, _, flags, _, _, _, _, _, name = _HEADER.unpack_from(memory)
         self._memory, self._file = memory, (status.st_dev, status.st_ino)
-        self._words = memoryview(memory).cast("q")
+        self._words = words
         self._node = name.rstrip(b"\0").decode()
         self.virtual = bool(flags & _FLAG_VIRTUAL)
         self._reset()

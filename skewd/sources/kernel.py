@@ -2,7 +2,7 @@
 
 What the figures mean, and when they mean nothing, is in ``kernel_wire.py``.
 
-Limits: `ProtectClock=` of systemd refuses the call even for reading; a drop-in allows it.
+Limits: `ProtectClock=` of systemd refuses the call even for reading; the shipped unit does without.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class KernelReader:
             if error.errno in (errno.EPERM, errno.ENOSYS, errno.EACCES):
                 raise Refused(
                     "this process may not read the kernel's estimate (adjtimex); "
-                    "under systemd allow it with the drop-in kernel-clock.conf"
+                    "under systemd, use the shipped skewd.service: no ProtectClock=, and adjtimex in SystemCallFilter="
                 ) from None
             raise
         after = self._wall.sample()

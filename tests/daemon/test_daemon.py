@@ -14,7 +14,8 @@ import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from skewd.clock import VirtualClock, VirtualPage
+from skewd import hostclock
+from skewd.clock import HostClock, VirtualClock, VirtualPage
 from skewd.config import Config, LinkConfig, MeshConfig, MetricsConfig, NodeConfig, SourceConfig
 from skewd.daemon import Daemon, StartError
 from skewd.keys import generate_key_file
@@ -226,3 +227,42 @@ async def test_random_datagrams_do_not_end_it(bench: Bench) -> None:
         lambda: sum(a.status()["links"][0]["counters"].values()) > sum(counters.values()), "the refusals to be counted"
     )
     assert not a.ticker.done()
+
+
+async def test_the_kernels_clocks_are_told_and_a_disturbed_raw_clock_begins_anew(
+    bench: Bench, short: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = short / "current_clocksource"
+    source.write_text("tsc\n")
+    monkeypatch.setattr(hostclock, "CLOCK_SOURCE", source)
+    await bench.start("a", mesh=mesh("a"))
+    b = await bench.start("b", mesh=mesh("a", bench.addresses["a"]["mesh"]))
+    await until(lambda: b.status()["offset_ns"] is not None, "a bound")
+    told = b.status()["clock"]
+    assert told["clock_source"] == "tsc"
+    assert told["steps_seen_by"] == "polling"  # nobody tells of a virtual clock's steps
+    assert told["time_namespace_shift_ns"] == hostclock.shift_ns()
+    assert told["kernel"] is None or told["kernel"]["leap"] in ("none", "insert", "delete", "in progress", "occurred")
+    assert told["kernel"] is None or told["kernel"]["tai_offset_s"] != 0
+    era = b.node.raw_era
+
+    source.write_text("hpet\n")
+    await until(lambda: b.node.raw_era == era + 1, "the other clock source")
+    await until(lambda: b.status()["offset_ns"] is not None, "a bound from the new clock")
+
+    slept = hostclock.suspended_ns
+    monkeypatch.setattr(hostclock, "suspended_ns", lambda: slept().shift(3_000_000_000))
+    await until(lambda: b.node.raw_era == era + 2, "the sleep")
+    await until(lambda: b.status()["offset_ns"] is not None, "a bound from after it")
+
+
+async def test_the_hosts_clock_is_watched_by_the_kernel(short: Path) -> None:
+    config = Config(
+        node=NodeConfig(name="h", runtime_dir=short / "h", state_dir=short),
+        mesh=MeshConfig(listen=None),
+        metrics=MetricsConfig(listen=None),
+    )
+    daemon = Daemon(config, HostClock())
+    async with daemon.running():
+        assert daemon.status()["clock"]["steps_seen_by"] in ("timerfd", "polling")
+        assert daemon.status()["era"] == 1

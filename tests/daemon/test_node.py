@@ -93,7 +93,7 @@ class Mesh:
                 next_exchange = self.true_ns + SECOND
                 self.exchange()
             now = self.clocks["here"].raw(self.true_ns)
-            if stepped or now >= self._next_knot_ns:
+            if stepped or node.slew_began or now >= self._next_knot_ns:
                 self._next_knot_ns = now + KNOT_PERIOD_NS
                 knot = node.knot(now)
                 if knot is not None:
@@ -372,3 +372,18 @@ def test_reference_time_from_a_knot_holds_the_truth() -> None:
     assert lost.knot(0) is None
     with pytest.raises(NoBound, match="skewd status"):
         reference_time(replace(knot, bound=None), 0)
+
+
+def test_a_slew_that_begins_between_two_knots_is_covered() -> None:
+    """Stamps made before the next knot are judged by the last one, which did not know of the slew: it is widened."""
+    mesh = drifting()
+    mesh.run(20)
+    here = mesh.clocks["here"]
+    for step in range(200):
+        if step >= 20:
+            here.wall_ahead_ns += 10_000  # 500 ppm of 20 ms
+        mesh.run(0.02, exchanges=step % 50 == 0)
+        assert mesh.nodes["here"].wall.era == 1
+        stamp, truth = here.wall(mesh.true_ns), mesh.truth()
+        correction = mesh.history.at(stamp)
+        assert abs(correction.offset_ns - truth) <= correction.uncertainty_ns, step

@@ -13,8 +13,8 @@ UNITS = CHECKOUT / "systemd"
 SERVICES = ("skewd.service", "skewd-sidecar.service")
 
 # Of 100, by `systemd-analyze security`. What is left is what a daemon on the network needs: sockets, the host's
-# network, world-readable bounds.
-EXPOSURE_MAX = 15
+# network, world-readable bounds; and for the daemon, reading adjtimex().
+EXPOSURE_MAX = {"skewd.service": 16, "skewd-sidecar.service": 15}
 
 needs_analyze = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
 
@@ -53,8 +53,9 @@ def test_systemd_understands_every_line(unit: str, tmp_path: Path) -> None:
 @needs_analyze
 @pytest.mark.parametrize("unit", SERVICES)
 def test_it_is_exposed_little(unit: str) -> None:
+    threshold = f"--threshold={EXPOSURE_MAX[unit]}"
     done = subprocess.run(
-        ["systemd-analyze", "security", "--offline=true", f"--threshold={EXPOSURE_MAX}", "--no-pager", UNITS / unit],
+        ["systemd-analyze", "security", "--offline=true", threshold, "--no-pager", UNITS / unit],
         check=False,
         capture_output=True,
         text=True,
@@ -82,7 +83,8 @@ def test_it_may_not_set_a_clock(unit: str) -> None:
     assert said["CapabilityBoundingSet"] == [""]
     assert said["AmbientCapabilities"] == [""]
     assert said["NoNewPrivileges"] == ["yes"]
-    assert said["ProtectClock"] == ["yes"]
+    # The daemon reads adjtimex(), which ProtectClock refuses altogether; without the capability it sets nothing.
+    assert said["ProtectClock"] == ["no" if unit == "skewd.service" else "yes"]
 
 
 def test_readers_keep_what_they_mounted() -> None:

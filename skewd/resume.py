@@ -1,0 +1,172 @@
+"""What survives a restart of the daemon: the half-planes of every bound, while the raw clocks are still the same.
+
+A restarted daemon would need minutes to learn again how fast its neighbours drift. Yet nothing it knew has become
+false: a half-plane is an inequality about two raw clocks at one instant (``bounds/pair.py``), and holds as long as
+both run on. So the half-planes are kept in a small file and taken again, if it is beyond doubt that they are about
+the same clocks: the same boot, no suspend, clock source or machine changed since (``kernel_clock.RawFacts``), the same
+declared limits here and at the peer, and the peer's own raw clock the one it was, which its first message tells.
+What the peer's *wall* clock was is not kept: it may have been stepped meanwhile, and that message tells it, too.
+
+A source of UTC is taken at once, for UTC is not stepped; except by a leap second, which can only come at the end of
+a month: sources kept in another month than now, or within the month's last hour, are left out, and so are those that
+announce one.
+
+**Another boot.** It is tempting to keep the drift, since crystals do not change over a reboot. But the limit on
+wander says how fast a rate changes per second of *running*, and a machine that was off for an unknown time, cooled
+down, or moved to other hardware has left no inequality behind that the declared limits prove. So nothing is kept.
+
+The file is a magic word with the version, a BLAKE2s digest of the rest, and MessagePack. Limits: ``BYTES_MAX``; a
+digest finds accidents, not forgeries: whoever can write the daemon's own directory is trusted as the daemon is. What
+happened and was undone while no daemon ran (a clock source changed and changed back, a restore from a snapshot that
+no device told of) is not noticed here; a jump larger than the bound contradicts the first messages. Pure.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import UTC, datetime
+from typing import Annotated
+
+import msgspec
+
+from skewd.bounds.pair import CONSTRAINTS_MAX, Proof
+from skewd.interval import Interval
+from skewd.kernel_clock import RawFacts, disturbance
+
+BYTES_MAX = 1 << 20
+PAIRS_MAX = 512
+_MAGIC = b"skewdbd1"
+_DIGEST_BYTES = 16
+_HEAD = len(_MAGIC) + _DIGEST_BYTES
+
+Proofs = Annotated[tuple[tuple[bool, int, int], ...], msgspec.Meta(max_length=2 * CONSTRAINTS_MAX)]
+"""(upper, local_ns, limit_ns) each: :class:`~skewd.bounds.pair.Proof`."""
+
+
+class KeptPeer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One peer: which raw clock of it, its declared limits, when it was last heard, and the half-planes."""
+
+    name: Annotated[str, msgspec.Meta(max_length=63)]
+    boot: Annotated[bytes, msgspec.Meta(max_length=16)]
+    raw_era: int
+    max_drift_ppm: float
+    max_wander_ppb_per_s: float
+    heard_ns: int
+    proofs: Proofs
+
+
+class KeptSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One source of UTC, by what it is configured as."""
+
+    name: str
+    type: str
+    address: str | None
+    heard_ns: int
+    proofs: Proofs
+    smear: bool = False
+
+
+class Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Everything, and the clock that it is about."""
+
+    node: str
+    boot: Annotated[bytes, msgspec.Meta(max_length=16)]
+    raw_era: int
+    clock_source: str | None
+    suspended_ns: tuple[int, int]
+    machine: int | None
+    shift_ns: int
+    max_drift_ppm: float
+    max_wander_ppb_per_s: float
+    at_raw_ns: int
+    at_wall_ns: int
+    peers: Annotated[tuple[KeptPeer, ...], msgspec.Meta(max_length=PAIRS_MAX)]
+    sources: Annotated[tuple[KeptSource, ...], msgspec.Meta(max_length=PAIRS_MAX)]
+
+    @property
+    def facts(self) -> RawFacts:
+        low, high = self.suspended_ns
+        return RawFacts(self.clock_source, Interval(min(low, high), max(low, high)), self.machine, self.shift_ns)
+
+
+def plain(proofs: tuple[Proof, ...]) -> tuple[tuple[bool, int, int], ...]:
+    """Half-planes as they are kept."""
+    return tuple((proof.upper, proof.local_ns, proof.limit_ns) for proof in proofs)
+
+
+def half_planes(kept: Proofs) -> list[Proof]:
+    """And back."""
+    return [Proof(upper, local_ns, limit_ns) for upper, local_ns, limit_ns in kept]
+
+
+def encode(kept: Kept) -> bytes:
+    """The file's content.
+
+    Raises:
+        ValueError: larger than ``BYTES_MAX``, or a number beyond 64 bits.
+    """
+    try:
+        body = msgspec.msgpack.encode(kept)
+    except OverflowError as error:
+        raise ValueError("a kept number does not fit 64 bits") from error
+    if len(body) > BYTES_MAX - _HEAD:
+        raise ValueError(f"what is to be kept has {len(body)} bytes, more than {BYTES_MAX}")
+    return _MAGIC + hashlib.blake2s(body, digest_size=_DIGEST_BYTES).digest() + body
+
+
+def decode(content: bytes) -> Kept | None:
+    """What a file holds; None when it is damaged, of another version, or not such a file."""
+    body = content[_HEAD:]
+    digest = hashlib.blake2s(body, digest_size=_DIGEST_BYTES).digest()
+    if len(content) > BYTES_MAX or content[:_HEAD] != _MAGIC + digest:
+        return None
+    try:
+        return msgspec.msgpack.decode(body, type=Kept)
+    except msgspec.MsgspecError:
+        return None
+
+
+def objection(
+    kept: Kept, *, node: str, boot: bytes, facts: RawFacts, limits: tuple[float, float], now_raw_ns: int
+) -> str | None:
+    """Why nothing of it may be used now, in words for a log; None when it may."""
+    if kept.node != node:
+        return f"they are those of the node {kept.node}"
+    if kept.boot != boot:
+        return "this is another boot"
+    reason = disturbance(kept.facts, facts)
+    if reason is not None:
+        return f"{reason} since"
+    if kept.at_raw_ns > now_raw_ns:
+        return "the raw clock reads less than then: the machine was restored from a snapshot"
+    if (kept.max_drift_ppm, kept.max_wander_ppb_per_s) != limits:
+        return "the declared limits ([clock] max_drift_ppm, max_wander_ppb_per_s) have changed"
+    return None
+
+
+def first_raw_era(kept: Kept | None, *, boot: bytes, facts: RawFacts, now_raw_ns: int) -> int:
+    """The number of the raw clock's era that a starting daemon is in.
+
+    Peers take a node's (boot, raw era) for one and the same clock, so a daemon that starts within a boot must use a
+    number of before for the clock of before only. Without a file it is derived from how long the host has slept.
+    """
+    if kept is not None and kept.boot == boot:
+        same = disturbance(kept.facts, facts) is None and kept.at_raw_ns <= now_raw_ns
+        return kept.raw_era if same else (kept.raw_era + 1) & 0x7FFF_FFFF
+    return 1 + (max(facts.suspended_ns.midpoint, 0) // 1_000_000 & 0x3FFF_FFFF)
+
+
+LEAP_AHEAD_NS = 3_600_000_000_000
+"""A source resumed within an hour of a month's end might leap before it has announced that."""
+
+
+def may_have_leapt(then_wall_ns: int, now_wall_ns: int) -> bool:
+    """Whether a leap second may lie between two times, which are roughly right: only where a month ended."""
+    months = set()
+    for wall_ns in (then_wall_ns, now_wall_ns):
+        try:
+            at = datetime.fromtimestamp(wall_ns // 1_000_000_000, UTC)
+        except (ValueError, OverflowError, OSError):
+            return True
+        months.add((at.year, at.month))
+    return len(months) > 1

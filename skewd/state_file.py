@@ -1,0 +1,45 @@
+"""One small file in the state directory, replaced whole.
+
+Written under another name and renamed, so a reader finds the old content or the new one, never half of it. It is not
+flushed to the disk on purpose: its content is worth nothing after a crash of the machine, which is another boot.
+
+Limits: the directory must be there (systemd's ``StateDirectory=`` makes it); one daemon per node name and directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+
+class StateFile:
+    """The file of one node.
+
+    Args:
+        directory: ``[node] state_dir``.
+        node: the node's name; several nodes of a host may share the directory.
+    """
+
+    def __init__(self, directory: Path, node: str) -> None:
+        self.path = directory / f"bounds-{node}"
+        self._temporary = directory / f".bounds-{node}.new"
+
+    def read(self, most: int) -> bytes | None:
+        """Its content, at most ``most`` bytes and one; None where there is none that can be read."""
+        with contextlib.suppress(OSError), self.path.open("rb") as file:
+            return file.read(most + 1)
+        return None
+
+    def write(self, content: bytes) -> None:
+        """Replaces its content.
+
+        Raises:
+            OSError: the directory is not there or cannot be written.
+        """
+        descriptor = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+        try:
+            os.write(descriptor, content)
+        finally:
+            os.close(descriptor)
+        os.replace(self._temporary, self.path)
