@@ -112,7 +112,7 @@ class Discovery:
     @property
     def candidates(self) -> frozenset[str]:
         """Every address that may be a peer's, as it was last told."""
-        return frozenset(self._static) | self._answer - self._own.keys()
+        return self._answer.difference(self._own).union(self._static)
 
     def is_own(self, address: str) -> None:
         """This node heard itself at ``address`` (``own_message``): it is no peer. One of the static list stays."""
@@ -179,7 +179,9 @@ class Discovery:
             addresses.add(format_address(plain, port))
         if far:
             self.counters["without_key"] += 1
-            self.problem = f"[mesh] dns {dns} has {min(far)}, beyond loopback, and there is no [mesh] key_file: not asked"
+            self.problem = (
+                f"[mesh] dns {dns} has {min(far)}, beyond loopback, and there is no [mesh] key_file: not asked"
+            )
             self._log.warning("discovery_needs_key", name=dns, advice=self.problem)
         if len(addresses) > ADDRESSES_MAX:
             self.counters["too_many"] += 1

@@ -9,8 +9,9 @@ goes changes only the choices that it is or was part of: one per node on average
 together make a random graph with at least ``k`` ways into it from each node (both ends of an exchange learn from it).
 
 A member is its name, and where it is asked is an address whose name is learnt from its answers. So addresses of
-unknown names are asked a few times, so many an interval and no more. Those that are not chosen are asked rarely,
-so that one which left or came back is seen. The sum is bounded, whatever the number of members (``Plan``).
+unknown names are asked a few times, so many an interval and no more. Those that are not chosen are asked rarely, so
+that one which left or came back is seen. One that would be chosen and is silent is asked now and then, and the next
+best is asked instead. The sum is bounded, whatever the number of members: :func:`requests_max`.
 
 The reference is asked by everyone, and would be asked ``n`` times an interval in a mesh of ``n``. Beyond
 ``DIRECT_MAX`` members it is asked less often in proportion, so its load stays that of ``DIRECT_MAX``; in between its
@@ -42,7 +43,10 @@ RARE = 1
 
 RARELY_NS = 60_000_000_000
 TRIES = 4
-"""Requests to an address without an answer, after which it counts as silent."""
+"""Requests in a row without an answer, over as many intervals, after which an address counts as silent."""
+
+WAITING_INTERVALS = 4
+"""A silent address that would be chosen is asked every so many intervals, while another is asked in its place."""
 
 _START_NS = 100_000_000
 _START_ROUNDS = 4
@@ -73,8 +77,14 @@ class Role(StrEnum):
 
     CHOSEN = "chosen"  # every interval
     ALWAYS = "always"  # the reference: every interval, less often in a large mesh
+    WAITING = "waiting"  # would be chosen, and does not answer
     LEARNING = "learning"  # its name is not known yet
     RARE = "rare"  # to see whether it (still) lives
+
+
+def requests_max(k: int, always: int = 1) -> float:
+    """The most requests that a node sends in one interval on average, start excepted, in a mesh of any size."""
+    return k + always + k / WAITING_INTERVALS + LEARNING + RARE
 
 
 @dataclass(slots=True)
@@ -83,12 +93,10 @@ class _Address:
     role: Role = Role.LEARNING
     asked: int = 0
     unanswered: int = 0
+    unanswered_since_ns: int = 0
+    silent: bool = False
     next_ns: int = 0
     last_ns: int | None = None
-
-    @property
-    def silent(self) -> bool:
-        return self.unanswered >= TRIES
 
 
 class Plan:
@@ -106,8 +114,10 @@ class Plan:
         self._addresses: dict[str, _Address] = {}
         self._always: frozenset[str] = frozenset()
         self._stale = True
-        self._few_ns = 0
-        self._few: dict[Role, int] = {}
+        # Those that are asked at a pace of their own, and those that share what is left of an interval.
+        self._paced: list[str] = []
+        self._shared: list[str] = []
+        self._shared_at_ns: int | None = None
 
     def __len__(self) -> int:
         return len(self._addresses)
@@ -142,7 +152,7 @@ class Plan:
             return
         if state.name != name or state.silent:
             self._stale = True
-        state.name, state.unanswered = name, 0
+        state.name, state.unanswered, state.silent = name, 0, False
 
     def role(self, address: str) -> Role | None:
         """Why ``address`` is asked; None if it is no candidate."""
@@ -162,25 +172,23 @@ class Plan:
     def take(self, now_ns: int) -> list[str]:
         """The addresses that are due; each counts as asked now. A delay of the caller's is not made up for."""
         self._assign()
-        if now_ns - self._few_ns >= self._interval_ns or now_ns < self._few_ns:
-            self._few_ns, self._few = now_ns, {Role.LEARNING: LEARNING, Role.RARE: RARE}
-        due = []
-        for address, state in sorted(self._addresses.items(), key=lambda item: (item[1].next_ns, item[0])):
-            if state.next_ns > now_ns:
-                break
-            if state.role in (Role.LEARNING, Role.RARE):
-                if not self._few[state.role]:
-                    continue
-                self._few[state.role] -= 1
-            due.append(address)
+        due = [address for address in self._paced if self._addresses[address].next_ns <= now_ns]
+        if self._shared and self._shared_due_ns() <= now_ns:
+            self._shared_at_ns = now_ns
+            for role, most in ((Role.LEARNING, LEARNING), (Role.RARE, RARE)):
+                states = self._addresses
+                those = [a for a in self._shared if states[a].role is role and states[a].next_ns <= now_ns]
+                due += heapq.nsmallest(most, those, key=lambda address: (states[address].next_ns, address))
         for address in due:
             self._asked(self._addresses[address], now_ns)
         return due
 
     def wait_ns(self, now_ns: int) -> int | None:
-        """How long until an address is due; None when there are none."""
+        """How long until an address may be due; None when there are none."""
         self._assign()
-        waits = [self._ready_ns(state) for state in self._addresses.values()]
+        waits = [self._addresses[address].next_ns for address in self._paced]
+        if self._shared:
+            waits.append(self._shared_due_ns())
         return max(0, min(waits) - now_ns) if waits else None
 
     # -- the choice
@@ -195,55 +203,66 @@ class Plan:
         else:
             roles = self._chosen_roles()
         for address, state in self._addresses.items():
-            role = roles.get(address, Role.LEARNING if state.name is None and not state.silent else Role.RARE)
-            if role is not state.role:
-                if role in (Role.CHOSEN, Role.ALWAYS) and state.last_ns is not None:
-                    # Asked at once, unless it was asked within the interval.
-                    state.next_ns = min(state.next_ns, state.last_ns + self._interval_ns)
-                elif role in (Role.LEARNING, Role.RARE) and state.last_ns is not None:
-                    state.next_ns = state.last_ns + self._gap_ns(role)
-                state.role = role
+            learning = state.name is None and not state.silent
+            role = roles.get(address, Role.LEARNING if learning else Role.RARE)
+            if role is state.role:
+                continue
+            state.role = role
+            if state.last_ns is not None:
+                # Counted from when it was asked last, so that one which changes its role often is not asked often.
+                state.next_ns = state.last_ns + self._gap_ns(role)
+        self._paced = [a for a, s in self._addresses.items() if s.role not in (Role.LEARNING, Role.RARE)]
+        self._shared = [a for a, s in self._addresses.items() if s.role in (Role.LEARNING, Role.RARE)]
 
     def _chosen_roles(self) -> dict[str, Role]:
         named: dict[str, str] = {}
         unnamed = []
         for address, state in sorted(self._addresses.items()):
-            if state.silent:
-                continue
             if state.name is None:
-                unnamed.append(address)
-            elif state.name != self._own:
-                # One address for each name: the one that is asked already, else the least.
-                before = named.get(state.name)
-                if before is None or self._addresses[before].role in (Role.LEARNING, Role.RARE):
-                    if before is None or state.role in (Role.CHOSEN, Role.ALWAYS):
-                        named[state.name] = address
-        best = choose(self._own, named, self._k)
-        roles = {named[name]: Role.CHOSEN for name in best}
-        # No two addresses are ever equal to a name: an address has a port.
+                if not state.silent:
+                    unnamed.append(address)
+            elif state.name != self._own and (
+                state.name not in named or self._rank(address) < self._rank(named[state.name])
+            ):
+                named[state.name] = address
+        speaking = [name for name, address in named.items() if not self._addresses[address].silent]
+        best = choose(self._own, speaking, self._k)
+        roles = {named[name]: Role.WAITING for name in choose(self._own, named, self._k)}
+        roles |= {named[name]: Role.CHOSEN for name in best}
+        # While few names are known addresses stand for themselves; none is equal to a name, as it has a port.
         for address in choose(self._own, unnamed, self._k - len(best)):
             roles[address] = Role.CHOSEN
         for name in self._always & named.keys() - best:
             roles[named[name]] = Role.ALWAYS
         return roles
 
+    def _rank(self, address: str) -> tuple[bool, bool, str]:
+        """Of several addresses of one name one that answers is asked, and the one that is asked already."""
+        state = self._addresses[address]
+        return state.silent, state.role in (Role.LEARNING, Role.RARE), address
+
     # -- the pace
 
     def _gap_ns(self, role: Role) -> int:
-        if role is Role.CHOSEN:
-            return self._interval_ns
         if role is Role.ALWAYS:
             return self._interval_ns * max(len(self._addresses), DIRECT_MAX) // DIRECT_MAX
-        if role is Role.LEARNING:
-            return self._interval_ns
-        return max(RARELY_NS, self._interval_ns)
+        if role is Role.WAITING:
+            return self._interval_ns * WAITING_INTERVALS
+        if role is Role.RARE:
+            return max(RARELY_NS, self._interval_ns)
+        return self._interval_ns
 
     def _asked(self, state: _Address, now_ns: int) -> None:
         state.asked += 1
-        was_silent = state.silent
+        if not state.unanswered:
+            state.unanswered_since_ns = now_ns
         state.unanswered += 1
+        silence_ns = now_ns - state.unanswered_since_ns
+        if not state.silent and state.unanswered >= TRIES and silence_ns >= (TRIES - 1) * self._interval_ns:
+            state.silent = self._stale = True
         gap = self._gap_ns(state.role)
         if state.role in (Role.CHOSEN, Role.ALWAYS):
+            # The second request is what gives the other side its round trip; then they are spread.
             if state.asked < _START_ROUNDS:
                 gap = min(gap, _START_NS)
             elif state.asked == _START_ROUNDS:
@@ -251,11 +270,8 @@ class Plan:
         # In step with before, unless the caller was late.
         state.next_ns = max(state.next_ns + gap, now_ns + gap // 2)
         state.last_ns = now_ns
-        if state.silent != was_silent:
-            self._stale = True
 
-    def _ready_ns(self, state: _Address) -> int:
-        """When it may be asked: not before others of its role are through, if they used the interval up."""
-        if state.role in (Role.LEARNING, Role.RARE) and not self._few.get(state.role, 1):
-            return max(state.next_ns, self._few_ns + self._interval_ns)
-        return state.next_ns
+    def _shared_due_ns(self) -> int:
+        """When the next of those that share may be asked."""
+        free = 0 if self._shared_at_ns is None else self._shared_at_ns + self._interval_ns
+        return max(free, min(self._addresses[address].next_ns for address in self._shared))
