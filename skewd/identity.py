@@ -1,0 +1,171 @@
+"""Who this node is to its mesh, kept over restarts: its signing key, how often it was started, the keys of others.
+
+Three small files in the state directory, named after the node, readable by the daemon's user only. The **identity**
+is the secret half of an Ed25519 key, made at the first start. **starts** counts them, and is written to the disk
+before the count is used: sequences of records begin at starts x 2^40, so they grow over restarts (``records.py``).
+**pins** are the public keys of other members as they were first seen.
+
+Without a directory that can be written there is still an identity, new at each start; peers accept the new key at once
+on a new boot, else only after the former one has been silent for five minutes. ``kept`` is False, and whoever starts
+the daemon says so.
+
+Limits: the files are trusted as the daemon's own directory is; a damaged identity is an error that names the file,
+never silently replaced by another key. Damaged pins are dropped: they are pinned anew on sight.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+
+from skewd.links.wire import is_name
+from skewd.records import PINS_MAX, PUBLIC_KEY_BYTES, Pin, private_key, public_key_of
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+SEQUENCES_PER_START = 1 << 40
+_STARTS_MAX = (1 << 24) - 1
+_FORM = re.compile(r"skewd-identity-1 ([0-9a-f]{64})\n?")
+_PINS_BYTES_MAX = PINS_MAX * 256
+
+
+class IdentityError(ValueError):
+    """An identity file that can't be used; the message names the file and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A node's signing key.
+
+    Attributes:
+        key: the secret half; ``public_key`` the other, 32 bytes.
+        first_sequence: where this run's sequences begin.
+        kept: whether the next start will have the same key; ``reason`` says why not.
+    """
+
+    key: Ed25519PrivateKey = field(repr=False)
+    public_key: bytes
+    first_sequence: int
+    kept: bool
+    reason: str | None = None
+
+
+def load_identity(directory: Path, node: str) -> Identity:
+    """The identity of ``node``, made if there is none yet. Counts a start.
+
+    Raises:
+        IdentityError: the file is there and is damaged, or others can read it.
+        MeshExtraMissing: ``cryptography`` is not installed.
+    """
+    path = directory / f"identity-{node}"
+    try:
+        secret = _read(path)
+        if secret is None:
+            secret = secrets.token_bytes(32)
+            _write(path, f"skewd-identity-1 {secret.hex()}\n".encode(), exclusive=True)
+        starts = _count_start(directory / f"starts-{node}")
+    except OSError as error:
+        key = private_key(secrets.token_bytes(32))
+        reason = f"{directory} can't hold this node's identity: {error.strerror}; its key is new at each start"
+        return Identity(key, public_key_of(key), 0, False, reason)
+    key = private_key(secret)
+    return Identity(key, public_key_of(key), starts * SEQUENCES_PER_START, True)
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or stat.S_IMODE(status.st_mode) & 0o077:
+            raise IdentityError(f"{path} must be a file that only skewd's user can read; run 'chmod 600 {path}'")
+        content = os.read(descriptor, 256)
+    finally:
+        os.close(descriptor)
+    match = _FORM.fullmatch(content.decode("ascii", "replace"))
+    if match is None:
+        raise IdentityError(
+            f"{path} is damaged; restore it, or remove it: the node then gets a new key, which peers accept on a new "
+            "boot, or after five minutes"
+        )
+    return bytes.fromhex(match[1])
+
+
+def _count_start(path: Path) -> int:
+    content = b""
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        content = file.read(32)
+    before = int(content) if content.strip().isdigit() else 0
+    starts = min(before + 1, _STARTS_MAX)
+    _write(path, b"%d\n" % starts)
+    return starts
+
+
+def _write(path: Path, content: bytes, *, exclusive: bool = False) -> None:
+    """Replaces a file whole, and on the disk before this returns."""
+    temporary = path.with_name(f".{path.name}.new")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        os.fchmod(descriptor, 0o600)
+        os.write(descriptor, content)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    if exclusive:
+        # Another daemon of the same name may have made one meanwhile: its key is not overwritten.
+        try:
+            os.link(temporary, path)
+        finally:
+            temporary.unlink()
+    else:
+        os.replace(temporary, path)
+
+
+class _KeptPin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+    public_key: Annotated[bytes, msgspec.Meta(min_length=PUBLIC_KEY_BYTES, max_length=PUBLIC_KEY_BYTES)]
+    first_hand: bool
+    sequence: Annotated[int, msgspec.Meta(ge=-1)]
+    boot: Annotated[bytes, msgspec.Meta(max_length=16)]
+
+
+class PinsFile:
+    """The keys of other members, as kept by one node."""
+
+    def __init__(self, directory: Path, node: str) -> None:
+        self.path = directory / f"pins-{node}"
+
+    def read(self) -> dict[str, Pin]:
+        """What was kept; nothing when there is no file or it is damaged."""
+        try:
+            with self.path.open("rb") as file:
+                content = file.read(_PINS_BYTES_MAX + 1)
+            kept = msgspec.msgpack.decode(content, type=list[_KeptPin])
+        except (OSError, msgspec.MsgspecError):
+            return {}
+        found = [pin for pin in kept if is_name(pin.name)][-PINS_MAX:]
+        return {pin.name: Pin(pin.public_key, pin.first_hand, pin.sequence, pin.boot) for pin in found}
+
+    def write(self, pins: Mapping[str, Pin]) -> None:
+        """Replaces the file.
+
+        Raises:
+            OSError: the directory is not there or cannot be written.
+        """
+        kept = [
+            _KeptPin(name, pin.public_key, pin.first_hand, pin.sequence, pin.boot)
+            for name, pin in list(pins.items())[-PINS_MAX:]
+        ]
+        _write(self.path, msgspec.msgpack.encode(kept))

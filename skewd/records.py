@@ -1,0 +1,817 @@
+"""Records: what a node says of itself and of the clocks that it measures, signed, passed on, kept within limits.
+
+**A record** is one node's word at one instant of its own raw clock: how its wall clock stands to that clock, its
+declared limits, UTC if it has sources, the timescale it follows, and up to ``EDGES_MAX`` claims about other clocks
+(``bounds/carry.py``). Its owner signs it with a key of its own (Ed25519), so that whoever passes it on can delay it or
+withhold it and nothing else. Old records stay true: a claim about an instant is carried to now by whoever uses it.
+
+**Order.** ``sequence`` grows as long as the key lives, over restarts too (``identity.py`` keeps a count of starts). So
+the newest of two records of one owner is the one with the higher sequence, whoever brings it: a replay is *stale*, and
+what has expired here does not come back round the mesh.
+
+**Whose key?** The mesh key tells members from strangers and not one member from another, so a name's public key is
+*pinned* when it is first seen. Another key for a pinned name is refused, with two exceptions, both counted and said:
+
+- the owner itself brings it, first-hand, on a boot that is new (a machine that lost its disk), or after nothing new
+  under the former key came for ``expire_ns`` (a pod that was replaced), or in place of a key that was only ever seen
+  in relayed records;
+- at least ``liars_max`` + 1 *confirmed* members (``bounds/compose.py``) claim something about a clock with that key:
+  one of them is honest, and has taken the new key first-hand.
+
+If the former key then speaks up first-hand again, two parties claim one name: it is ``contested``, and whoever composes
+should exclude it.
+
+**Passing on.** Each message has room for about one record. Own ones go out every ``OWN_EVERY`` messages to a peer;
+between them the others take turns, those never passed on in their present version first, then whoever was passed
+on least recently: fair whatever the number of owners, and memory does not grow with peers times owners.
+
+**Limits.** At most ``capacity`` owners, ``BYTES_MAX`` bytes each; owners that are not confirmed take at most a quarter
+of that, so a member that makes up names crowds out only others like them. Signatures are checked only for what would
+be kept, and at most ``checks_per_s`` a second. Pins: ``PINS_MAX``, those of held records are never dropped. Pure: no
+clock is read, no file opened; ``cryptography`` computes signatures (``skewd[mesh]``).
+
+Layout (big-endian, version 1): version u8 | flags u8 (1 UTC, 2 timescale, 4 its k) | owner: length u8, bytes |
+boot 16 | raw era u32 | era u32 | sequence u64 | raw i64 | wall - raw: low i64, width u48 | slew ppb u32 |
+drift ppm u32 | wander ppb/s u32 | UTC: claim | timescale: epoch u32, origin, keeper (length u8, bytes), keeper's
+boot 16, raw era u32, k i64 | edges u8, each: clock's tag 12, claim | public key 32 | signature 64, over a prefix and all before it. A claim
+is offset: low i64, width u48 | drift ppb: low i32, high i32 | its limit ppb u32 | wander ppb/s u32.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, NamedTuple
+
+from skewd.bounds.carry import Claim
+from skewd.bounds.compose import TAG_BYTES, UTC, clock_tag, spread
+from skewd.election import Timescale
+from skewd.interval import Interval
+from skewd.links.wire import (
+    MAX_DRIFT_PPM,
+    MAX_NAME_BYTES,
+    MAX_SLEW_PPB,
+    MAX_WANDER_PPB_PER_S,
+    is_name,
+)
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+VERSION = 1
+BYTES_MAX = 960
+"""The largest signed record."""
+
+EDGES_MAX = 12
+PUBLIC_KEY_BYTES = 32
+SIGNATURE_BYTES = 64
+OWN_EVERY = 3
+PINS_MAX = 4_096
+CAPACITY = 2_048
+EXPIRE_NS = 300_000_000_000
+
+_PREFIX = b"skewd record 1\0"
+_HAS_UTC, _HAS_TIMESCALE, _HAS_K = 1, 2, 4
+_CLOCK = struct.Struct(">16sIIQqqHIIII")
+_CLAIM = struct.Struct(">qHIiiII")
+_SCALE = struct.Struct(">16sI")
+_U32, _U48, _U64, _I64 = (1 << 32) - 1, (1 << 48) - 1, (1 << 64) - 1, 1 << 63
+_SECOND_NS = 1_000_000_000
+_RESERVED = frozenset((UTC, "auto"))
+
+
+class MeshExtraMissing(RuntimeError):
+    """Signatures need a package that is not installed."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "records of a mesh are signed, which needs the package 'cryptography': pip install 'skewd[mesh]'"
+        )
+
+
+class RecordError(ValueError):
+    """A record that can't be encoded, or bytes that are none; the message says what is wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """A claim about another clock, which is named by its tag (:func:`~skewd.bounds.compose.clock_tag`)."""
+
+    clock: bytes
+    claim: Claim
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What one node says, at its own raw instant ``raw_ns``.
+
+    Attributes:
+        owner: the node's name; ``public_key`` the key that signs for it.
+        boot, raw_era, era: as in ``links.wire.Self``.
+        sequence: grows with each record of this key.
+        wall_minus_raw: at ``raw_ns``; it moves by at most ``wall_slew_ppb`` while the era lasts.
+        max_drift_ppm, max_wander_ppb_per_s: the oscillator's declared limits.
+        utc: UTC - own raw clock by own sources, or None.
+        timescale: what the owner follows, or None.
+        edges: claims about peers that it measures itself; at most ``EDGES_MAX``.
+
+    Raises:
+        RecordError: a field that no record can carry.
+    """
+
+    owner: str
+    public_key: bytes
+    boot: bytes
+    raw_era: int
+    era: int
+    sequence: int
+    raw_ns: int
+    wall_minus_raw: Interval
+    wall_slew_ppb: int
+    max_drift_ppm: int
+    max_wander_ppb_per_s: int
+    utc: Claim | None = None
+    timescale: Timescale | None = None
+    edges: tuple[Edge, ...] = ()
+    clock: bytes = field(init=False, compare=False)
+    """The tag of the owner's raw clock."""
+
+    def __post_init__(self) -> None:
+        if not is_name(self.owner) or self.owner in _RESERVED:
+            raise RecordError(f"'{self.owner[:80]}' can't own a record: it is no node's name")
+        _sized("public key", self.public_key, PUBLIC_KEY_BYTES)
+        _sized("boot id", self.boot, 16)
+        for name, value, most in (
+            ("raw_era", self.raw_era, _U32),
+            ("era", self.era, _U32),
+            ("sequence", self.sequence, _U64),
+            ("wall_slew_ppb", self.wall_slew_ppb, MAX_SLEW_PPB),
+            ("max_drift_ppm", self.max_drift_ppm, MAX_DRIFT_PPM),
+            ("max_wander_ppb_per_s", self.max_wander_ppb_per_s, MAX_WANDER_PPB_PER_S),
+        ):
+            _within(name, value, 0, most)
+        _within("raw_ns", self.raw_ns, -_I64, _I64 - 1)
+        _interval("wall_minus_raw", self.wall_minus_raw)
+        if self.utc is not None:
+            _interval("utc", self.utc.offset)
+        if len(self.edges) > EDGES_MAX:
+            raise RecordError(f"a record has at most {EDGES_MAX} edges, not {len(self.edges)}")
+        for edge in self.edges:
+            _sized("clock's tag", edge.clock, TAG_BYTES)
+            _interval("edge", edge.claim.offset)
+        if len({edge.clock for edge in self.edges}) < len(self.edges):
+            raise RecordError("a record has two edges to one clock; keep the narrower one")
+        scale = self.timescale
+        if scale is not None:
+            _within("timescale epoch", scale.epoch, 0, _U32)
+            _within("keeper's raw era", scale.keeper_raw_era, 0, _U32)
+            _sized("keeper's boot id", scale.keeper_boot, 16)
+            if not is_name(scale.origin) or not is_name(scale.keeper):
+                raise RecordError(f"a timescale's origin and keeper are names, not {(scale.origin, scale.keeper)}")
+            if scale.k_ns is not None:
+                _within("k_ns", scale.k_ns, -_I64, _I64 - 1)
+        object.__setattr__(self, "clock", clock_tag(self.owner, self.public_key, self.boot, self.raw_era))
+
+    def wall_minus_raw_at(self, raw_ns: Interval) -> Interval:
+        """wall - raw of the owner at an instant of its raw clock, if no step lies between; rounded outward."""
+        longest = max(abs(raw_ns.lo - self.raw_ns), abs(raw_ns.hi - self.raw_ns))
+        return self.wall_minus_raw.widen(-(-self.wall_slew_ppb * longest // _SECOND_NS))
+
+
+def claimable(claim: Claim) -> bool:
+    """Whether a record can carry it; one wider than three days is worth nothing anyway."""
+    return claim.offset.width <= _U48 and claim.offset.lo >= -_I64 and claim.offset.hi < _I64
+
+
+def _within(name: str, value: int, least: int, most: int) -> None:
+    if not least <= value <= most:
+        raise RecordError(f"a record's {name} is between {least} and {most}, not {value}")
+
+
+def _sized(name: str, value: bytes, size: int) -> None:
+    if len(value) != size:
+        raise RecordError(f"a record's {name} has {size} bytes, not {len(value)}")
+
+
+def _interval(name: str, value: Interval) -> None:
+    _within(f"{name}'s lower end", value.lo, -_I64, _I64 - 1)
+    _within(f"{name}'s upper end", value.hi, -_I64, _I64 - 1)
+    _within(f"{name}'s width", value.width, 0, _U48)
+
+
+# -- signing -----------------------------------------------------------------------------------------------------
+
+
+def private_key(secret: bytes) -> Ed25519PrivateKey:
+    """The signing key of 32 secret bytes.
+
+    Raises:
+        MeshExtraMissing: ``cryptography`` is not installed.
+        ValueError: not 32 bytes.
+    """
+    try:
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    except ImportError:
+        raise MeshExtraMissing from None
+    return Ed25519PrivateKey.from_private_bytes(secret)
+
+
+def public_key_of(key: Ed25519PrivateKey) -> bytes:
+    """Its public half, 32 bytes."""
+    return key.public_key().public_bytes_raw()
+
+
+def sign(record: Record, key: Ed25519PrivateKey) -> bytes:
+    """The record as it is sent.
+
+    Raises:
+        RecordError: the record names another public key than this one's.
+    """
+    if record.public_key != public_key_of(key):
+        raise RecordError(f"the record of {record.owner} names another public key than the one that signs it")
+    content = _encode(record)
+    return content + key.sign(_PREFIX + content)
+
+
+def verify(data: bytes, public_key: bytes) -> bool:
+    """Whether the owner of ``public_key`` signed these bytes.
+
+    Raises:
+        MeshExtraMissing: ``cryptography`` is not installed.
+    """
+    try:
+        from cryptography.exceptions import InvalidSignature
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    except ImportError:
+        raise MeshExtraMissing from None
+    try:
+        Ed25519PublicKey.from_public_bytes(public_key).verify(
+            data[-SIGNATURE_BYTES:], _PREFIX + data[:-SIGNATURE_BYTES]
+        )
+    except (InvalidSignature, ValueError):
+        return False
+    return True
+
+
+def _encode(record: Record) -> bytes:
+    scale, utc, wall = record.timescale, record.utc, record.wall_minus_raw
+    flags = (_HAS_UTC if utc else 0) | (_HAS_TIMESCALE if scale else 0)
+    flags |= _HAS_K if scale is not None and scale.k_ns is not None else 0
+    parts = [
+        bytes((VERSION, flags)),
+        _text(record.owner),
+        _CLOCK.pack(
+            record.boot,
+            record.raw_era,
+            record.era,
+            record.sequence,
+            record.raw_ns,
+            wall.lo,
+            wall.width >> 32,
+            wall.width & _U32,
+            record.wall_slew_ppb,
+            record.max_drift_ppm,
+            record.max_wander_ppb_per_s,
+        ),
+    ]
+    if utc is not None:
+        parts.append(_encode_claim(utc))
+    if scale is not None:
+        parts += [
+            scale.epoch.to_bytes(4, "big"),
+            _text(scale.origin),
+            _text(scale.keeper),
+            _SCALE.pack(scale.keeper_boot, scale.keeper_raw_era),
+        ]
+        if scale.k_ns is not None:
+            parts.append(scale.k_ns.to_bytes(8, "big", signed=True))
+    parts.append(bytes((len(record.edges),)))
+    for edge in record.edges:
+        parts += [edge.clock, _encode_claim(edge.claim)]
+    parts.append(record.public_key)
+    return b"".join(parts)
+
+
+def _text(name: str) -> bytes:
+    encoded = name.encode("ascii")
+    return bytes((len(encoded),)) + encoded
+
+
+def _encode_claim(claim: Claim) -> bytes:
+    offset, drift = claim.offset, claim.drift_ppb
+    return _CLAIM.pack(
+        offset.lo,
+        offset.width >> 32,
+        offset.width & _U32,
+        drift.lo,
+        drift.hi,
+        claim.drift_limit_ppb,
+        claim.wander_ppb_per_s,
+    )
+
+
+class _Reader:
+    def __init__(self, data: bytes) -> None:
+        self.data, self.at = data, 0
+
+    def take(self, count: int) -> bytes:
+        begin, self.at = self.at, self.at + count
+        if self.at > len(self.data):
+            raise RecordError("a record ends early")
+        return self.data[begin : self.at]
+
+    def text(self) -> str:
+        return self.take(self.take(1)[0]).decode("ascii")
+
+    def claim(self) -> Claim:
+        low, high_bits, low_bits, slowest, fastest, limit, wander = _CLAIM.unpack(self.take(_CLAIM.size))
+        return Claim(Interval(low, low + (high_bits << 32 | low_bits)), Interval(slowest, fastest), limit, wander)
+
+
+def decode(data: bytes) -> Record:
+    """What these bytes say; whether they are authentic :func:`verify` tells.
+
+    Raises:
+        RecordError: they are no record of this version, in words. Nothing else, whatever the bytes.
+    """
+    if len(data) > BYTES_MAX:
+        raise RecordError(f"a record has at most {BYTES_MAX} bytes, this one {len(data)}")
+    try:
+        return _decode(_Reader(data))
+    except RecordError:
+        raise
+    except ValueError as error:  # an interval upside down, a claim beyond its limit, a name that is no ASCII
+        raise RecordError(str(error)) from None
+
+
+def _decode(reader: _Reader) -> Record:
+    version, flags = reader.take(2)
+    if version != VERSION or flags & ~(_HAS_UTC | _HAS_TIMESCALE | _HAS_K):
+        raise RecordError(f"a record of version {version} with flags {flags}; this is version {VERSION}")
+    owner = reader.text()
+    boot, raw_era, era, sequence, raw_ns, wall, high_bits, low_bits, slew, drift, wander = _CLOCK.unpack(
+        reader.take(_CLOCK.size)
+    )
+    utc = reader.claim() if flags & _HAS_UTC else None
+    scale = None
+    if flags & _HAS_TIMESCALE:
+        epoch = int.from_bytes(reader.take(4), "big")
+        origin, keeper = reader.text(), reader.text()
+        keeper_boot, keeper_raw_era = _SCALE.unpack(reader.take(_SCALE.size))
+        k_ns = int.from_bytes(reader.take(8), "big", signed=True) if flags & _HAS_K else None
+        scale = Timescale(epoch, origin, keeper, keeper_boot, keeper_raw_era, k_ns)
+    elif flags & _HAS_K:
+        raise RecordError("a record has a timescale's k and no timescale")
+    count = reader.take(1)[0]
+    if count > EDGES_MAX:
+        raise RecordError(f"a record has at most {EDGES_MAX} edges, not {count}")
+    edges = tuple(Edge(reader.take(TAG_BYTES), reader.claim()) for _ in range(count))
+    public_key = reader.take(PUBLIC_KEY_BYTES)
+    reader.take(SIGNATURE_BYTES)
+    if reader.at != len(reader.data):
+        raise RecordError(f"a record has {len(reader.data) - reader.at} bytes too many")
+    return Record(
+        owner,
+        public_key,
+        boot,
+        raw_era,
+        era,
+        sequence,
+        raw_ns,
+        Interval(wall, wall + (high_bits << 32 | low_bits)),
+        slew,
+        drift,
+        wander,
+        utc,
+        scale,
+        edges,
+    )
+
+
+# -- several in one attachment -----------------------------------------------------------------------------------
+
+
+def bundle(records: Iterable[bytes]) -> bytes:
+    """Signed records as one attachment: each with its length (u16) before it."""
+    return b"".join(len(data).to_bytes(2, "big") + data for data in records)
+
+
+def unbundle(attachment: bytes) -> list[bytes]:
+    """The records of an attachment, as far as it makes sense; never raises. Each is still to be checked."""
+    found: list[bytes] = []
+    at = 0
+    while at + 2 <= len(attachment):
+        size = int.from_bytes(attachment[at : at + 2], "big")
+        at += 2
+        if not 0 < size <= min(BYTES_MAX, len(attachment) - at):
+            break
+        found.append(attachment[at : at + size])
+        at += size
+    return found
+
+
+# -- the store ---------------------------------------------------------------------------------------------------
+
+
+class Reason(StrEnum):
+    """Why a record was not taken: the names of the store's counters."""
+
+    MALFORMED = "malformed"
+    OWN = "own"  # our own, come back
+    STALE = "stale"  # not newer than what is, or was, held
+    BUSY = "busy"  # too many signatures to check this second
+    BAD_SIGNATURE = "bad_signature"
+    KEY_CHANGED = "key_changed"  # another key than the pinned one, without the right to change it
+    WRONG_BOOT = "wrong_boot"  # first-hand, of another boot than the exchange
+    FULL = "full"
+
+
+class Accepted(NamedTuple):
+    """A record was taken. ``news`` is what a person should be told, if anything."""
+
+    record: Record
+    news: str | None = None
+
+
+class Refused(NamedTuple):
+    """A record was not taken. ``news`` is what a person should be told, if anything."""
+
+    reason: Reason
+    news: str | None = None
+
+
+@dataclass(slots=True)
+class Pin:
+    """A name's public key.
+
+    Attributes:
+        public_key: 32 bytes; ``former`` the one before a change.
+        first_hand: whether the owner brought it itself.
+        sequence: the highest seen under this key.
+    """
+
+    public_key: bytes
+    first_hand: bool
+    sequence: int = -1
+    boot: bytes = b""
+    former: bytes | None = None
+
+
+@dataclass(slots=True)
+class _Held:
+    record: Record
+    data: bytes
+    received_ns: int
+    via: str | None
+    first_hand: bool
+    confirmed: bool
+    passed_on: int = 0
+
+
+class RecordStore:
+    """The newest record of each owner, within limits. Pure; not thread-safe.
+
+    Args:
+        own_name: this node's name.
+        capacity: owners held at most.
+        liars_max: f, how many members may lie.
+        checks_per_s: signatures checked a second at most; twice as many at once after silence.
+        expire_ns: a record that is not renewed for this long is dropped.
+        pins: what ``identity.py`` kept.
+    """
+
+    def __init__(
+        self,
+        own_name: str,
+        *,
+        capacity: int = CAPACITY,
+        liars_max: int = 1,
+        checks_per_s: int = 250,
+        expire_ns: int = EXPIRE_NS,
+        pins: Mapping[str, Pin] | None = None,
+    ) -> None:
+        self.own_name = own_name
+        self._capacity, self._liars_max, self._expire_ns = capacity, liars_max, expire_ns
+        self._unconfirmed_max = max(capacity // 4, 1)
+        self._checks_per_s = checks_per_s
+        self._allowance, self._allowance_at_ns = 2.0 * checks_per_s, 0
+        self._held: OrderedDict[str, _Held] = OrderedDict()  # least recently passed on first
+        self._fresh: OrderedDict[str, None] = OrderedDict()  # versions not passed on yet, oldest first
+        self._unconfirmed: OrderedDict[str, None] = OrderedDict()
+        self._pins: OrderedDict[str, Pin] = OrderedDict(pins or {})
+        self._own: bytes | None = None
+        self._own_key = b""
+        self._own_sequence = -1
+        self._turns: OrderedDict[str, int] = OrderedDict()
+        self._contested: OrderedDict[str, None] = OrderedDict()
+        self.counters: dict[str, int] = dict.fromkeys(("accepted", "key_changes", "evicted", "expired", *Reason), 0)
+        self._votes: dict[bytes, int] = {}
+        self._refreshed_ns: int | None = None
+
+    # -- our own -------------------------------------------------------------------------------------------------
+
+    def put_own(self, data: bytes) -> None:
+        """This node's newest record, signed; it is passed on from now on.
+
+        Raises:
+            RecordError: not a record of this node, or not newer than the last (use :meth:`next_sequence`).
+        """
+        record = decode(data)
+        if record.owner != self.own_name:
+            raise RecordError(f"the record of {record.owner} is not this node's own ({self.own_name})")
+        if record.sequence <= self._own_sequence:
+            raise RecordError(f"sequence {record.sequence} is not above {self._own_sequence}, which is in use already")
+        self._own, self._own_key, self._own_sequence = data, record.public_key, record.sequence
+
+    def next_sequence(self, least: int = 0) -> int:
+        """The next own record's sequence: at least ``least`` (from ``identity.py``), and above all that was seen."""
+        return max(self._own_sequence + 1, least)
+
+    # -- what others say -----------------------------------------------------------------------------------------
+
+    def accept(
+        self,
+        data: bytes,
+        *,
+        first_hand_owner: str | None,
+        received_raw_ns: int,
+        first_hand_boot: bytes | None = None,
+    ) -> Accepted | Refused:
+        """Takes a record that came with an authentic, fresh message.
+
+        Never raises for what the bytes are.
+
+        Args:
+            first_hand_owner: the message's sender.
+            received_raw_ns: now, on our raw clock.
+            first_hand_boot: the boot that the sender's message named; its own record must be of the same.
+
+        Raises:
+            MeshExtraMissing: ``cryptography`` is not installed.
+        """
+        outcome = self._accept(data, first_hand_owner, received_raw_ns, first_hand_boot)
+        self.counters["accepted" if isinstance(outcome, Accepted) else outcome.reason] += 1
+        return outcome
+
+    def _accept(self, data: bytes, sender: str | None, now_ns: int, boot: bytes | None) -> Accepted | Refused:
+        # Most of what comes is known already: that is told from two fields, before anything is decoded.
+        known = self._held.get(_peek_owner(data))
+        if known is not None and known.data == data:
+            if sender == known.record.owner and boot in (None, known.record.boot):
+                self._met(known, now_ns)
+            return Refused(Reason.STALE)
+        try:
+            record = decode(data)
+        except RecordError:
+            return Refused(Reason.MALFORMED)
+        owner = record.owner
+        if owner == self.own_name:
+            return self._come_back(record, data, now_ns)
+        first_hand = sender == owner
+        if first_hand and boot is not None and boot != record.boot:
+            return Refused(Reason.WRONG_BOOT)
+        self._refresh(now_ns)
+        attested = self._votes.get(record.clock, 0) > self._liars_max
+        pin = self._pins.get(owner)
+        changed = pin is not None and pin.public_key != record.public_key
+        if pin is not None and changed:
+            refused = self._key_change(pin, record, first_hand, attested, data, now_ns)
+            if refused is not None:
+                return refused
+        elif pin is not None and record.sequence <= pin.sequence and not (first_hand and record.boot != pin.boot):
+            return Refused(Reason.STALE)
+        confirmed = first_hand or attested or (pin is not None and pin.first_hand and not changed)
+        if not self._room(owner, confirmed):
+            return Refused(Reason.FULL)
+        if not self._may_check(now_ns, first_hand):
+            return Refused(Reason.BUSY)
+        if not verify(data, record.public_key):
+            return Refused(Reason.BAD_SIGNATURE)
+        news = None
+        if pin is None or changed:
+            former = pin.public_key if pin is not None and pin.first_hand else None
+            if pin is not None:
+                self.counters["key_changes"] += 1
+                how = "brought it itself on a new boot" if first_hand else "other members vouch for it"
+                news = (
+                    f"{owner} has a new key {record.public_key.hex()[:16]} (it was {pin.public_key.hex()[:16]}): {how}"
+                )
+            pin = self._pins[owner] = Pin(record.public_key, first_hand, former=former)
+        pin.sequence, pin.boot = record.sequence, record.boot
+        pin.first_hand = pin.first_hand or first_hand
+        self._make_room(owner, confirmed)
+        before = self._held.get(owner)
+        held = _Held(record, data, now_ns, sender, first_hand, confirmed or (before is not None and before.confirmed))
+        self._held[owner] = held
+        if before is None:
+            self._held.move_to_end(owner, last=False)
+        if held.confirmed:
+            self._unconfirmed.pop(owner, None)
+        else:
+            self._unconfirmed[owner] = None
+        self._pins.move_to_end(owner)
+        self._bound_pins()
+        return Accepted(record, news)
+
+    def _met(self, held: _Held, now_ns: int) -> None:
+        """The owner itself brought the version that is held."""
+        held.first_hand = held.confirmed = True
+        self._pins[held.record.owner].first_hand = True
+        self._unconfirmed.pop(held.record.owner, None)
+
+    def _come_back(self, record: Record, data: bytes, now_ns: int) -> Refused:
+        """Our own record: one of a later sequence than ours is from before our state was restored from a copy."""
+        if record.public_key != self._own_key:
+            return Refused(
+                Reason.OWN, f"someone signs records as {self.own_name} with another key: two nodes of one name?"
+            )
+        if record.sequence > self._own_sequence and self._may_check(now_ns, False) and verify(data, self._own_key):
+            self._own_sequence = record.sequence
+        return Refused(Reason.OWN)
+
+    def _key_change(
+        self, pin: Pin, record: Record, first_hand: bool, attested: bool, data: bytes, now_ns: int
+    ) -> Refused | None:
+        """Why the pinned key may not be replaced by this record's; None when it may."""
+        owner = record.owner
+        if first_hand and pin.former == record.public_key:
+            if self._may_check(now_ns, True) and verify(data, record.public_key) and owner not in self._contested:
+                self._contested[owner] = None
+                if len(self._contested) > self._capacity:
+                    self._contested.popitem(last=False)
+                return Refused(Reason.KEY_CHANGED, f"two parties with different keys claim to be {owner}")
+            return Refused(Reason.KEY_CHANGED)
+        silent = owner not in self._held
+        if attested or (first_hand and (silent or not pin.first_hand or record.boot != pin.boot)):
+            return None
+        return Refused(
+            Reason.KEY_CHANGED,
+            f"a record of {owner} with another key ({record.public_key.hex()[:16]}) than the pinned one "
+            f"({pin.public_key.hex()[:16]}) was refused",
+        )
+
+    def _may_check(self, now_ns: int, first_hand: bool) -> bool:
+        """Whether one more signature may be checked now; a quarter is kept for what neighbours say of themselves."""
+        most = 2.0 * self._checks_per_s
+        gone = max(now_ns - self._allowance_at_ns, 0)
+        self._allowance = min(most, self._allowance + gone * self._checks_per_s / _SECOND_NS)
+        self._allowance_at_ns = max(now_ns, self._allowance_at_ns)
+        if self._allowance < (1 if first_hand else max(1, most / 4)):
+            return False
+        self._allowance -= 1
+        return True
+
+    # -- limits --------------------------------------------------------------------------------------------------
+
+    def _room(self, owner: str, confirmed: bool) -> bool:
+        if owner in self._held or len(self._held) < self._capacity:
+            return True
+        return confirmed and bool(self._unconfirmed)
+
+    def _make_room(self, owner: str, confirmed: bool) -> None:
+        if owner in self._held:
+            return
+        crowded = len(self._held) >= self._capacity
+        if (crowded and confirmed) or (not confirmed and len(self._unconfirmed) >= self._unconfirmed_max):
+            self._drop(next(iter(self._unconfirmed)))
+            self.counters["evicted"] += 1
+
+    def _drop(self, owner: str) -> None:
+        held = self._held.pop(owner, None)
+        self._unconfirmed.pop(owner, None)
+        if held is not None and not held.confirmed:
+            self._pins.pop(owner, None)
+
+    def _bound_pins(self) -> None:
+        if len(self._pins) <= PINS_MAX:
+            return
+        for first_hand in (False, True):
+            for name, pin in self._pins.items():
+                if name not in self._held and pin.first_hand == first_hand:
+                    del self._pins[name]
+                    return
+
+    def _refresh(self, now_ns: int) -> None:
+        """Who is confirmed, once a second."""
+        if self._refreshed_ns is not None and abs(now_ns - self._refreshed_ns) < _SECOND_NS:
+            return
+        self._refreshed_ns = now_ns
+        records = {name: held.record for name, held in self._held.items()}
+        met = {record.clock: name for name, record in records.items() if self._pins[name].first_hand}
+        found = spread(met, set(met.values()), records, self._liars_max)
+        votes: dict[bytes, int] = {}
+        names = set(found.values())
+        for name, held in self._held.items():
+            if name not in names:
+                if held.confirmed and not self._pins[name].first_hand:
+                    held.confirmed = False
+                    self._unconfirmed[name] = None
+                continue
+            if not held.confirmed:
+                held.confirmed = True
+                self._unconfirmed.pop(name, None)
+            for edge in held.record.edges:
+                votes[edge.clock] = votes.get(edge.clock, 0) + 1
+        self._votes = votes
+
+    def forget_departed(self, now_raw_ns: int) -> None:
+        """Drops the records of owners that were not renewed for ``expire_ns``. Call it about once a second."""
+        gone = [name for name, held in self._held.items() if now_raw_ns - held.received_ns > self._expire_ns]
+        for name in gone:
+            self._drop(name)
+        self.counters["expired"] += len(gone)
+        self._refresh(now_raw_ns)
+
+    def forget_clock(self) -> None:
+        """Our own raw clock was not continuous: instants of before mean nothing now. Pins and sequences stay."""
+        self._held.clear()
+        self._unconfirmed.clear()
+        self._votes = {}
+        self._refreshed_ns = None
+        self._allowance_at_ns = 0
+
+    # -- passing on ----------------------------------------------------------------------------------------------
+
+    def next_for(self, peer: str | None, max_bytes: int) -> bytes:
+        """What to attach to the next message to ``peer`` (None: not known by name yet): see :func:`unbundle`.
+
+        At most ``max_bytes``; empty when nothing fits.
+        """
+        name = peer or ""
+        turn = self._turns.pop(name, 0)
+        self._turns[name] = turn + 1
+        if len(self._turns) > _TURNS_MAX:
+            self._turns.popitem(last=False)
+        chosen: list[bytes] = []
+        room = max_bytes
+        own = self._own
+        if own is not None and (turn % OWN_EVERY == 0 or not self._held) and len(own) + 2 <= room:
+            chosen.append(own)
+            room -= len(own) + 2
+        skipped: list[str] = []
+        sent: list[str] = []
+        for owner, held in self._held.items():
+            if owner == peer or held.via == peer or len(held.data) + 2 > room:
+                skipped.append(owner)
+                if len(skipped) > _SKIPS_MAX:
+                    break
+                continue
+            chosen.append(held.data)
+            sent.append(owner)
+            room -= len(held.data) + 2
+            if room < _SMALLEST:
+                break
+        for owner in sent:
+            self._held[owner].passed_on += 1
+            self._held.move_to_end(owner)
+        if not chosen and own is not None and len(own) + 2 <= max_bytes:
+            chosen.append(own)
+        return bundle(chosen)
+
+    # -- what is held --------------------------------------------------------------------------------------------
+
+    def records(self) -> dict[str, Record]:
+        """The newest record of each owner but ourselves."""
+        return {name: held.record for name, held in self._held.items()}
+
+    def received_ns(self, owner: str) -> int | None:
+        """When its newest record came, on our raw clock; None while none is held."""
+        held = self._held.get(owner)
+        return None if held is None else held.received_ns
+
+    def clock_of(self, name: str, boot: bytes, raw_era: int) -> bytes | None:
+        """The tag of a peer's raw clock for edges and ``FirstHand.clock``; None until it brought a record itself."""
+        pin = self._pins.get(name)
+        return clock_tag(name, pin.public_key, boot, raw_era) if pin is not None and pin.first_hand else None
+
+    def pins(self) -> dict[str, Pin]:
+        """What ``identity.py`` should keep: the keys of confirmed owners."""
+        return {name: pin for name, pin in self._pins.items() if pin.first_hand or name not in self._unconfirmed}
+
+    @property
+    def contested(self) -> frozenset[str]:
+        """Names that two parties with different keys claim."""
+        return frozenset(self._contested)
+
+    @property
+    def confirmed(self) -> frozenset[str]:
+        """Owners that surely are members, as of the last second."""
+        return frozenset(name for name, held in self._held.items() if held.confirmed)
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+
+_TURNS_MAX = 4_096
+_SKIPS_MAX = 16
+_SMALLEST = 200
+
+
+def _peek_owner(data: bytes) -> str:
+    """The owner that the bytes name, unchecked; empty when they can't be a record."""
+    if len(data) < 3 or len(data) > BYTES_MAX or not 0 < data[2] <= MAX_NAME_BYTES:
+        return ""
+    return data[3 : 3 + data[2]].decode("ascii", "replace")
