@@ -88,6 +88,7 @@ class MeshConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     interval: Annotated[int, duration("10ms", "1h")] = 1_000_000_000
     """Nanoseconds between exchanges with a peer."""
     fanout: Annotated[int, whole(1, 64)] = 8
+    liars: Annotated[int, whole(0, 8)] = 1
     reference: Annotated[str, Written(kind=str, parse=parse_reference)] = "auto"
     """``auto``, ``utc``, or a node's bare name (``node:x`` may be written too)."""
 

@@ -160,6 +160,11 @@ class Plan:
         state = self._addresses.get(address)
         return None if state is None else state.role
 
+    def name_of(self, address: str) -> str | None:
+        """Who answers at ``address``, if that is known."""
+        state = self._addresses.get(address)
+        return None if state is None else state.name
+
     def chosen(self) -> frozenset[str]:
         """The addresses that are asked every interval, the reference's included."""
         self._assign()

@@ -10,11 +10,13 @@ declared it, widened by how fast it may have moved since, the third from our own
 from the sources, is the *reference*; its difference to this node's wall clock is what spans are corrected by, and
 goes out as knots (``bounds/history.py``) that carry the applied line (``bounds/applied.py``).
 
-Which reference: the configured one; with ``auto``, UTC if any source is configured, else the member with the least
-name among this node and the peers it has a bound for (the same for all members of a full mesh; a real election
-comes with the mesh). Sources that nobody configured but that were found on this machine count only while no peer has a
-bound, for in a mesh all nodes must have the same reference. A node without source and peer has nothing to compare its
-clock with, and says so.
+Which reference: the timescale that the mesh has agreed on (``election.py``, by way of ``membership.py``); without a
+mesh the configured one or, with ``auto``, UTC if there is any source. Sources that nobody configured but that were
+found on this machine count only in a node that is alone, for in a mesh all nodes must have the same reference. A node
+without source and peer has nothing to compare its clock with, and says so.
+
+What other members say (``hearsay.py``) bounds clocks that this node does not measure, and narrows a bound of its own
+where f + 1 disjoint paths agree; the status says which (``trust``).
 
 Around a leap second that a source, or half of all sources, announces its bound is the hull of both readings of UTC:
 from ``LEAP_BEFORE_NS`` before the midnight of UTC until it has spoken ``LEAP_AFTER_NS`` after it, and its filter
@@ -43,6 +45,8 @@ from skewd.bounds.select import Selection, select
 from skewd.clock import WallSample
 from skewd.config import Config, SourceConfig
 from skewd.durations import format_duration
+from skewd.election import UTC, Timescale
+from skewd.hearsay import Heard, MeshView, Wall
 from skewd.interval import Interval
 from skewd.kernel_clock import RawFacts
 from skewd.links.protocol import Proofs, Self
@@ -85,6 +89,7 @@ _SMEAR_WANDER_PPB_PER_S = 1_000_000
 _DAY_NS = 86_400_000_000_000
 _RTT_WINDOW_NS = 60_000_000_000
 _PPB = 1_000_000_000
+_HEARD = "heard"
 
 
 class _RttMinimum:
@@ -169,6 +174,13 @@ class Estimate:
     interval_ns: int
     epoch: tuple[object, ...]
     name: str
+    scale: tuple[object, ...] | None = None
+    """In a mesh: how often published time may have jumped, and whose clock the timescale is now."""
+
+    def continues(self, scale: tuple[object, ...] | None) -> bool:
+        """Whether this is the timescale of before, carried on by another clock: times go on without a jump."""
+        mine = self.scale
+        return mine is not None and scale is not None and mine != scale and mine[0] == scale[0]
 
 
 def _utc_limits(smear: bool) -> tuple[float, float]:
@@ -222,6 +234,10 @@ class Node:
         self._found = False
         self._slew_told_ppb = 0
         self._widened = False
+        self._line_scale: tuple[object, ...] | None = None
+        self._line_era = 0
+        self.mesh: MeshView | None = None
+        """What ``membership.py`` makes of the records of all; None in a node that is alone."""
         for source in config.source:
             self._add_source(source)
 
@@ -282,6 +298,8 @@ class Node:
         self.wall.restart(reading)
         self._peers.clear()
         self._kept.clear()
+        if self.mesh is not None:
+            self.mesh = replace(self.mesh, known={})
         for source in self._sources.values():
             limits = _utc_limits(source.smear)
             source.pair, source.observed = self._fresh(*limits), self._unseen(*limits)
@@ -466,6 +484,8 @@ class Node:
 
     def reference_name(self) -> str | None:
         """``utc``, a node's bare name, or None when there is nothing to compare with."""
+        if self.mesh is not None and self.mesh.timescale is not None:
+            return self.mesh.timescale.origin
         configured = self.config.mesh.reference
         if configured != "auto":
             return configured
@@ -477,28 +497,147 @@ class Node:
     def _own_slew(self, bound: Interval, at_raw_ns: int) -> Interval:
         return bound - self.wall.wall_minus_raw(at_raw_ns)
 
+    def first_hand(self, at_raw_ns: int) -> dict[str, tuple[Self, Heard]]:
+        """Every peer that this node bounds itself: what it said of itself, and its raw clock minus this one's."""
+        found: dict[str, tuple[Self, Heard]] = {}
+        for name, peer in self._peers.items():
+            offset, drift = peer.pair.offset(at_raw_ns), peer.pair.drift(at_raw_ns)
+            if offset is not None and drift is not None:
+                found[name] = peer.declared, Heard(offset, drift, at_raw_ns - peer.heard_ns)
+        return found
+
+    def _raw_offset(self, name: str, at_raw_ns: int) -> tuple[Heard, Wall] | None:
+        """Peer's raw - own raw, by own exchanges, by others', or by both; and the newest that is said of its wall."""
+        peer, told = self._peers.get(name), None if self.mesh is None else self.mesh.wall(name)
+        first: Heard | None = None
+        wall: Wall | None = None
+        if peer is not None:
+            declared = peer.declared
+            wall = Wall(
+                declared.timebase,
+                declared.era,
+                declared.wall_raw_at_ns,
+                declared.wall_minus_raw,
+                declared.wall_slew_ppb,
+            )
+            if told is not None and told.timebase == wall.timebase and told.at_raw_ns > wall.at_raw_ns:
+                wall = told
+            offset, drift = peer.pair.offset(at_raw_ns), peer.pair.drift(at_raw_ns)
+            if offset is not None and drift is not None:
+                first = Heard(offset, drift, at_raw_ns - peer.heard_ns)
+        wall = wall or told
+        if wall is None:
+            return None
+        others = None if self.mesh is None else self.mesh.heard(name, at_raw_ns, wall.timebase)
+        if first is None or others is None:
+            known = first or others
+            return None if known is None else (known, wall)
+        both, drift = first.offset.intersect(others.offset), first.drift_ppb.intersect(others.drift_ppb)
+        # More than f members lie, or a limit is broken: this node believes itself.
+        return (first if both is None or drift is None else Heard(both, drift, first.age_ns)), wall
+
     def peer_estimate(self, name: str, at_raw_ns: int) -> Estimate | None:
         """Peer's wall - own wall at an own raw instant; None while unknown."""
+        found = self._raw_offset(name, at_raw_ns)
+        if found is None:
+            return None
+        known, wall = found
         peer = self._peers.get(name)
-        if peer is None:
-            return None
-        raws = peer.pair.offset(at_raw_ns)
-        drift = peer.pair.drift(at_raw_ns)
-        if raws is None or drift is None:
-            return None
-        declared = peer.declared
-        there = at_raw_ns + raws.midpoint - declared.wall_raw_at_ns
-        moved = (abs(there) + raws.width) * declared.wall_slew_ppb // _PPB + 1
-        bound = self._own_slew(raws + declared.wall_minus_raw.widen(moved), at_raw_ns)
-        _, wander = self._limits(declared.max_drift_ppm, declared.max_wander_ppb_per_s)
+        there = known.offset.shift(at_raw_ns)
+        bound = self._own_slew(known.offset + wall.minus_raw_at(there), at_raw_ns)
         return Estimate(
             bound,
-            self._wall_drift(drift, declared.wall_slew_ppb),
-            math.ceil(wander) + 1,
-            at_raw_ns - peer.heard_ns,
-            self.config.mesh.interval,
-            peer.epoch,
+            self._wall_drift(known.drift_ppb, wall.slew_ppb),
+            self._wander_of(name),
+            known.age_ns,
+            self._patience_ns(name) // HOLDOVER_AFTER,
+            (name, wall.timebase, wall.era, peer.pair.contradictions if peer is not None else -1),
             f"node:{name}",
+        )
+
+    def _wander_of(self, name: str) -> int:
+        peer = self._peers.get(name)
+        if peer is not None:
+            declared = peer.declared
+            return math.ceil(self._limits(declared.max_drift_ppm, declared.max_wander_ppb_per_s)[1]) + 1
+        known = None if self.mesh is None else self.mesh.known.get(name)
+        return 0 if known is None else known.wander_ppb_per_s
+
+    def _patience_ns(self, name: str) -> int:
+        """How old what is known of a peer may be before it is holdover."""
+        usual = HOLDOVER_AFTER * self.config.mesh.interval
+        return usual if self.mesh is None else max(usual, self.mesh.patience_ns)
+
+    def raw_estimate(self, timescale: Timescale, at_raw_ns: int) -> tuple[Interval, Interval, int] | None:
+        """Timescale - own raw at an own raw instant, its drift against the raw clock, and its age; None if unknown."""
+        if timescale == UTC:
+            utc = self.utc_raw(at_raw_ns)
+            return None if utc is None else (utc.offset, utc.drift_ppb, utc.age_ns)
+        keeper, k_ns = timescale.keeper, timescale.k_ns
+        if keeper == self.name:
+            if k_ns is not None:
+                return Interval(k_ns, k_ns), Interval(0, 0), 0
+            slew = self.wall.slew_ppb()
+            return self.wall.wall_minus_raw(at_raw_ns), Interval(-slew, slew), 0
+        found = self._raw_offset(keeper, at_raw_ns)
+        if found is None or (
+            timescale.carried and found[1].timebase != (timescale.keeper_boot, timescale.keeper_raw_era)
+        ):
+            return None
+        known, wall = found
+        if k_ns is not None:
+            return known.offset.shift(k_ns), known.drift_ppb, known.age_ns
+        minus_raw = wall.minus_raw_at(known.offset.shift(at_raw_ns))
+        return known.offset + minus_raw, known.drift_ppb.widen(wall.slew_ppb + 1), known.age_ns
+
+    def _timescale_estimate(self, timescale: Timescale, at_raw_ns: int) -> Estimate | None:
+        """Timescale - own wall: what the mesh has agreed on, by whose clock it is now."""
+        assert self.mesh is not None
+        scale: tuple[object, ...] = (self.mesh.epochs, timescale.clock)
+        if timescale == UTC:
+            estimate = self._utc_estimate(at_raw_ns)
+            # Own sources that fall silent, and others' that take their place, tell the same UTC.
+            scale = (*scale, None if estimate is None else estimate.epoch[1] == _HEARD)
+        elif timescale.keeper == self.name:
+            estimate = self._own_estimate(timescale, at_raw_ns)
+        elif timescale.carried:
+            estimate = self._carried_estimate(timescale, at_raw_ns)
+        else:
+            estimate = self.peer_estimate(timescale.keeper, at_raw_ns)
+        if estimate is None:
+            return None
+        # Holdover is also what follows from a keeper that is silent everywhere.
+        age = (
+            estimate.age_ns
+            if self.mesh.alive
+            else max(estimate.age_ns, HOLDOVER_AFTER * estimate.interval_ns + LEAD_NS + 1)
+        )
+        name = "utc" if timescale == UTC else f"node:{timescale.origin}"
+        return replace(estimate, age_ns=age, name=name, scale=scale)
+
+    def _own_estimate(self, timescale: Timescale, at_raw_ns: int) -> Estimate | None:
+        if timescale.k_ns is None:
+            still = Interval(0, 0)
+            return Estimate(still, still, 0, 0, 1, ("self",), "")
+        if (timescale.keeper_boot, timescale.keeper_raw_era) != (self.boot, self.raw_era):
+            return None
+        bound = self._own_slew(Interval(timescale.k_ns, timescale.k_ns), at_raw_ns)
+        return Estimate(bound, self._wall_drift(Interval(0, 0), 0), 0, 0, 1, ("self", timescale.clock), "")
+
+    def _carried_estimate(self, timescale: Timescale, at_raw_ns: int) -> Estimate | None:
+        found = self.raw_estimate(timescale, at_raw_ns)
+        if found is None:
+            return None
+        offset, drift, age = found
+        peer = self._peers.get(timescale.keeper)
+        return Estimate(
+            self._own_slew(offset, at_raw_ns),
+            self._wall_drift(drift, 0),
+            self._wander_of(timescale.keeper),
+            age,
+            self._patience_ns(timescale.keeper) // HOLDOVER_AFTER,
+            ("carried", timescale.clock, peer.pair.contradictions if peer is not None else -1),
+            "",
         )
 
     def _wall_drift(self, raw_drift_ppb: Interval, there_slew_ppb: int) -> Interval:
@@ -521,7 +660,7 @@ class Node:
                 known.append((source, self._own_slew(utc, at_raw_ns)))
         return known, select([bound for _, bound in known])
 
-    def _utc_estimate(self, at_raw_ns: int) -> Estimate | None:
+    def _own_utc(self, at_raw_ns: int) -> Estimate | None:
         known, selection = self.utc_selection(at_raw_ns)
         if selection.interval is None:
             return None
@@ -540,8 +679,43 @@ class Node:
             "utc",
         )
 
+    @property
+    def claims_utc(self) -> bool:
+        """Whether this node tells others of its sources: of configured ones, for others may rely on them."""
+        return bool(self._sources) and not self._found
+
+    def utc_raw(self, at_raw_ns: int, *, own: bool = False) -> Heard | None:
+        """UTC - own raw, by own sources where they agree, else by what other members say (not with ``own``)."""
+        estimate = self._own_utc(at_raw_ns)
+        if estimate is not None:
+            offset = estimate.bound + self.wall.wall_minus_raw(at_raw_ns)
+            return Heard(offset, self._raw_drift(estimate.drift_ppb), estimate.age_ns)
+        return None if own or self.mesh is None else self.mesh.utc(at_raw_ns)
+
+    def _raw_drift(self, wall_drift_ppb: Interval) -> Interval:
+        slew = self.wall.slew_ppb()
+        return wall_drift_ppb.widen(slew + slew * max(abs(wall_drift_ppb.lo), abs(wall_drift_ppb.hi)) // _PPB + 1)
+
+    def _utc_estimate(self, at_raw_ns: int) -> Estimate | None:
+        """UTC - own wall: own sources, else what f + 1 members say."""
+        own = self._own_utc(at_raw_ns)
+        heard = None if self.mesh is None else self.mesh.utc(at_raw_ns)
+        if own is not None or heard is None:
+            return own
+        return Estimate(
+            self._own_slew(heard.offset, at_raw_ns),
+            self._wall_drift(heard.drift_ppb, 0),
+            math.ceil(self._limits(0, 0)[1]) + 1,
+            heard.age_ns,
+            self._patience_ns("utc") // HOLDOVER_AFTER,
+            ("utc", _HEARD),
+            "utc",
+        )
+
     def reference_estimate(self, at_raw_ns: int) -> Estimate | None:
         """reference - own wall at an own raw instant."""
+        if self.mesh is not None and self.mesh.timescale is not None:
+            return self._timescale_estimate(self.mesh.timescale, at_raw_ns)
         name = self.reference_name()
         if name is None:
             return None
@@ -578,14 +752,31 @@ class Node:
             self._line_key = None
             return self._remember(at_raw, at_wall, None)
         key = (self.wall.era, *estimate.epoch)
-        if self._line is None or key != self._line_key:
+        if (
+            self._line is not None
+            and key != self._line_key
+            and self._line_era == self.wall.era
+            and estimate.continues(self._line_scale)
+        ):
+            # Another clock carries the timescale on: what was said of the former one is not said of it; times go on.
+            self._line = applied.continue_(self._line, at_wall, estimate.bound, estimate.drift_ppb, KNOT_PERIOD_NS)
+            self._epoch = (self._epoch + 1) % (1 << 16)
+            self._recent.clear()
+        elif self._line is None or key != self._line_key:
             self._line = applied.begin(at_wall, estimate.bound, estimate.drift_ppb)
             self._epoch = (self._epoch + 1) % (1 << 16)
             self._recent.clear()
         else:
             self._line = applied.continue_(self._line, at_wall, estimate.bound, estimate.drift_ppb, KNOT_PERIOD_NS)
-        self._line_key = key
+        self._line_key, self._line_scale, self._line_era = key, estimate.scale, self.wall.era
         return self._remember(at_raw, at_wall, estimate)
+
+    def applied_ns(self, at_raw_ns: int) -> int | None:
+        """What is published as reference - own raw at an own raw instant; None when nothing is."""
+        if self._line is None or self._line_key is None or self._line_era != self.wall.era:
+            return None
+        wall_minus_raw = self.wall.wall_minus_raw(at_raw_ns).midpoint
+        return self._line.at(max(at_raw_ns + wall_minus_raw, self._line.wall_ns)) + wall_minus_raw
 
     def _remember(self, at_raw: int, at_wall: int, estimate: Estimate | None) -> Knot:
         line = self._line
