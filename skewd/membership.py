@@ -1,0 +1,373 @@
+"""This node as a member of a mesh: what it says in records, what it makes of others', and which timescale it follows.
+
+Once an interval a member *takes its turn*: it looks at the clocks that it measures itself, decides on the timescale
+(``election.py``), signs a record of both and hands it to the store. Records travel as attachments of the clock messages
+that are exchanged anyway, so a mesh sends nothing more for being large (``records.py``). From time to time all records
+are composed into bounds on every clock (``bounds/compose.py``), and it is judged whether somebody lies
+(``bounds/mesh.py``). The outcome is a *view*, which the node's own bounds are combined with (``hearsay.py``).
+
+What is not believed any more: a convicted member takes part in no path, has no vote and keeps no timescale. It stays
+convicted for ``CONVICTED_NS`` after it was last shown to lie, for a liar that is left out contradicts nobody.
+
+The cost of composing grows with the mesh, so it is done the more rarely the larger the mesh is (every
+``COMPOSE_PER`` members add an interval); in between its outcome is carried on.
+
+Limits: as many members as the store holds. What a record says is as old as the record: a peer's step of its wall clock
+is known one round of records later. Pure: time and randomness are handed in, nothing is sent here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from skewd.bounds.carry import Claim
+from skewd.bounds.compose import UTC as UTC_NAME
+from skewd.bounds.compose import Composed, FirstHand, Here, clock_tag, compose, judge
+from skewd.bounds.history import SPAN_NS
+from skewd.bounds.pair import pair_limits
+from skewd.election import Decision, Election, Member, Own, Timescale, Timing
+from skewd.fanout import Plan
+from skewd.hearsay import Heard, Known, MeshView, Wall
+from skewd.interval import Interval
+from skewd.links.protocol import Proofs, Self
+from skewd.records import (
+    EDGES_MAX,
+    Accepted,
+    Edge,
+    Record,
+    RecordStore,
+    claimable,
+    private_key,
+    public_key_of,
+    sign,
+    unbundle,
+)
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    from skewd.node import Node
+
+CONVICTED_NS = 900_000_000_000
+"""How long a conviction lasts after the last contradiction: 15 minutes."""
+
+COMPOSE_PER = 64
+"""Composed every interval up to so many members, every second one up to twice as many, and so on."""
+
+RECORDS_PER_MESSAGE = 2
+
+Say = Callable[[str], None]
+
+
+class Membership:
+    """One member. It reads ``node`` and sets ``node.mesh``.
+
+    Args:
+        node: what this node knows by itself.
+        store: the records of all.
+        key: signs this node's own (``identity.py``); ``first_sequence`` is where their sequences begin.
+        phase: a number from 0 to 1, to spread requests over the interval.
+        say: told what a person should know: news of keys, convictions, changes of timescale.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        store: RecordStore,
+        key: Ed25519PrivateKey,
+        *,
+        first_sequence: int = 0,
+        phase: Callable[[], float],
+        say: Say = lambda text: None,
+    ) -> None:
+        mesh = node.config.mesh
+        self.node, self.store = node, store
+        self.plan = Plan(node.name, interval_ns=mesh.interval, k=mesh.fanout, phase=phase)
+        self.decision: Decision | None = None
+        self.alter: Callable[[Record], Record] | None = None
+        """For tests: changes own records before they are signed."""
+        self._interval_ns, self._liars = mesh.interval, mesh.liars
+        self._key, self._public_key, self._sequence = key, public_key_of(key), first_sequence
+        self._election = Election(node.name, interval_ns=mesh.interval, liars=mesh.liars, reference=mesh.reference)
+        self._say = say
+        self._raw_era = node.raw_era
+        self._turn_at_ns: int | None = None
+        self._compose_at_ns: int | None = None
+        self._view = MeshView(0)
+        self._convicted: dict[str, int] = {}
+        self._disputed: frozenset[str] = frozenset()
+
+    # -- messages ------------------------------------------------------------------------------------------------
+
+    def attach(self, peer: str | None, max_bytes: int) -> bytes:
+        """What the next message to ``peer`` brings along."""
+        return self.store.next_for(peer, max_bytes)
+
+    def heard(self, proofs: Proofs, now_raw_ns: int) -> None:
+        """An authentic message came, of which the node has taken the proofs."""
+        self.plan.answered(proofs.address, proofs.peer.name)
+        for data in unbundle(proofs.attachment)[:RECORDS_PER_MESSAGE]:
+            outcome = self.store.accept(
+                data,
+                first_hand_owner=proofs.peer.name,
+                received_raw_ns=now_raw_ns,
+                first_hand_boot=proofs.peer.boot,
+            )
+            if outcome.news is not None:
+                self._say(outcome.news)
+            if isinstance(outcome, Accepted) and self._compose_at_ns is None:
+                self._compose_at_ns = now_raw_ns
+
+    # -- the turn ------------------------------------------------------------------------------------------------
+
+    def turn(self, now_raw_ns: int) -> None:
+        """Does what is due; call it a few times an interval."""
+        if self.node.raw_era != self._raw_era:
+            self._raw_era = self.node.raw_era
+            self.store.forget_clock()
+            self._turn_at_ns = self._compose_at_ns = None
+            self._view = MeshView(0)
+        if self._turn_at_ns is not None and now_raw_ns < self._turn_at_ns:
+            return
+        self._turn_at_ns = now_raw_ns + self._interval_ns
+        self.store.forget_departed(now_raw_ns)
+        records = self.store.records()
+        if self._compose_at_ns is None or now_raw_ns >= self._compose_at_ns:
+            self._compose_at_ns = now_raw_ns + self._interval_ns * (1 + len(records) // COMPOSE_PER)
+            self._compose(records, now_raw_ns)
+        decision = self.decision = self._decide(records, now_raw_ns)
+        if decision.changed is not None:
+            self._say(_changed(decision))
+        patience = Timing.of(self._interval_ns, len(records) + 1).gone_ns
+        self.node.mesh = self._view = replace(
+            self._view,
+            timescale=decision.timescale,
+            agreed=decision.agreed,
+            alive=decision.alive,
+            epochs=decision.epochs,
+            members=len(records),
+            convicted=frozenset(self._convicted),
+            disputed=self._disputed,
+            patience_ns=patience,
+        )
+        keeper = None if decision.timescale is None else decision.timescale.keeper
+        self.plan.always(frozenset() if keeper in (None, UTC_NAME, self.node.name) else frozenset({str(keeper)}))
+        self._publish(decision.timescale, now_raw_ns)
+
+    # -- bounds --------------------------------------------------------------------------------------------------
+
+    def _own_bounds(self, now_raw_ns: int) -> dict[str, FirstHand]:
+        found = {
+            name: FirstHand(self.store.clock_of(name, declared.boot, declared.raw_era), known.offset, known.drift_ppb)
+            for name, (declared, known) in self.node.first_hand(now_raw_ns).items()
+        }
+        utc = self.node.utc_raw(now_raw_ns, own=True)
+        if utc is not None:
+            found[UTC_NAME] = FirstHand(None, utc.offset, utc.drift_ppb)
+        return found
+
+    def _compose(self, records: Mapping[str, Record], now_raw_ns: int) -> None:
+        here = Here(self.node.name, clock_tag(self.node.name, self._public_key, self.node.boot, self.node.raw_era))
+        first_hand = self._own_bounds(now_raw_ns)
+        everyone = compose(
+            here=here, now_raw_ns=now_raw_ns, first_hand=first_hand, records=records, liars_max=self._liars
+        )
+        verdict = judge(
+            here=here,
+            now_raw_ns=now_raw_ns,
+            first_hand=first_hand,
+            records=records,
+            liars_max=self._liars,
+            composed=everyone,
+        )
+        self._disputed = verdict.disputed
+        if verdict.convicted is not None and verdict.convicted != self.node.name:
+            if verdict.convicted not in self._convicted:
+                self._say(
+                    f"{verdict.convicted} is convicted: what it says of clocks contradicts what the others say, and"
+                    " nobody else's error explains it; it is left out"
+                )
+            self._convicted[verdict.convicted] = now_raw_ns
+        self._convicted = {
+            name: at for name, at in self._convicted.items() if 0 <= now_raw_ns - at <= CONVICTED_NS and name in records
+        }
+        excluded = self._convicted.keys() | self.store.contested
+        if excluded:
+            everyone = compose(
+                here=here,
+                now_raw_ns=now_raw_ns,
+                first_hand=first_hand,
+                records=records,
+                liars_max=self._liars,
+                excluded=excluded,
+            )
+        peers = self.node.first_hand(now_raw_ns)
+        known = {name: self._known(name, bound, records.get(name), peers) for name, bound in everyone.items()}
+        self._view = replace(self._view, at_raw_ns=now_raw_ns, known=known)
+
+    def _known(
+        self, name: str, bound: Composed, record: Record | None, peers: Mapping[str, tuple[Self, Heard]]
+    ) -> Known:
+        clock = self.node.config.clock
+        here = (clock.max_drift_ppm, clock.max_wander_ppb_per_s)
+        if name == UTC_NAME:
+            return Known(bound, None, math.ceil(pair_limits(*here, 0, 0)[1]) + 1, None)
+        if record is None:
+            declared = peers[name][0]
+            wander = pair_limits(*here, declared.max_drift_ppm, declared.max_wander_ppb_per_s)[1]
+            return Known(bound, declared.timebase, math.ceil(wander) + 1, None)
+        timebase = (record.boot, record.raw_era)
+        wall = Wall(timebase, record.era, record.raw_ns, record.wall_minus_raw, record.wall_slew_ppb)
+        wander = pair_limits(*here, record.max_drift_ppm, record.max_wander_ppb_per_s)[1]
+        if name in peers and peers[name][0].timebase != timebase:
+            # The record is of another boot than the clock that this node measures.
+            return Known(bound, peers[name][0].timebase, math.ceil(wander) + 1, None)
+        return Known(bound, timebase, math.ceil(wander) + 1, wall)
+
+    # -- the timescale -------------------------------------------------------------------------------------------
+
+    def _decide(self, records: Mapping[str, Record], now_raw_ns: int) -> Decision:
+        node = self.node
+        limit = node.config.clock.max_uncertainty
+
+        def bound(timescale: Timescale) -> Interval | None:
+            found = node.raw_estimate(timescale, now_raw_ns)
+            return None if found is None or found[0].width > 2 * limit else found[0]
+
+        utc = node.utc_raw(now_raw_ns, own=True)
+        own = Own(
+            boot=node.boot,
+            raw_era=node.raw_era,
+            claims_utc=node.claims_utc and utc is not None and utc.offset.width <= 2 * limit,
+            bound=bound,
+            applied_ns=node.applied_ns(now_raw_ns),
+        )
+        barred = self._convicted.keys() | self.store.contested
+        confirmed = self.store.confirmed
+        members = [
+            Member(
+                name=name,
+                boot=record.boot,
+                raw_era=record.raw_era,
+                age_ns=self._age_ns(name, record, now_raw_ns),
+                timescale=record.timescale,
+                claims_utc=record.utc is not None and record.utc.offset.width <= 2 * limit,
+                barred=name in barred,
+            )
+            for name, record in records.items()
+            if name in confirmed
+        ]
+        return self._election.decide(now_raw_ns, own, members)
+
+    def _age_ns(self, name: str, record: Record, now_raw_ns: int) -> int:
+        """How long ago a record was made, where its owner's clock is known; else how long ago it came."""
+        arrived = now_raw_ns - (self.store.received_ns(name) or now_raw_ns)
+        known = self._view.known.get(name)
+        if known is None or known.timebase != (record.boot, record.raw_era):
+            return arrived
+        return max(arrived, now_raw_ns + known.composed.interval.lo - record.raw_ns)
+
+    # -- what this node says -------------------------------------------------------------------------------------
+
+    def _publish(self, timescale: Timescale | None, now_raw_ns: int) -> None:
+        node = self.node
+        me = node.describe()
+        self._sequence = self.store.next_sequence(self._sequence)
+        utc = node.utc_raw(now_raw_ns, own=True) if node.claims_utc else None
+        # The wall's reading is some milliseconds old; all of a record holds at one instant.
+        record = Record(
+            owner=node.name,
+            public_key=self._public_key,
+            boot=me.boot,
+            raw_era=me.raw_era,
+            era=me.era,
+            sequence=self._sequence,
+            raw_ns=now_raw_ns,
+            wall_minus_raw=node.wall.wall_minus_raw(now_raw_ns),
+            wall_slew_ppb=me.wall_slew_ppb,
+            max_drift_ppm=me.max_drift_ppm,
+            max_wander_ppb_per_s=me.max_wander_ppb_per_s,
+            utc=None if utc is None else self._claim(utc, 0, 0),
+            timescale=timescale,
+            edges=self._edges(timescale, now_raw_ns),
+        )
+        if self.alter is not None:
+            record = self.alter(record)
+        self.store.put_own(sign(record, self._key))
+
+    def _edges(self, timescale: Timescale | None, now_raw_ns: int) -> tuple[Edge, ...]:
+        """The clocks that others may want: the keeper's, those that this node asks, then any that it knows."""
+        asked = {self.plan.name_of(address) for address in self.plan.chosen()}
+        keeper = None if timescale is None else timescale.keeper
+        ranked = sorted(
+            self.node.first_hand(now_raw_ns).items(),
+            key=lambda item: (item[0] != keeper, item[0] not in asked, item[1][1].offset.width, item[0]),
+        )
+        edges: list[Edge] = []
+        for name, (declared, known) in ranked:
+            tag = self.store.clock_of(name, declared.boot, declared.raw_era)
+            claim = self._claim(known, declared.max_drift_ppm, declared.max_wander_ppb_per_s)
+            if tag is not None and claim is not None and known.age_ns <= SPAN_NS:
+                edges.append(Edge(tag, claim))
+            if len(edges) == EDGES_MAX:
+                break
+        return tuple(edges)
+
+    def _claim(self, known: Heard, drift_ppm: int, wander_ppb_per_s: int) -> Claim | None:
+        clock = self.node.config.clock
+        drift, wander = pair_limits(clock.max_drift_ppm, clock.max_wander_ppb_per_s, drift_ppm, wander_ppb_per_s)
+        limit = math.ceil(drift * 1000) + 1
+        within = known.drift_ppb.intersect(Interval(-limit, limit))
+        if within is None:
+            return None
+        claim = Claim(known.offset, within, limit, math.ceil(wander) + 1)
+        return claim if claimable(claim) else None
+
+    # -- what is told --------------------------------------------------------------------------------------------
+
+    def told(self, now_raw_ns: int) -> dict[str, Any]:
+        """The mesh in ``skewd status --json``."""
+        decision, view = self.decision, self._view
+        timescale = None if decision is None else decision.timescale
+        records = self.store.records()
+        ages = [self._age_ns(name, record, now_raw_ns) for name, record in records.items()]
+        return {
+            "members": len(records) + 1,
+            "agreed": decision is not None and decision.agreed,
+            "timescale": None
+            if timescale is None
+            else {
+                "origin": timescale.origin,
+                "epoch": timescale.epoch,
+                "keeper": timescale.keeper,
+                "carried": timescale.carried,
+            },
+            "epochs": view.epochs,
+            "asked": len(self.plan.chosen()),
+            "convicted": sorted(view.convicted),
+            "disputed": sorted(view.disputed),
+            "contested": sorted(self.store.contested),
+            "oldest_record_s": round(max(ages) / 1e9, 3) if ages else None,
+            "records": dict(self.store.counters),
+        }
+
+
+def _changed(decision: Decision) -> str:
+    """A change of timescale, for a person."""
+    timescale = decision.timescale
+    assert decision.changed is not None
+    if timescale is None:
+        return f"no timescale any more ({decision.changed})"
+    name = "utc" if timescale.origin == UTC_NAME else f"node:{timescale.origin}"
+    carried = f", carried on by {timescale.keeper}" if timescale.carried else ""
+    jump = "; published times before and after belong to different epochs" if decision.new_epoch else ""
+    return f"the reference timescale is {name}{carried} ({decision.changed}){jump}"
+
+
+def simulated(node: Node, randbytes: Callable[[int], bytes], phase: Callable[[], float]) -> Membership:
+    """A member with a key from given randomness, and nothing kept: for simulations."""
+    store = RecordStore(node.name, liars_max=node.config.mesh.liars)
+    return Membership(node, store, private_key(randbytes(32)), phase=phase)
