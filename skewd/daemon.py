@@ -578,10 +578,10 @@ async def _cancelled(task: asyncio.Task[Any]) -> None:
 async def serve(config: Config, clock: NodeClock, ready: Ready, stop: asyncio.Event) -> None:
     """Runs a daemon until ``stop`` is set. ``ready`` gets the addresses once everything listens."""
     daemon = Daemon(config, clock)
+    with contextlib.suppress(RuntimeError, ValueError):  # only a main thread takes signals
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, daemon.reload_keys)
     async with daemon.running() as addresses:
         sd_notify.notify(f"READY=1\nMAINPID={os.getpid()}")
-        with contextlib.suppress(RuntimeError, ValueError):  # only a main thread takes signals
-            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, daemon.reload_keys)
         ready(addresses)
         stopping = asyncio.create_task(stop.wait(), name="skewd-stop")
         done, _ = await asyncio.wait({stopping, daemon.ticker}, return_when=asyncio.FIRST_COMPLETED)

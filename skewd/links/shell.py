@@ -10,7 +10,6 @@ it.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Hashable
 from typing import Protocol
 
@@ -91,23 +90,28 @@ class Shell:
         self.protocol, self.clock = protocol, clock
         self.log = QuietLog(f"skewd.links.{protocol.link}")
         self._on_proofs = on_proofs
-        self._own = dict.fromkeys(("internal_errors", *own_counters), 0)
+        protocol.counters |= dict.fromkeys(("internal_errors", *own_counters), 0)
 
     @property
     def counters(self) -> dict[str, int]:
         """The protocol's counters and the shell's."""
-        return {**self.protocol.counters, **self._own}
+        return dict(self.protocol.counters)
 
     def count(self, name: str) -> None:
         """One more of the shell's own."""
-        self._own[name] += 1
+        self.protocol.counters[name] += 1
 
     def handle(
-        self, data: bytes, address: str, received_raw_ns: int, send: Callable[[Callable[[int], bytes]], object]
+        self,
+        data: bytes,
+        address: str,
+        received_raw_ns: int,
+        send: Callable[[Callable[[int], bytes]], object],
+        sharpen: Callable[[int], int] | None = None,
     ) -> None:
-        """One message's way; ``send`` stamps and sends a reply. Never raises."""
+        """One message's way; ``send`` stamps and sends a reply, ``sharpen`` as of the protocol. Never raises."""
         try:
-            received = self.protocol.receive(data, address, received_raw_ns)
+            received = self.protocol.receive(data, address, received_raw_ns, sharpen)
             if received.reply is not None:
                 send(received.reply)
             if received.proofs is not None:
@@ -128,9 +132,14 @@ class Shell:
                     ask(key)
                 except Exception:
                     self.failed()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(schedule.wait_s(loop.time())):
-                    await changed.wait()
+            # A timer that sets the event costs a fraction of a timeout that cancels the wait for it.
+            wait_s = schedule.wait_s(loop.time())
+            timer = None if wait_s is None else loop.call_later(wait_s, changed.set)
+            try:
+                await changed.wait()
+            finally:
+                if timer is not None:
+                    timer.cancel()
 
     def failed(self) -> None:
         """Something of our own broke (called from an ``except``): say it, count it, go on."""
