@@ -49,7 +49,7 @@ __all__ = ["ATTACH", "MAX_ATTACHMENTS", "LinkUnavailable", "ZmqLink"]
 
 ATTACH = b"\x00attach:"
 MAX_ATTACHMENTS = 64
-_MAX_FRAME_BYTES = 1024
+_MAX_FRAME_BYTES = 2048
 _BATCH = 64
 _S = 1_000_000_000
 
