@@ -147,14 +147,41 @@ def _links(status: Mapping[str, Any]) -> list[str]:
     columns: list[tuple[str, Callable[[_Row], str]]] = [
         ("link", lambda row: _word(row, "transport")),
         ("address", lambda row: _word(row, "address")),
+        ("state", _link_state),
         ("accepted", lambda row: _count(row, "accepted")),
         ("refused", _refused),
     ]
     return _table(rows, columns, "")
 
 
+def _link_state(row: _Row) -> str:
+    """Whether it works, and which way; what is wrong is among the messages."""
+    state = "down" if row.get("trouble") else "up"
+    way = {"send": ", sends only", "receive": ", receives only"}.get(str(row.get("direction")), "")
+    return state + way
+
+
 _NOT_REFUSALS = frozenset(
-    {"requests", "replies", "accepted", "timebase_changes", "own_timebase_changes", "unconfirmed"}
+    {
+        "requests",
+        "replies",
+        "one_way",
+        "sharpened",
+        "accepted",
+        "timebase_changes",
+        "own_timebase_changes",
+        "unconfirmed",
+        "one_way_unconfirmed",
+        "kernel_stamped",
+        "kernel_unusable",
+        "attached",
+        "keys_tried",
+        "delivered",
+        "asked_already",
+        "not_answered",
+        "second_asks",
+        "reconnects",
+    }
 )
 """Counters of a link that count no message that was turned away; the first of a new peer is ``unconfirmed``."""
 
