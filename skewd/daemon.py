@@ -35,7 +35,7 @@ from skewd.clock import NodeClock, VirtualClock, read_wall
 from skewd.config import Config, LinkConfig, SourceConfig, split_address
 from skewd.durations import format_duration
 from skewd.kernel_clock import RawFacts, continued, disturbance
-from skewd.keys import MeshKey, load_key
+from skewd.keys import KeyFile, KeyRing
 from skewd.links.protocol import LinkProtocol, Proofs, Timebases
 from skewd.node import KNOT_PERIOD_NS, Node
 from skewd.publish import clockbound, clockbound_layout, prometheus
@@ -68,6 +68,7 @@ class _OpenLink:
     transport: str
     address: str
     counters: Callable[[], dict[str, int]]
+    use_keys: Callable[[KeyRing], None]
     trouble: Callable[[], str | None] = lambda: None
     direction: str = "both"
 
@@ -102,6 +103,8 @@ class Daemon:
         self.clock = clock
         self._log = structlog.get_logger().bind(node=config.node.name)
         self._links: list[_OpenLink] = []
+        self._key_file: KeyFile | None = None
+        self._key_complaint: str | None = None
         self._opened: list[NtpSource | LocalSource] = []
         self._found: str | None = None
         self._metrics_address: str | None = None
@@ -188,6 +191,8 @@ class Daemon:
         for reason, count in refused.items():
             if count:
                 told["messages"].append(_REFUSED[reason].format(count=count))
+        if self._key_complaint is not None:
+            told["messages"].append(self._key_complaint)
         told["messages"] += [f"source {source.name}: {source.reason}" for source in self._opened if source.reason]
         told["found"] = self._found
         if self._clockbound_message is not None:
@@ -301,15 +306,16 @@ class Daemon:
 
     async def _open_links(self, stack: contextlib.AsyncExitStack, ready: dict[str, Any]) -> None:
         config = self.config
-        key = load_key(config.mesh.key_file) if config.mesh.key_file is not None else None
+        if config.mesh.key_file is not None:
+            self._key_file = KeyFile(config.mesh.key_file)
         timebases = Timebases()
         if config.mesh.dns is not None:
             raise StartError("[mesh] dns is not available in this version; list the peers in [mesh] peers")
         if config.mesh.listen is not None:
-            from skewd.kernel_stamps import ReceiveStamps
+            from skewd.kernel_stamps import SocketStamps
             from skewd.links.udp import UdpLink
 
-            protocol = self._protocol("udp", key, timebases)
+            protocol = self._protocol("udp", timebases)
             udp = await UdpLink.open(
                 config.mesh.listen,
                 protocol,
@@ -317,24 +323,22 @@ class Daemon:
                 self._on_proofs,
                 list(config.mesh.peers),
                 config.mesh.interval,
-                stamps=ReceiveStamps(self.clock, lambda: self.node.wall.slew_ppb()),
+                stamps=SocketStamps(self.clock, lambda: self.node.wall.slew_ppb()),
             )
             stack.push_async_callback(udp.close)
             host, port = udp.address[:2]
             ready["mesh"] = f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
-            self._links.append(_OpenLink("udp", ready["mesh"], lambda: udp.counters))
+            self._links.append(_OpenLink("udp", ready["mesh"], lambda: udp.counters, protocol.use_keys))
         for link in config.link:
-            await self._open_link(stack, link, key, timebases)
+            await self._open_link(stack, link, timebases)
 
-    async def _open_link(
-        self, stack: contextlib.AsyncExitStack, link: LinkConfig, key: MeshKey | None, timebases: Timebases
-    ) -> None:
+    async def _open_link(self, stack: contextlib.AsyncExitStack, link: LinkConfig, timebases: Timebases) -> None:
         """One ``[[link]]``; the library of its transport is loaded here and not before."""
         from skewd.links.unavailable import LinkUnavailable
 
-        protocol = self._protocol(link.transport, key, timebases)
+        protocol = self._protocol(link.transport, timebases)
         try:
-            opened = await self._make_link(link, protocol, key)
+            opened = await self._make_link(link, protocol)
         except LinkUnavailable as error:
             raise StartError(f"[[link]] {link.transport} {link.address}: {error}") from None
         stack.push_async_callback(opened.close)
@@ -343,20 +347,21 @@ class Daemon:
                 link.transport,
                 link.address,
                 lambda: opened.counters,
+                getattr(opened, "use_keys", protocol.use_keys),
                 lambda: getattr(opened, "trouble", None),
                 link.direction,
             )
         )
 
-    async def _make_link(
-        self, link: LinkConfig, protocol: LinkProtocol, key: MeshKey | None
-    ) -> ZmqLink | KafkaLink | AeronLink:
+    async def _make_link(self, link: LinkConfig, protocol: LinkProtocol) -> ZmqLink | KafkaLink | AeronLink:
         peers, interval_ns = list(link.peers), self.config.mesh.interval
         direction = cast(Any, link.direction)
         if link.transport == "zmq":
             from skewd.links.zmq import ZmqLink
 
-            return await ZmqLink.open(link.address, protocol, self.clock, self._on_proofs, peers, interval_ns, keys=key)
+            return await ZmqLink.open(
+                link.address, protocol, self.clock, self._on_proofs, peers, interval_ns, keys=self._keys
+            )
         if link.transport == "kafka":
             from skewd.links.kafka import KafkaLink, read_properties
 
@@ -386,10 +391,31 @@ class Daemon:
             direction=direction,
         )
 
-    def _protocol(self, link: str, key: MeshKey | None, timebases: Timebases) -> LinkProtocol:
+    @property
+    def _keys(self) -> KeyRing | None:
+        return None if self._key_file is None else self._key_file.keys
+
+    def _protocol(self, link: str, timebases: Timebases) -> LinkProtocol:
         return LinkProtocol(
-            link=link, key=key, describe=self.node.describe, random=secrets.token_bytes, timebases=timebases
+            link=link,
+            key=self._keys,
+            describe=self.node.describe,
+            random=secrets.token_bytes,
+            timebases=timebases,
         )
+
+    def reload_keys(self, *, anyway: bool = True) -> None:
+        """Has the links use the key file as it is now; it is looked at every ten seconds besides."""
+        if self._key_file is None:
+            return
+        if self._key_file.changed(anyway=anyway):
+            for link in self._links:
+                link.use_keys(self._key_file.keys)
+            ids = [f"{key.key_id:08x}" for key in self._key_file.keys.keys]
+            self._log.info("the mesh keys have changed", sends=ids[0], accepts=ids)
+        if self._key_file.complaint is not None and self._key_file.complaint != self._key_complaint:
+            self._log.warning(self._key_file.complaint)
+        self._key_complaint = self._key_file.complaint
 
     def _open_clockbound(self, stack: contextlib.AsyncExitStack) -> None:
         if not self.config.clockbound.enabled:
@@ -536,6 +562,7 @@ class Daemon:
                 self._source = hostclock.clock_source()
             if now >= next_minute_ns:
                 next_minute_ns = now + 10_000_000_000
+                self.reload_keys(anyway=False)
                 self.node.forget_departed(self.clock.raw_ns())
                 self._keep()
                 self._say()
@@ -626,6 +653,8 @@ async def serve(config: Config, clock: NodeClock, ready: Ready, stop: asyncio.Ev
     daemon = Daemon(config, clock)
     async with daemon.running() as addresses:
         sd_notify.notify(f"READY=1\nMAINPID={os.getpid()}")
+        with contextlib.suppress(RuntimeError, ValueError):  # only a main thread takes signals
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, daemon.reload_keys)
         ready(addresses)
         stopping = asyncio.create_task(stop.wait(), name="skewd-stop")
         done, _ = await asyncio.wait({stopping, daemon.ticker}, return_when=asyncio.FIRST_COMPLETED)
