@@ -21,9 +21,11 @@ what has expired here does not come back round the mesh.
 If the former key then speaks up first-hand again, two parties claim one name: it is ``contested``, and whoever composes
 should exclude it.
 
-**Passing on.** Each message has room for about one record. Own ones go out every ``OWN_EVERY`` messages to a peer;
-between them the others take turns, those never passed on in their present version first, then whoever was passed
-on least recently: fair whatever the number of owners, and memory does not grow with peers times owners.
+**Passing on.** Each message has room for about one record of others' hundreds, and hears the same from many sides. So
+each attachment begins with what its sender holds of one slice of all owners: 256 bits, one for each owner by a hash
+that changes from message to message. The answer gives a record of an owner that is not among them: nothing is wasted while
+anyone is unknown. Own records go out in every ``OWN_EVERY``-th message to a peer; when nothing is lacking the newest
+received go first, and each peer is given every owner once before any of them twice.
 
 **Limits.** At most ``capacity`` owners, ``BYTES_MAX`` bytes each; owners that are not confirmed take at most a quarter
 of that, so a member that makes up names crowds out only others like them. Signatures are checked only for what would
@@ -33,17 +35,20 @@ clock is read, no file opened; ``cryptography`` computes signatures (``skewd[mes
 Layout (big-endian, version 1): version u8 | flags u8 (1 UTC, 2 timescale, 4 its k) | owner: length u8, bytes |
 boot 16 | raw era u32 | era u32 | sequence u64 | raw i64 | wall - raw: low i64, width u48 | slew ppb u32 |
 drift ppm u32 | wander ppb/s u32 | UTC: claim | timescale: epoch u32, origin, keeper (length u8, bytes), keeper's
-boot 16, raw era u32, k i64 | edges u8, each: clock's tag 12, claim | public key 32 | signature 64, over a prefix and all before it. A claim
-is offset: low i64, width u48 | drift ppb: low i32, high i32 | its limit ppb u32 | wander ppb/s u32.
+boot 16, raw era u32, k i64 | edges u8, each: clock's tag 12, claim | public key 32 | signature 64, over a prefix
+and all before it. A claim is offset: low i64, width u48 | drift ppb: low i32, high i32 | its limit ppb u32 |
+wander ppb/s u32.
 """
 
 from __future__ import annotations
 
 import struct
+from bisect import bisect_left, insort
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from hashlib import blake2s
 from typing import TYPE_CHECKING, NamedTuple
 
 from skewd.bounds.carry import Claim
@@ -68,7 +73,7 @@ BYTES_MAX = 960
 EDGES_MAX = 12
 PUBLIC_KEY_BYTES = 32
 SIGNATURE_BYTES = 64
-OWN_EVERY = 3
+OWN_EVERY = 4
 PINS_MAX = 4_096
 CAPACITY = 2_048
 EXPIRE_NS = 300_000_000_000
@@ -468,7 +473,25 @@ class _Held:
     via: str | None
     first_hand: bool
     confirmed: bool
-    passed_on: int = 0
+    bit: int
+
+
+@dataclass(slots=True)
+class _Turn:
+    """One peer: messages to it, whose records it was given or gave (bits), what it said it holds."""
+
+    count: int = 0
+    given: int = 0
+    wanted: tuple[int, int, int, int] | None = None
+
+
+def _mixed(place: int, salt: int) -> int:
+    """A bit of 256 for an owner's place, another one for each salt."""
+    return ((place ^ salt * 0x9E3779B9) * 0x85EBCA6B & 0xFFFFFFFF) >> 24
+
+
+def _place(owner: str) -> int:
+    return int.from_bytes(blake2s(owner.encode(), digest_size=4, person=b"skewdrng").digest(), "big")
 
 
 class RecordStore:
@@ -505,7 +528,10 @@ class RecordStore:
         self._own: bytes | None = None
         self._own_key = b""
         self._own_sequence = -1
-        self._turns: OrderedDict[str, int] = OrderedDict()
+        self._turns: OrderedDict[str, _Turn] = OrderedDict()
+        self._bits = list(range(capacity))
+        self._ring: list[tuple[int, str]] = []  # held owners by their place
+        self._wants = 0
         self._contested: OrderedDict[str, None] = OrderedDict()
         self.counters: dict[str, int] = dict.fromkeys(("accepted", "key_changes", "evicted", "expired", *Reason), 0)
         self._votes: dict[bytes, int] = {}
@@ -604,10 +630,14 @@ class RecordStore:
         pin.first_hand = pin.first_hand or first_hand
         self._make_room(owner, confirmed)
         before = self._held.get(owner)
-        held = _Held(record, data, now_ns, sender, first_hand, confirmed or (before is not None and before.confirmed))
+        was_confirmed = before is not None and before.confirmed
+        bit = before.bit if before is not None else self._bits.pop()
+        held = _Held(record, data, now_ns, sender, first_hand, confirmed or was_confirmed, bit)
         self._held[owner] = held
+        self._turn_of(sender).given |= 1 << bit
+        self._held.move_to_end(owner, last=False)
         if before is None:
-            self._held.move_to_end(owner, last=False)
+            insort(self._ring, (_place(owner), owner))
         if held.confirmed:
             self._unconfirmed.pop(owner, None)
         else:
@@ -682,7 +712,11 @@ class RecordStore:
     def _drop(self, owner: str) -> None:
         held = self._held.pop(owner, None)
         self._unconfirmed.pop(owner, None)
-        if held is not None and not held.confirmed:
+        if held is None:
+            return
+        self._bits.append(held.bit)
+        self._ring.remove((_place(owner), owner))
+        if not held.confirmed:
             self._pins.pop(owner, None)
 
     def _bound_pins(self) -> None:
@@ -740,36 +774,99 @@ class RecordStore:
 
         At most ``max_bytes``; empty when nothing fits.
         """
-        name = peer or ""
-        turn = self._turns.pop(name, 0)
-        self._turns[name] = turn + 1
-        if len(self._turns) > _TURNS_MAX:
-            self._turns.popitem(last=False)
-        chosen: list[bytes] = []
-        room = max_bytes
+        turn = self._turn_of(peer)
         own = self._own
-        if own is not None and (turn % OWN_EVERY == 0 or not self._held) and len(own) + 2 <= room:
+        chosen: list[bytes] = []
+        room = max_bytes - _WANT.size
+        if own is not None and (turn.count % OWN_EVERY == 0 or not self._held) and len(own) + 2 <= room:
             chosen.append(own)
             room -= len(own) + 2
-        skipped: list[str] = []
-        sent: list[str] = []
-        for owner, held in self._held.items():
-            if owner == peer or held.via == peer or len(held.data) + 2 > room:
-                skipped.append(owner)
-                if len(skipped) > _SKIPS_MAX:
-                    break
-                continue
-            chosen.append(held.data)
-            sent.append(owner)
-            room -= len(held.data) + 2
+        turn.count += 1
+        if turn.wanted is not None and room >= _SMALLEST:
+            lacking = self._lacking(turn.wanted, peer, room)
+            turn.wanted = None
+            if lacking is not None:
+                chosen.append(lacking.data)
+                turn.given |= 1 << lacking.bit
+                room -= len(lacking.data) + 2
+        for again in (False, True):
             if room < _SMALLEST:
                 break
-        for owner in sent:
-            self._held[owner].passed_on += 1
-            self._held.move_to_end(owner)
-        if not chosen and own is not None and len(own) + 2 <= max_bytes:
+            if again:
+                turn.given = 0
+            sent: list[str] = []
+            for owner, held in self._held.items():
+                if turn.given >> held.bit & 1 or owner == peer or held.via == peer or len(held.data) + 2 > room:
+                    continue
+                chosen.append(held.data)
+                sent.append(owner)
+                turn.given |= 1 << held.bit
+                room -= len(held.data) + 2
+                if room < _SMALLEST:
+                    break
+            for owner in sent:
+                self._held.move_to_end(owner)
+            if sent or chosen:
+                break
+        if not chosen and own is not None and len(own) + 2 <= room:
             chosen.append(own)
-        return bundle(chosen)
+        return self._want() + bundle(chosen)
+
+    def _want(self) -> bytes:
+        """Whose records are held here, for one slice of the ring after another."""
+        depth = max(0, (len(self._ring) // _SLICE_MAX).bit_length())
+        self._wants += 1
+        number, salt = self._wants % (1 << depth), self._wants & 0xFF
+        held = 0
+        for place, _ in self._slice(depth, number):
+            held |= 1 << _mixed(place, salt)
+        return _WANT.pack(salt, depth, number, held.to_bytes(32, "big"))
+
+    def _slice(self, depth: int, number: int) -> list[tuple[int, str]]:
+        width = 1 << (32 - depth)
+        first = bisect_left(self._ring, (number * width, ""))
+        return self._ring[first : bisect_left(self._ring, ((number + 1) * width, ""))]
+
+    def _lacking(self, wanted: tuple[int, int, int, int], peer: str | None, room: int) -> _Held | None:
+        """A record of an owner of whom the peer says that it holds none."""
+        salt, depth, number, held = wanted
+        entries = self._slice(depth, number)
+        begin = salt % len(entries) if entries else 0
+        for place, owner in entries[begin:] + entries[:begin]:
+            if not held >> _mixed(place, salt) & 1 and owner != peer:
+                found = self._held[owner]
+                if len(found.data) + 2 <= room:
+                    return found
+        return None
+
+    def _turn_of(self, peer: str | None) -> _Turn:
+        name = peer or ""
+        turn = self._turns.get(name)
+        if turn is None:
+            turn = self._turns[name] = _Turn()
+            if len(self._turns) > _TURNS_MAX:
+                self._turns.popitem(last=False)
+        return turn
+
+    def receive(
+        self, attachment: bytes, *, first_hand_owner: str, received_raw_ns: int, first_hand_boot: bytes | None = None
+    ) -> list[Accepted | Refused]:
+        """Takes all that was attached to an authentic, fresh message; see :meth:`accept`."""
+        if len(attachment) < _WANT.size:
+            return []
+        salt, depth, number, held = _WANT.unpack_from(attachment)
+        if depth <= 16:
+            wanted = (salt, depth, number & (1 << depth) - 1, int.from_bytes(held, "big"))
+            self._turn_of(first_hand_owner).wanted = wanted
+        return [
+            self.accept(
+                data,
+                first_hand_owner=first_hand_owner,
+                received_raw_ns=received_raw_ns,
+                first_hand_boot=first_hand_boot,
+            )
+            for data in unbundle(attachment[_WANT.size :])
+        ]
 
     # -- what is held --------------------------------------------------------------------------------------------
 
@@ -806,7 +903,8 @@ class RecordStore:
 
 
 _TURNS_MAX = 4_096
-_SKIPS_MAX = 16
+_SLICE_MAX = 128
+_WANT = struct.Struct(">BBI32s")
 _SMALLEST = 200
 
 

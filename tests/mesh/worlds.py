@@ -1,4 +1,4 @@
-"""Meshes with known truth: drifting clocks, records that are true, and members that lie in every way we can think of."""
+"""Meshes with known truth: drifting clocks, true records, and members that lie in every way we can think of."""
 
 from __future__ import annotations
 
