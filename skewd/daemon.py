@@ -18,6 +18,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import random
 import secrets
 import signal
 import sys
@@ -37,6 +38,7 @@ from skewd.durations import format_duration
 from skewd.kernel_clock import RawFacts, continued, disturbance
 from skewd.keys import KeyFile, KeyRing
 from skewd.links.protocol import LinkProtocol, Proofs, Timebases
+from skewd.membership import Membership, new_plan
 from skewd.node import KNOT_PERIOD_NS, Node
 from skewd.publish import clockbound, clockbound_layout, prometheus
 from skewd.publish.segment import SegmentWriter
@@ -44,8 +46,11 @@ from skewd.publish.web import LocalApi, Metrics
 from skewd.state_file import StateFile
 
 if TYPE_CHECKING:
+    from skewd.discovery import Discovery
+    from skewd.identity import PinsFile
     from skewd.links.aeron import AeronLink
     from skewd.links.kafka import KafkaLink
+    from skewd.links.udp import UdpLink
     from skewd.links.zmq import ZmqLink
     from skewd.sources.claim import Claim
     from skewd.sources.local import LocalSource
@@ -103,6 +108,11 @@ class Daemon:
         self.clock = clock
         self._log = structlog.get_logger().bind(node=config.node.name)
         self._links: list[_OpenLink] = []
+        self._plan = new_plan(config, random.random)
+        self._member: Membership | None = None
+        self._pins: PinsFile | None = None
+        self._discovery: Discovery | None = None
+        self._mesh_complaint: str | None = None
         self._key_file: KeyFile | None = None
         self._key_complaint: str | None = None
         self._opened: list[NtpSource | LocalSource] = []
@@ -181,6 +191,8 @@ class Daemon:
         told["messages"] += [
             f"link {row['transport']} {row['address']}: {row['trouble']}" for row in told["links"] if row["trouble"]
         ]
+        told["mesh"] = None if self._member is None else self._member.told(self.clock.raw_ns())
+        told["messages"] += self._mesh_messages()
         told["clock"] = self._clock_status()
         told["metrics"] = self._metrics_address
         told["version"] = skewd.__version__
@@ -198,6 +210,12 @@ class Daemon:
         if self._clockbound_message is not None:
             told["messages"].append(self._clockbound_message)
         return told
+
+    def _mesh_messages(self) -> list[str]:
+        messages = [self._mesh_complaint] if self._mesh_complaint is not None else []
+        if self._discovery is not None and self._discovery.problem is not None:
+            messages.append(self._discovery.problem)
+        return messages if self._member is None else messages + self._member.messages()
 
     def _tell_of_sources(self, told: dict[str, Any]) -> None:
         for row in told["sources"]:
@@ -309,8 +327,8 @@ class Daemon:
         if config.mesh.key_file is not None:
             self._key_file = KeyFile(config.mesh.key_file)
         timebases = Timebases()
-        if config.mesh.dns is not None:
-            raise StartError("[mesh] dns is not available in this version; list the peers in [mesh] peers")
+        if config.mesh.peers or config.mesh.dns is not None or any(link.peers for link in config.link):
+            self._join_mesh()
         if config.mesh.listen is not None:
             from skewd.kernel_stamps import SocketStamps
             from skewd.links.udp import UdpLink
@@ -324,9 +342,11 @@ class Daemon:
                 list(config.mesh.peers),
                 config.mesh.interval,
                 stamps=SocketStamps(self.clock, lambda: self.node.wall.slew_ppb()),
+                plan=self._plan,
             )
             stack.push_async_callback(udp.close)
             host, port = udp.address[:2]
+            self._discover(stack, udp)
             ready["mesh"] = f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
             self._links.append(_OpenLink("udp", ready["mesh"], lambda: udp.counters, protocol.use_keys))
         for link in config.link:
@@ -402,7 +422,70 @@ class Daemon:
             describe=self.node.describe,
             random=secrets.token_bytes,
             timebases=timebases,
+            attach=self._attach,
         )
+
+    # -- the mesh ------------------------------------------------------------------------------------------------
+
+    def _discover(self, stack: contextlib.AsyncExitStack, udp: UdpLink) -> None:
+        """Keeps the plan's and the link's candidates current."""
+        from skewd.discovery import Discovery
+
+        loop = asyncio.get_running_loop()
+
+        def found(candidates: frozenset[str]) -> None:
+            self._plan.candidates(candidates, round(loop.time() * 1e9))
+            try:
+                udp.set_peers(sorted(candidates))
+            except ValueError as error:
+                self._log.warning(str(error))
+
+        mesh = self.config.mesh
+        self._discovery = Discovery(
+            static=mesh.peers, dns=mesh.dns, found=found, listen_port=udp.address[1], keyed=udp.protocol.keyed
+        )
+        udp.on_own(self._discovery.is_own)
+        finding = asyncio.create_task(self._discovery.run(), name="skewd-discovery")
+        stack.push_async_callback(_cancelled, finding)
+
+    def _attach(self, peer: str | None, max_bytes: int) -> bytes:
+        return b"" if self._member is None else self._member.attach(peer, max_bytes)
+
+    def _join_mesh(self) -> None:
+        """Makes this node a member, once there is anybody else. Without signatures it knows its own peers only."""
+        if self._member is not None or self._mesh_complaint is not None:
+            return
+        from skewd.identity import IdentityError, PinsFile, load_identity
+        from skewd.records import MeshExtraMissing, RecordStore
+
+        config = self.config
+        try:
+            identity = load_identity(config.node.state_dir, config.node.name)
+        except MeshExtraMissing as error:
+            self._mesh_complaint = str(error)
+            self._log.warning(self._mesh_complaint)
+            return
+        except IdentityError as error:
+            raise StartError(str(error)) from None
+        if identity.reason is not None:
+            self._log.info(identity.reason)
+        self._pins = PinsFile(config.node.state_dir, config.node.name)
+        store = RecordStore(config.node.name, liars_max=config.mesh.liars, pins=self._pins.read())
+        self._member = Membership(
+            self.node,
+            store,
+            identity.key,
+            plan=self._plan,
+            first_sequence=identity.first_sequence,
+            say=lambda text: self._log.warning(text),
+        )
+
+    def _keep_pins(self) -> None:
+        if self._member is None or self._pins is None:
+            return
+        # What is lost is pinned anew on sight; the state directory has its own complaint.
+        with contextlib.suppress(OSError):
+            self._pins.write(self._member.store.pins())
 
     def reload_keys(self, *, anyway: bool = True) -> None:
         """Has the links use the key file as it is now; it is looked at every ten seconds besides."""
@@ -544,7 +627,14 @@ class Daemon:
         self._log.info("no source of UTC is configured; using the one found on this machine", source=kind)
 
     def _on_proofs(self, proofs: Proofs) -> None:
-        self.node.on_proofs(proofs, self.clock.raw_ns())
+        now = self.clock.raw_ns()
+        self.node.on_proofs(proofs, now)
+        if self._member is None:
+            self._join_mesh()
+        if self._member is not None:
+            self._member.heard(proofs, now)
+        else:
+            self._plan.answered(proofs.address, proofs.peer.name)
 
     # -- the loop ------------------------------------------------------------------------------------------------
 
@@ -565,6 +655,7 @@ class Daemon:
                 self.reload_keys(anyway=False)
                 self.node.forget_departed(self.clock.raw_ns())
                 self._keep()
+                self._keep_pins()
                 self._say()
             await asyncio.sleep(TICK_S if self._set_watch is not None else POLL_S)
 
@@ -586,6 +677,8 @@ class Daemon:
                 stepped = True
         stepped |= self.node.slew_began
         now = self.clock.raw_ns()
+        if self._member is not None:
+            self._member.turn(now)
         if stepped or now >= self._next_knot_ns:
             self._next_knot_ns = now + KNOT_PERIOD_NS
             knot = self.node.knot(now)

@@ -49,6 +49,7 @@ from skewd.records import (
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+    from skewd.config import Config
     from skewd.node import Node
 
 CONVICTED_NS = 900_000_000_000
@@ -69,7 +70,7 @@ class Membership:
         node: what this node knows by itself.
         store: the records of all.
         key: signs this node's own (``identity.py``); ``first_sequence`` is where their sequences begin.
-        phase: a number from 0 to 1, to spread requests over the interval.
+        plan: whom this node asks.
         say: told what a person should know: news of keys, convictions, changes of timescale.
     """
 
@@ -79,13 +80,13 @@ class Membership:
         store: RecordStore,
         key: Ed25519PrivateKey,
         *,
+        plan: Plan,
         first_sequence: int = 0,
-        phase: Callable[[], float],
         say: Say = lambda text: None,
     ) -> None:
         mesh = node.config.mesh
         self.node, self.store = node, store
-        self.plan = Plan(node.name, interval_ns=mesh.interval, k=mesh.fanout, phase=phase)
+        self.plan = plan
         self.decision: Decision | None = None
         self.alter: Callable[[Record], Record] | None = None
         """For tests: changes own records before they are signed."""
@@ -326,6 +327,26 @@ class Membership:
         claim = Claim(known.offset, within, limit, math.ceil(wander) + 1)
         return claim if claimable(claim) else None
 
+    def messages(self) -> list[str]:
+        """What is wrong in the mesh, and what to do."""
+        view, decision = self._view, self.decision
+        told = [
+            f"{name} is convicted of lying about clocks and left out; see what is wrong with it, or with its clock"
+            for name in sorted(view.convicted)
+        ]
+        if view.disputed:
+            told.append(
+                f"members contradict each other, and nobody can be named ({', '.join(sorted(view.disputed))});"
+                " one of them is wrong about a clock, see their status"
+            )
+        told += [
+            f"two parties with different keys claim to be {name}; give each its own [node] name"
+            for name in sorted(self.store.contested)
+        ]
+        if decision is not None and decision.timescale is not None and not decision.agreed:
+            told.append("not all members name the same reference (yet); it settles within a minute after a change")
+        return told
+
     # -- what is told --------------------------------------------------------------------------------------------
 
     def told(self, now_raw_ns: int) -> dict[str, Any]:
@@ -367,7 +388,13 @@ def _changed(decision: Decision) -> str:
     return f"the reference timescale is {name}{carried} ({decision.changed}){jump}"
 
 
+def new_plan(config: Config, phase: Callable[[], float]) -> Plan:
+    """Whom a node of this configuration asks; ``phase`` gives numbers from 0 to 1."""
+    return Plan(config.node.name, interval_ns=config.mesh.interval, k=config.mesh.fanout, phase=phase)
+
+
 def simulated(node: Node, randbytes: Callable[[int], bytes], phase: Callable[[], float]) -> Membership:
     """A member with a key from given randomness, and nothing kept: for simulations."""
     store = RecordStore(node.name, liars_max=node.config.mesh.liars)
-    return Membership(node, store, private_key(randbytes(32)), phase=phase)
+    plan = new_plan(node.config, phase)
+    return Membership(node, store, private_key(randbytes(32)), plan=plan)

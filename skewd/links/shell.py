@@ -13,9 +13,11 @@ import asyncio
 from collections.abc import Callable, Hashable
 from typing import Protocol
 
+from skewd.fanout import Plan
 from skewd.links.protocol import LinkProtocol, Proofs
 from skewd.quiet import QuietLog
 
+_SECOND_NS = 1_000_000_000
 _START_ROUNDS = 4
 _START_INTERVAL_S = 0.1
 
@@ -77,6 +79,40 @@ class Schedule:
         return max(0.0, min(at_s for at_s, _ in self._keys.values()) - now_s) if self._keys else None
 
 
+class Pace(Protocol):
+    """Who is asked when: a :class:`Schedule`, or a fan-out's plan (:class:`Planned`)."""
+
+    def add(self, key: Hashable, now_s: float) -> None: ...
+
+    def remove(self, key: Hashable) -> None: ...
+
+    def take(self, now_s: float) -> list[Hashable]: ...
+
+    def wait_s(self, now_s: float) -> float | None: ...
+
+
+class Planned:
+    """A plan (``skewd/fanout.py``) as the pace of a link. Who the candidates are the plan is told by others."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+
+    def add(self, key: Hashable, now_s: float) -> None:
+        """Nothing: the plan knows its candidates."""
+
+    def remove(self, key: Hashable) -> None:
+        """Nothing, as before."""
+
+    def take(self, now_s: float) -> list[Hashable]:
+        """Who is due now."""
+        return list(self._plan.take(round(now_s * _SECOND_NS)))
+
+    def wait_s(self, now_s: float) -> float | None:
+        """How long until someone is due; ``None`` when nobody is asked."""
+        wait_ns = self._plan.wait_ns(round(now_s * _SECOND_NS))
+        return None if wait_ns is None else wait_ns / _SECOND_NS
+
+
 class Shell:
     """One link's protocol with its clock, its listener and its counters.
 
@@ -90,6 +126,8 @@ class Shell:
         self.protocol, self.clock = protocol, clock
         self.log = QuietLog(f"skewd.links.{protocol.link}")
         self._on_proofs = on_proofs
+        self.on_own: Callable[[str], None] | None = None
+        """Told the address at which this node heard itself."""
         protocol.counters |= dict.fromkeys(("internal_errors", *own_counters), 0)
 
     @property
@@ -116,13 +154,15 @@ class Shell:
                 send(received.reply)
             if received.proofs is not None:
                 self._on_proofs(received.proofs)
+            if received.error == "own_message" and self.on_own is not None:
+                self.on_own(address)
             advice = _ADVICE.get(received.error or "")
             if advice is not None:
                 self.log.warning(f"link_{received.error}", address=address, advice=advice)
         except Exception:
             self.failed()
 
-    async def ask(self, schedule: Schedule, changed: asyncio.Event, ask: Callable[[Hashable], None]) -> None:
+    async def ask(self, schedule: Pace, changed: asyncio.Event, ask: Callable[[Hashable], None]) -> None:
         """Call ``ask`` for whoever is due, for ever; ``changed`` says that the schedule has new entries."""
         loop = asyncio.get_running_loop()
         while True:

@@ -34,10 +34,11 @@ from typing import Any
 
 from skewd import kernel_stamps
 from skewd.clock import WallSample
+from skewd.fanout import Plan
 from skewd.kernel_stamps import Sends
 from skewd.keys import KeyNeeded
 from skewd.links.protocol import LinkProtocol
-from skewd.links.shell import OnProofs, RawClock, Schedule, Shell
+from skewd.links.shell import OnProofs, Pace, Planned, RawClock, Schedule, Shell
 from skewd.links.wire import MAGIC, MAX_MESSAGE_BYTES, VERSION, nonce_of
 from skewd.ports import ListenError, PortTaken, format_address, is_loopback, split_address
 
@@ -84,11 +85,11 @@ class UdpLink:
     """Make one with :meth:`open`."""
 
     def __init__(
-        self, sock: socket.socket, shell: Shell, interval_ns: int, stamps: kernel_stamps.SocketStamps | None
+        self, sock: socket.socket, shell: Shell, schedule: Pace, stamps: kernel_stamps.SocketStamps | None
     ) -> None:
         self._socket, self._shell, self._stamps = sock, shell, stamps
         self._peers: dict[str, _Peer] = {}
-        self._schedule = Schedule(interval_ns / _S, random.random)
+        self._schedule = schedule
         self._changed = asyncio.Event()
         self._resolve_now = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -110,8 +111,9 @@ class UdpLink:
         *,
         setting: str = "[mesh] listen",
         stamps: kernel_stamps.SocketStamps | None = None,
+        plan: Plan | None = None,
     ) -> UdpLink:
-        """Listen, and ask ``peers`` once per ``interval_ns``.
+        """Listen, and ask ``peers`` once per ``interval_ns``, or those of them that ``plan`` names, when it does.
 
         Args:
             listen: ``host:port``; port 0 lets the system choose (see :attr:`address`).
@@ -119,6 +121,7 @@ class UdpLink:
             peers: ``host:port`` each, names or addresses.
             setting: what the user changes to listen elsewhere, for the message.
             stamps: to have the kernel stamp what is received and sent; user space does, if None or if it refuses.
+            plan: whom to ask when, in ns of the event loop's clock; its candidates are the caller's business.
 
         Raises:
             PortTaken: naming the holder.
@@ -152,7 +155,8 @@ class UdpLink:
             shell = Shell(protocol, clock, on_proofs, _COUNTERS)
             if stamps is not None and not kernel_stamps.ask_for_stamps(sock, sends=Sends.RETURNED):
                 stamps = None
-            link = cls(sock, shell, interval_ns, stamps)
+            schedule = Schedule(interval_ns / _S, random.random) if plan is None else Planned(plan)
+            link = cls(sock, shell, schedule, stamps)
             link.set_peers(peers)
         except BaseException:
             sock.close()
@@ -204,6 +208,11 @@ class UdpLink:
             if peer.numeric and peer.sockaddr is None:
                 self._take_address(peer, socket.AI_NUMERICHOST)
         self._resolve_now.set()
+        self._changed.set()
+
+    def on_own(self, told: Callable[[str], None]) -> None:
+        """Has ``told`` called with each address at which this node heard itself."""
+        self._shell.on_own = told
 
     async def close(self) -> None:
         """End the tasks and close the socket."""
