@@ -43,7 +43,7 @@ class KernelReader:
         Raises:
             Refused: the kernel makes none, or may not be asked.
         """
-        before = self._wall.sample()
+        before = self._wall.before()
         try:
             state, data = adjtimex()
         except OSError as error:
@@ -53,7 +53,7 @@ class KernelReader:
                     "under systemd, use the shipped skewd.service: no ProtectClock=, and adjtimex in SystemCallFilter="
                 ) from None
             raise
-        after = self._wall.sample()
+        after = self._wall.after()
         known = parse(state, data)
         return Claim(*between(before, after, known.utc_minus_wall(), self._max_drift_ppm), known.leap)
 

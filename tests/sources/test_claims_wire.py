@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from skewd.clock import WallSample
 from skewd.interval import Interval
 from skewd.sources import chrony_wire, kernel_wire, ptp_wire
-from skewd.sources.claim import Claim, Refused, between
+from skewd.sources.claim import Claim, Look, Refused, between
 
 S = 1_000_000_000
 MS = 1_000_000
@@ -274,31 +274,44 @@ def test_garbage_of_the_kernel(state: int, data: bytes) -> None:
 
 @given(
     at=st.integers(0, 1000),
-    slew_ppm=st.integers(-900, 900),
+    turn=st.integers(0, 1000),
+    slews_ppm=st.tuples(*[st.sampled_from([-83_333, -900, 0, 900, 83_333]) | st.integers(-84_000, 84_000)] * 2),
     drift_ppm=st.integers(-100, 100),
     lag_ns=st.integers(1000, MS),
     error_ns=st.integers(-MS, MS),
 )
-def test_a_claim_holds_whenever_it_was_made(at: int, slew_ppm: int, drift_ppm: int, lag_ns: int, error_ns: int) -> None:
-    """The wall clock is slewed and raw drifts while a daemon is asked; it looks at the clocks somewhere in between."""
-    made = lag_ns * at // 1000
+def test_a_claim_holds_whenever_it_was_made(
+    at: int, turn: int, slews_ppm: tuple[int, int], drift_ppm: int, lag_ns: int, error_ns: int
+) -> None:
+    """The wall clock is slewed, as fast as chrony can and turning round meanwhile, and raw drifts, while a daemon is
+    asked; it looks at the clocks somewhere in between."""
+    made, turned = lag_ns * at // 1000, lag_ns * turn // 1000
 
     def wall_minus_raw(raw: int) -> int:
-        return 7 * S + slew_ppm * raw // 1_000_000
+        first, second = slews_ppm
+        return 7 * S + (first * min(raw, turned) + second * max(raw - turned, 0)) // 1_000_000
 
     def utc_minus_raw(raw: int) -> int:
         return 8 * S + drift_ppm * raw // 1_000_000
 
-    samples = [WallSample(raw, Interval(wall_minus_raw(raw) - 100, wall_minus_raw(raw) + 100)) for raw in (0, lag_ns)]
+    looks = [
+        Look(WallSample(raw, Interval(wall_minus_raw(raw) - 100, wall_minus_raw(raw) + 100)), ppm * 1_000)
+        for raw, ppm in zip((0, lag_ns), slews_ppm, strict=True)
+    ]
     said = utc_minus_raw(made) - wall_minus_raw(made) + error_ns
     claimed = Interval(said - abs(error_ns), said + abs(error_ns))
-    raw, claim = between(samples[0], samples[1], claimed, 100)
+    raw, claim = between(looks[0], looks[1], claimed, 100)
     assert claim.contains(utc_minus_raw(raw))
-    assert claim.width <= claimed.width + 400 + 4 * (lag_ns + 300) * 1100 // 1_000_000 + 10
+    fastest = max(1_000, *(abs(ppm) + 500 for ppm in slews_ppm))
+    assert claim.width <= claimed.width + 400 + 2 * (lag_ns + 200) * (fastest + 100) // 1_000_000 + 10
     (sent, arrived), (left, received) = Claim(raw, claim).proofs()
     assert (arrived - sent, left - received) == (claim.hi, claim.lo)
 
 
 def test_a_step_while_it_was_asked_voids_the_answer() -> None:
-    with pytest.raises(Refused, match="stepped"):
-        between(WallSample(0, Interval(0, 200)), WallSample(MS, Interval(5000, 5200)), Interval(0, 0), 100)
+    before, after = WallSample(0, Interval(0, 200)), WallSample(MS, Interval(5000, 5200))
+    for set_ppb in ((0, 0), (4_000_000, 0), (-83_333_000, -83_333_000)):
+        with pytest.raises(Refused, match="stepped"):
+            between(Look(before, set_ppb[0]), Look(after, set_ppb[1]), Interval(0, 0), 100)
+    # The same is a slew where the kernel says so.
+    assert between(Look(before, 0), Look(after, 5_000_000), Interval(0, 0), 100)[1].contains(5_100)
