@@ -127,6 +127,7 @@ class KernelReader:
             max_error_us=found.maxerror,
             estimated_error_us=found.esterror,
             tai_offset_s=found.tai,
+            pending=found.offset,
         )
 
 

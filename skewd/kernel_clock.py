@@ -49,6 +49,7 @@ class KernelClock:
         tick_us: microseconds a tick.
         max_error_us, estimated_error_us: the kernel's own figures; without a daemon that steers it, they only grow.
         tai_offset_s: TAI - UTC; 0 if nobody set it.
+        pending: what the kernel's phase loop has still to slew, in ns with STA_NANO and else in us.
     """
 
     state: int
@@ -58,11 +59,22 @@ class KernelClock:
     max_error_us: int
     estimated_error_us: int
     tai_offset_s: int
+    pending: int = 0
 
     @property
     def rate_ppb(self) -> int:
         """The rate that tick and frequency are set to, relative to the raw clock."""
         return rate_ppb(self.tick_us, self.frequency)
+
+    @property
+    def pending_ns(self) -> int:
+        """What the kernel's phase loop has still to slew."""
+        return self.pending * (1 if self.status & _NANO else 1_000)
+
+    @property
+    def synchronized(self) -> bool:
+        """Whether somebody claims to steer the clock."""
+        return not self.status & _UNSYNCHRONIZED and self.state != 5
 
     @property
     def leap(self) -> str:
@@ -76,7 +88,7 @@ class KernelClock:
         return {
             "rate_ppb": self.rate_ppb,
             "tick_us": self.tick_us,
-            "synchronized": not self.status & _UNSYNCHRONIZED and self.state != 5,
+            "synchronized": self.synchronized,
             "max_error_ns": self.max_error_us * 1_000,
             "estimated_error_ns": self.estimated_error_us * 1_000,
             "leap": self.leap,
