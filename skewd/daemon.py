@@ -423,7 +423,7 @@ class Daemon:
 
             read = PtpReader(source.address, self.clock, directory, limits.max_drift_ppm)
         else:
-            from skewd.sources.ptp import PhcReader
+            from skewd.sources.phc import PhcReader
 
             read = PhcReader(source.address or "/dev/ptp0", self.clock)
         opened = LocalSource(source.name, read, on_claim, source.interval)

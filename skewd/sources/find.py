@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from skewd.clock import Clock
+from skewd.clock import NodeClock
 from skewd.sources.chrony import ChronyReader
 from skewd.sources.claim import Refused
 from skewd.sources.kernel import KernelReader
@@ -20,7 +20,7 @@ from skewd.sources.local import Reader
 from skewd.sources.ptp import PtpReader
 
 
-async def find(clock: Clock, directory: Path, max_drift_ppm: int, max_wander_ppb_per_s: int) -> str | None:
+async def find(clock: NodeClock, directory: Path, max_drift_ppm: int, max_wander_ppb_per_s: int) -> str | None:
     """``chrony``, ``ptp`` or ``kernel``: the first that answers; None if none does.
 
     Args:

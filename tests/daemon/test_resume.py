@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -341,14 +342,25 @@ async def test_a_daemon_takes_up_what_the_one_before_left() -> None:
             assert not daemon("b", address).node._kept
 
 
-async def test_a_directory_that_is_not_there_is_no_reason_to_fail() -> None:
+@pytest.mark.parametrize("possible", [True, False])
+async def test_a_directory_that_is_not_there_is_made_or_its_lack_said(possible: bool) -> None:
     with tempfile.TemporaryDirectory(prefix="skr") as name:
         root = Path(name)
+        (root / "file").touch()
+        directory = root / ("missing" if possible else "file") / "state"
         config = Config(
-            node=NodeConfig(name="a", runtime_dir=root / "a", state_dir=root / "missing"),
+            node=NodeConfig(name="a", runtime_dir=root / "a", state_dir=directory),
             mesh=MeshConfig(listen=None),
             metrics=MetricsConfig(listen=None),
         )
-        async with Daemon(config, VirtualClock(VirtualPage.create(None))).running():
-            pass
-        assert not (root / "missing").exists()
+        with structlog.testing.capture_logs() as said:
+            async with Daemon(config, VirtualClock(VirtualPage.create(None))).running():
+                pass
+        lines = [line["event"] for line in said if "survive" in line["event"]]
+        if possible:
+            assert directory.stat().st_mode & 0o777 == 0o700
+            assert StateFile(directory, "a").read(resume.BYTES_MAX) is not None
+            assert not lines
+        else:
+            assert len(lines) == 1
+            assert f"make {directory} writable, or choose another [node] state_dir" in lines[0]

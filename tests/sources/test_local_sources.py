@@ -27,7 +27,8 @@ from skewd.sources.claim import Claim, Refused
 from skewd.sources.kernel import KernelReader
 from skewd.sources.local import LocalSource
 from skewd.sources.ntp import State
-from skewd.sources.ptp import PhcReader, PtpReader, device_of
+from skewd.sources.phc import PhcReader, device_of
+from skewd.sources.ptp import PtpReader
 
 S = 1_000_000_000
 MS = 1_000_000
@@ -174,7 +175,7 @@ async def test_a_virtual_node_is_told_its_own_offset(short: Path) -> None:
     page = VirtualPage.create(None, offset_ns=5 * MS, epoch_ns=10**15)
     async with serving(lambda question: [tracking(question)]) as (_, address):
         config = Config(
-            node=NodeConfig(name="n", runtime_dir=short),
+            node=NodeConfig(name="n", runtime_dir=short, state_dir=short),
             mesh=MeshConfig(listen=None),
             metrics=MetricsConfig(listen=None),
             source=(SourceConfig(type="chrony", address=address, interval=100 * MS),),
@@ -290,7 +291,7 @@ async def test_a_hardware_clock_must_declare_its_error(tmp_path: Path, monkeypat
     """Without such a device: the wall clock stands in for it."""
     device = tmp_path / "ptp0"
     device.touch()
-    monkeypatch.setattr("skewd.sources.ptp.Phc.wall_ns", lambda self: time.time_ns())
+    monkeypatch.setattr("skewd.sources.phc.Phc.wall_ns", lambda self: time.time_ns())
     read = PhcReader(str(device), HostClock(), tmp_path / "sys")
     with pytest.raises(Refused, match="not how wrong that is"):
         await read()
@@ -314,7 +315,7 @@ async def test_a_source_that_is_wrong_is_outvoted(short: Path) -> None:
             _, address = await stack.enter_async_context(serving(answer))
             sources.append(SourceConfig(type="chrony", name=name, address=address, interval=100 * MS))
         config = Config(
-            node=NodeConfig(name="n", runtime_dir=short),
+            node=NodeConfig(name="n", runtime_dir=short, state_dir=short),
             mesh=MeshConfig(listen=None),
             metrics=MetricsConfig(listen=None),
             source=tuple(sources),
