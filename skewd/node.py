@@ -144,6 +144,7 @@ class _Source:
     state: str = "pending"
     rtt: _RttMinimum = field(default_factory=_RttMinimum)
     smear: bool = False
+    address: str | None = None
     leap: int = 0
     """What it announces: 0 nothing, 1 a second inserted, 2 one deleted."""
     leap_due: int = 0
@@ -229,13 +230,40 @@ class Node:
         # UTC is true time: its own limits are zero, but for a smear.
         limits = _utc_limits(source.smear)
         self._sources[source.name] = _Source(
-            source.name, source.type, source.interval, self._fresh(*limits), self._unseen(*limits), smear=source.smear
+            source.name,
+            source.type,
+            source.interval,
+            self._fresh(*limits),
+            self._unseen(*limits),
+            smear=source.smear,
+            address=source.address,
         )
 
     def found_source(self, source: SourceConfig) -> None:
         """Adds a source that nobody configured: what this machine has anyway."""
         self._found = True
         self._add_source(source)
+
+    def reconfigure(self, config: Config) -> None:
+        """Takes up a configuration that differs in what may change while running (``reload.py``).
+
+        A source that is the same clock as before, asked more or less often, goes on; one that was found on this
+        machine goes on only while none is configured.
+        """
+        self.config = config
+        if not config.source and self._found:
+            return
+        before, self._sources = self._sources, {}
+        for source in config.source:
+            old = before.get(source.name)
+            if old and (old.type, old.address, old.smear) == (source.type, source.address, source.smear):
+                old.interval_ns = source.interval
+                self._sources[source.name] = before.pop(source.name)
+            else:
+                self._add_source(source)
+        self._contradictions_of_departed += sum(gone.pair.contradictions for gone in before.values())
+        self._found = False
+        self._improved = True
 
     # -- what comes in -------------------------------------------------------------------------------------------
 
