@@ -39,7 +39,7 @@ from skewd.bounds import applied
 from skewd.bounds.history import Knot, Status
 from skewd.bounds.observed import Observed
 from skewd.bounds.pair import PairBound, pair_limits
-from skewd.bounds.select import Selection, select
+from skewd.bounds.select import Selection, majority, select
 from skewd.clock import WallSample
 from skewd.config import Config, SourceConfig
 from skewd.durations import format_duration
@@ -551,7 +551,8 @@ class Node:
 
     def _utc_estimate(self, at_raw_ns: int) -> Estimate | None:
         known, selection = self.utc_selection(at_raw_ns)
-        if selection.interval is None:
+        bound = majority([one for _, one in known])
+        if bound is None:
             return None
         chosen = [known[index][0] for index in selection.truechimers]
         drifts = [drift for source in chosen if (drift := source.pair.drift(at_raw_ns)) is not None]
@@ -559,7 +560,7 @@ class Node:
         for other in drifts[1:]:
             drift = drift.hull(other)
         return Estimate(
-            selection.interval,
+            bound,
             self._wall_drift(drift, 0),
             math.ceil(max(self._limits(*_utc_limits(source.smear))[1] for source in chosen)) + 1,
             min(at_raw_ns - (source.heard_ns or 0) for source in chosen),
