@@ -105,6 +105,12 @@ class Daemon:
         self._facts = hostclock.raw_facts(self._machine)
         self._state_file = StateFile(config.node.state_dir, config.node.name)
         self._state_complaint: str | None = None
+        self._rate_basis = hostclock.raw_rate_basis() if config.clock.drift_over_reboot else ""
+        if config.clock.drift_over_reboot and not self._rate_basis:
+            self._log.info(
+                "[clock] drift_over_reboot has no effect here: this clock's nominal rate is measured anew at each boot,"
+                " or a hypervisor's, or not told"
+            )
         self.node = self._resumed_node()
         self._source = self._facts.clock_source
         self._set_watch: hostclock.SetWatch | None = None
@@ -136,13 +142,17 @@ class Daemon:
                 self._log.info("bounds of before are resumed", peers=len(kept.peers), sources=len(kept.sources))
             else:
                 self._log.info(f"bounds of before are not used: {objection}")
+            if clock.drift_over_reboot and not self.clock.virtual:
+                node.take_drift(
+                    resume.drift_priors(kept, node=node.name, boot=boot, limits=limits, basis=self._rate_basis)
+                )
         return node
 
     def _keep(self) -> None:
         """Keeps the bounds for the daemon after this one."""
         complaint = None
         try:
-            self._state_file.write(resume.encode(self.node.keep(self._facts, self.clock.raw_ns())))
+            self._state_file.write(resume.encode(self.node.keep(self._facts, self.clock.raw_ns(), self._rate_basis)))
         except (OSError, ValueError) as error:
             complaint = (
                 f"bounds will not survive a restart: {error};"

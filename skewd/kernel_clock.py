@@ -96,6 +96,33 @@ class KernelClock:
         }
 
 
+_FIXED_BY_HARDWARE = ("hpet", "acpi_pm")
+
+
+def rate_basis(clock_source: str | None, cpuinfo: str, machine: str) -> str:
+    """What the raw clock's nominal rate rests on, if that is the same at each boot; empty where it isn't.
+
+    The raw clock is an oscillator's cycles times a factor that the kernel settles at boot. Mostly it *measures* it,
+    the TSC's against another timer, and gets another one by some ppm each time. Where hardware tells it (``tsc`` with
+    the CPU flag ``tsc_known_freq``: CPUID leaf 0x15 or an MSR; ``hpet``'s and ``acpi_pm``'s own registers), the same
+    kernel on the same machine takes the same. In a virtual machine the hypervisor tells it, from its own measurement,
+    and the next boot may be on another host: never the same. Where this can't be read, on ARM among others: unknown.
+
+    Args:
+        cpuinfo: ``/proc/cpuinfo``.
+        machine: what names this machine and its kernel.
+
+    Sources: Linux's ``arch/x86/kernel/tsc.c`` (``native_calibrate_tsc``, ``init_tsc_clocksource``), ``kvmclock.c``.
+    """
+    words = {key.strip(): value.split() for key, _, value in (line.partition(":") for line in cpuinfo.splitlines())}
+    flags = words.get("flags", [])
+    if not flags or "hypervisor" in flags:
+        return ""
+    if clock_source in _FIXED_BY_HARDWARE or (clock_source == "tsc" and "tsc_known_freq" in flags):
+        return f"{clock_source} {' '.join(words.get('model name', []))} {machine}"
+    return ""
+
+
 def rate_ppb(tick_us: int, frequency: int) -> int:
     """The rate that a tick and a frequency (ppm x 2^16) amount to."""
     return (tick_us - TICK_US) * 1_000_000_000 // TICK_US + frequency * 1_000 // 65_536

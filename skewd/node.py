@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -49,6 +49,7 @@ from skewd.links.protocol import Proofs, Self
 from skewd.resume import (
     LEAP_AHEAD_NS,
     PAIRS_MAX,
+    DriftPrior,
     Kept,
     KeptPeer,
     KeptSource,
@@ -213,6 +214,7 @@ class Node:
         self._peers: OrderedDict[str, _Peer] = OrderedDict()
         self._sources: dict[str, _Source] = {}
         self._kept: dict[str, KeptPeer] = {}
+        self._drift_priors: dict[str, DriftPrior] = {}
         self._contradictions_of_departed = 0
         self._line: applied.Line | None = None
         self._line_key: tuple[object, ...] | None = None
@@ -310,6 +312,7 @@ class Node:
         self.wall.restart(reading)
         self._peers.clear()
         self._kept.clear()
+        self._drift_priors.clear()
         for source in self._sources.values():
             limits = _utc_limits(source.smear)
             source.pair, source.observed = self._fresh(*limits), self._unseen(*limits)
@@ -377,6 +380,7 @@ class Node:
             source.heard_ns, source.state = now_raw_ns, "reachable"
             return
         _learn(source.pair, source.observed, outgoing, incoming)
+        self._use_prior(source, now_raw_ns)
         for (sent, arrived), (left, received) in zip(outgoing, incoming, strict=False):
             source.rtt.add(now_raw_ns, max((received - sent) - (left - arrived), 0))
         source.heard_ns, source.state = now_raw_ns, "reachable"
@@ -420,7 +424,7 @@ class Node:
 
     # -- kept over a restart -------------------------------------------------------------------------------------
 
-    def keep(self, facts: RawFacts, now_raw_ns: int) -> Kept:
+    def keep(self, facts: RawFacts, now_raw_ns: int, rate_basis: str = "") -> Kept:
         """What a daemon that is started later may take up again (see ``resume.py``)."""
         peers = [
             KeptPeer(
@@ -457,6 +461,7 @@ class Node:
                 for name, source in self._sources.items()
                 if source.heard_ns is not None and source.leap_at_ns is None
             ),
+            rate_basis=rate_basis,
         )
 
     def resume(self, kept: Kept) -> None:
@@ -470,6 +475,27 @@ class Node:
                 source = self._sources[old.name]
                 source.pair.resume(half_planes(old.proofs))
                 source.heard_ns = old.heard_ns
+
+    def take_drift(self, priors: Mapping[KeptSource, DriftPrior]) -> None:
+        """Takes what another boot knew of the drift against the sources that are still configured, for when each is
+        heard (``resume.drift_priors``)."""
+        configured = {(source.name, source.type, source.address, source.smear) for source in self.config.source}
+        self._drift_priors = {
+            old.name: prior
+            for old, prior in priors.items()
+            if (old.name, old.type, old.address, old.smear) in configured
+        }
+
+    def _use_prior(self, source: _Source, now_raw_ns: int) -> None:
+        """Once a source tells how much time has passed, what its drift was then bounds what it is now."""
+        prior = self._drift_priors.get(source.name)
+        utc = None if prior is None else source.pair.offset(now_raw_ns)
+        if prior is None or utc is None:
+            return
+        del self._drift_priors[source.name]
+        drift = prior.at(now_raw_ns + utc.hi, self._limits(*_utc_limits(source.smear))[1])
+        if drift is not None and not source.pair.drift_within(now_raw_ns, drift):
+            source.observed.contradiction(now_raw_ns)
 
     def _resume_peer(self, declared: Self, pair: PairBound) -> None:
         kept = self._kept.pop(declared.name, None)

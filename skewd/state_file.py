@@ -1,7 +1,7 @@
 """One small file in the state directory, replaced whole.
 
 Written under another name and renamed, so a reader finds the old content or the new one, never half of it. It is not
-flushed to the disk on purpose: its content is worth nothing after a crash of the machine, which is another boot.
+flushed to the disk on purpose: its content is worth next to nothing after a crash of the machine, another boot.
 
 The directory is made if it is not there (systemd's ``StateDirectory=`` makes it before), for this user alone: what is
 kept there is believed.
