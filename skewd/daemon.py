@@ -199,6 +199,12 @@ class Daemon:
                 told["messages"].append(
                     f"source {row['name']} announces a leap second ({row['leap']}) at the end of the UTC day"
                 )
+        chosen = {row["type"] for row in told["sources"] if row["state"] == "truechimer"}
+        if chosen == {"kernel"}:
+            told["messages"].append(
+                "UTC is known from the kernel's maxerror alone: what whoever steers this clock believes;"
+                " add [[source]] type = 'ntp', or let chronyd be asked"
+            )
 
     def _tell_of_config(self, told: dict[str, Any]) -> None:
         told["config"] = {

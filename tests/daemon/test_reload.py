@@ -165,6 +165,7 @@ async def test_what_was_found_gives_way_to_what_is_configured_and_is_found_again
     daemon = Daemon(config(short), HostClock())
     async with serving(lambda question: [tracking(question)]) as (_, at), daemon.running():
         await until(lambda: daemon.status()["found"] == "kernel", "what is found")
+        await until(lambda: "maxerror alone" in " ".join(daemon.status()["messages"]), "the last resort is said to be")
         a = SourceConfig(type="chrony", name="a", address=at, interval=100 * MS)
         await daemon.reload(lambda: config(short, a))
         told = daemon.status()
