@@ -362,6 +362,12 @@ class Daemon:
     def _open_clockbound(self, stack: contextlib.AsyncExitStack) -> None:
         if not self.config.clockbound.enabled:
             return
+        if self._facts.shift_ns:
+            self._clockbound_message = (
+                "ClockBound segments are off: this daemon is in a time namespace, whose clocks are"
+                f" {format_duration(self._facts.shift_ns)} off the host's and its clients'; run it outside"
+            )
+            return
         try:
             barrier = clockbound.store_barrier()
         except clockbound.NoBarrier as error:

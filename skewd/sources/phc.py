@@ -7,7 +7,8 @@ again, one that fails once (a bus that was busy) is, next time. Where none is ha
 A PHC by itself says what time it has and not how wrong that is. The one kind that does (AWS's ENA, a file
 ``phc_error_bound`` beside the device, on UTC) is a source of its own; for the others ask the ptp4l that steers them.
 
-Limits: a call lasts some tens of microseconds, in which the daemon waits.
+Limits: a call lasts some tens of microseconds, in which the daemon waits. Such a clock announces no leap second; other
+sources do, and half of them are believed for all (``node.py``).
 """
 
 from __future__ import annotations

@@ -170,6 +170,7 @@ async def test_metrics_health_and_page(bench: Bench) -> None:
     assert samples["process_cpu_seconds_total", ()] > 0
     for name in (
         "skewd_peer_offset_seconds",
+        "skewd_peer_offset_upper_seconds",
         "skewd_peer_rtt_min_seconds",
         "skewd_peer_last_exchange_timestamp_seconds",
     ):

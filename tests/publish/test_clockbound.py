@@ -368,6 +368,22 @@ def test_a_clock_may_lag_by_more_than_a_tick() -> None:
     assert clockbound.late_ns() >= 20 * MS
 
 
+async def test_in_a_time_namespace_there_are_none_and_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hostclock, "shift_ns", lambda: 1_000 * SECOND)
+    with tempfile.TemporaryDirectory(prefix="skd") as name:
+        root = Path(name)
+        config = Config(
+            node=NodeConfig(name="n", runtime_dir=root / "run", state_dir=root),
+            mesh=MeshConfig(listen=None),
+            metrics=MetricsConfig(listen=None),
+            clockbound=ClockBoundConfig(enabled=True, directory=root / "clockbound"),
+        )
+        daemon = Daemon(config, HostClock())
+        async with daemon.running():
+            assert any("time namespace, whose clocks are 1000 s off" in text for text in daemon.status()["messages"])
+    assert not (root / "clockbound").exists()
+
+
 @pytest.mark.parametrize("tells", [True, False], ids=["timerfd", "polling"])
 async def test_both_files_are_refreshed_twice_a_second_at_least(monkeypatch: pytest.MonkeyPatch, tells: bool) -> None:
     """Whatever else the loop looks at: between most claims less than half a second passes (a busy machine adds its)."""
