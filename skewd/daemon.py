@@ -97,6 +97,7 @@ class Daemon:
         self._opened_as: dict[str, SourceConfig] = {}
         self._finder: asyncio.Task[None] | None = None
         self._found: str | None = None
+        self._refusals: tuple[str, ...] = ()
         self._reload_problem: str | None = None
         self._needs_restart: tuple[str, ...] = ()
         self._metrics_address: str | None = None
@@ -186,6 +187,7 @@ class Daemon:
                 told["messages"].append(_REFUSED[reason].format(count=count))
         told["messages"] += [f"source {one.name}: {one.reason}" for one in self._opened.values() if one.reason]
         told["found"] = self._found
+        told["messages"] += [f"no source of UTC is configured, and {refused}" for refused in self._refusals]
         self._tell_of_config(told)
         if self._clockbound_message is not None:
             told["messages"].append(self._clockbound_message)
@@ -436,7 +438,7 @@ class Daemon:
         """Asks no source any more but these (and the one that was found, where none is configured)."""
         if self._finder is not None:
             await _cancelled(self._finder)
-            self._finder = None
+            self._finder, self._refusals = None, ()
         for name, opened in list(self._opened.items()):
             if self._opened_as[name] not in but:
                 del self._opened[name], self._opened_as[name]
@@ -506,11 +508,16 @@ class Daemon:
 
         limits, directory = self.config.clock, self.config.node.runtime_dir
         said = False
-        while not (kind := await find(self.clock, directory, limits.max_drift_ppm, limits.max_wander_ppb_per_s)):
+        while True:
+            kind, self._refusals = await find(self.clock, directory, limits.max_drift_ppm, limits.max_wander_ppb_per_s)
+            if kind is not None:
+                break
             if not said:
-                self._log.info("no source of UTC is configured, and none was found on this machine; looking on")
+                found = "; ".join(self._refusals) or None
+                self._log.info("no source of UTC is configured, and none was found; looking on", refused=found)
             said = True
             await asyncio.sleep(FIND_S)
+        self._refusals = ()
         source = SourceConfig(type=kind)
         self.node.found_source(source)
         self._open_local(source)

@@ -178,6 +178,23 @@ async def test_what_was_found_gives_way_to_what_is_configured_and_is_found_again
         assert [row["name"] for row in daemon.status()["sources"]] == ["kernel"]
 
 
+async def test_a_machine_with_timesyncd_alone_is_told_what_to_do(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("skewd.sources.chrony.USUAL", (str(short / "none"),))
+    monkeypatch.setattr("skewd.sources.ptp.USUAL", (str(short / "none"),))
+    monkeypatch.setattr(hostclock.KernelReader, "read", lambda self: KernelClock(0, 0x2001, 0, 10_000, 32_000, 0, 0))
+    daemon = Daemon(config(short), HostClock())
+    async with daemon.running():
+        said = await until(
+            lambda: [text for text in daemon.status()["messages"] if "systemd-timesyncd" in text], "the reason"
+        )
+        assert said[0].startswith("no source of UTC is configured, and kernel: the kernel's maxerror is a zero that")
+        assert "add [[source]] type = 'ntp' with the server that timesyncd follows" in said[0]
+        monkeypatch.setattr(hostclock.KernelReader, "read", lambda self: None)
+        a = SourceConfig(type="kernel", name="k", interval=100 * MS)
+        await daemon.reload(lambda: config(short, a))
+        assert not any("no source of UTC is configured" in text for text in daemon.status()["messages"])
+
+
 async def test_sighup_reads_the_file_again(short: Path) -> None:
     file = short / "skewd.toml"
     head = (

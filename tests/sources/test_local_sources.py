@@ -196,14 +196,17 @@ async def test_what_is_found_is_what_makes_a_claim(short: Path, monkeypatch: pyt
     monkeypatch.setattr("skewd.sources.chrony.USUAL", (str(short / "chronyd.sock"),))
     monkeypatch.setattr("skewd.sources.ptp.USUAL", (str(short / "ptp4l"),))
     monkeypatch.setattr(hostclock.KernelReader, "read", lambda self: UNSYNCHRONIZED)
-    assert await find.find(HostClock(), short, 100, 10) is None
+    found = await find.find(HostClock(), short, 100, 10)
+    assert found.kind is None
+    (refused,) = found.refusals  # the others are not here
+    assert refused.startswith("kernel: the kernel says that its clock is not synchronized")
     monkeypatch.setattr(hostclock.KernelReader, "read", lambda self: replace(UNSYNCHRONIZED, state=0, status=0x2000))
-    assert await find.find(HostClock(), short, 100, 10) == "kernel"
+    assert (await find.find(HostClock(), short, 100, 10)).kind == "kernel"
     async with serving(lambda question: [tracking(question, leap=3)], short / "chronyd.sock"):
-        assert await find.find(HostClock(), short, 100, 10) == "kernel"
+        assert (await find.find(HostClock(), short, 100, 10)).kind == "kernel"
     (short / "chronyd.sock").unlink(missing_ok=True)
     async with serving(lambda question: [tracking(question)], short / "chronyd.sock"):
-        assert await find.find(HostClock(), short, 100, 10) == "chrony"
+        assert (await find.find(HostClock(), short, 100, 10)).kind == "chrony"
 
 
 async def test_the_kernel_is_read_and_never_set(monkeypatch: pytest.MonkeyPatch) -> None:
