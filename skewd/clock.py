@@ -240,7 +240,7 @@ def clock_from_option(text: str | None) -> NodeClock:
         elif key == "drift":
             drift_ppb = _parse_drift_ppb(value)
         elif key == "at":
-            if not value.isdigit():
+            if not value.removeprefix("-").isdigit():  # before the boot, too: it is where the drift began
                 raise ValueError(f"--virtual-clock: at={value} is not a whole number of host raw nanoseconds")
             at = int(value)
         else:

@@ -54,6 +54,8 @@ class ClockConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     max_wander_ppb_per_s: Annotated[int, whole(1, 1_000_000)] = 10
     max_uncertainty: Annotated[int, duration("1us", "1h")] = 1_000_000_000
     """Nanoseconds; a bound with a larger uncertainty counts as unsynchronized."""
+    drift_over_reboot: bool = False
+    """Whether this oscillator keeps to its limit on wander while the machine is off and warms up (``resume.py``)."""
 
 
 class SourceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

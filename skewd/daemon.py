@@ -38,11 +38,13 @@ from skewd.durations import format_duration
 from skewd.kernel_clock import RawFacts, continued, disturbance
 from skewd.keys import KeyFile, KeyRing
 from skewd.links.protocol import LinkProtocol, Proofs, Timebases
+from skewd.logs import set_level
 from skewd.membership import Membership, new_plan
 from skewd.node import KNOT_PERIOD_NS, Node
 from skewd.publish import clockbound, clockbound_layout, prometheus
 from skewd.publish.segment import SegmentWriter
 from skewd.publish.web import LocalApi, Metrics
+from skewd.reload import plan
 from skewd.state_file import StateFile
 
 if TYPE_CHECKING:
@@ -64,6 +66,8 @@ FIND_S = 10.0
 """How often a machine without a configured source is searched for one."""
 
 Ready = Callable[[dict[str, Any]], None]
+Load = Callable[[], Config]
+"""Reads the configuration again, or raises ``ConfigError``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +112,7 @@ class Daemon:
         self.clock = clock
         self._log = structlog.get_logger().bind(node=config.node.name)
         self._links: list[_OpenLink] = []
+        self._udp: UdpLink | None = None
         self._plan = new_plan(config, random.random)
         self._member: Membership | None = None
         self._pins: PinsFile | None = None
@@ -115,14 +120,25 @@ class Daemon:
         self._mesh_complaint: str | None = None
         self._key_file: KeyFile | None = None
         self._key_complaint: str | None = None
-        self._opened: list[NtpSource | LocalSource] = []
+        self._opened: dict[str, NtpSource | LocalSource] = {}
+        self._opened_as: dict[str, SourceConfig] = {}
+        self._finder: asyncio.Task[None] | None = None
         self._found: str | None = None
+        self._refusals: tuple[str, ...] = ()
+        self._reload_problem: str | None = None
+        self._needs_restart: tuple[str, ...] = ()
         self._metrics_address: str | None = None
         self._kernel = hostclock.KernelReader()
         self._machine = hostclock.MachineWatch()
         self._facts = hostclock.raw_facts(self._machine)
         self._state_file = StateFile(config.node.state_dir, config.node.name)
         self._state_complaint: str | None = None
+        self._rate_basis = hostclock.raw_rate_basis() if config.clock.drift_over_reboot else ""
+        if config.clock.drift_over_reboot and not self._rate_basis:
+            self._log.info(
+                "[clock] drift_over_reboot has no effect here: this clock's nominal rate is measured anew at each boot,"
+                " or a hypervisor's, or not told"
+            )
         self.node = self._resumed_node()
         self._source = self._facts.clock_source
         self._set_watch: hostclock.SetWatch | None = None
@@ -154,13 +170,17 @@ class Daemon:
                 self._log.info("bounds of before are resumed", peers=len(kept.peers), sources=len(kept.sources))
             else:
                 self._log.info(f"bounds of before are not used: {objection}")
+            if clock.drift_over_reboot and not self.clock.virtual:
+                node.take_drift(
+                    resume.drift_priors(kept, node=node.name, boot=boot, limits=limits, basis=self._rate_basis)
+                )
         return node
 
     def _keep(self) -> None:
         """Keeps the bounds for the daemon after this one."""
         complaint = None
         try:
-            self._state_file.write(resume.encode(self.node.keep(self._facts, self.clock.raw_ns())))
+            self._state_file.write(resume.encode(self.node.keep(self._facts, self.clock.raw_ns(), self._rate_basis)))
         except (OSError, ValueError) as error:
             complaint = (
                 f"bounds will not survive a restart: {error};"
@@ -174,7 +194,7 @@ class Daemon:
 
     def status(self) -> dict[str, Any]:
         """``skewd status --json``."""
-        for source in self._opened:
+        for source in self._opened.values():
             self.node.on_source_state(source.name, source.state.value)
         told = self.node.status(self.clock.raw_ns())
         self._tell_of_sources(told)
@@ -205,8 +225,10 @@ class Daemon:
                 told["messages"].append(_REFUSED[reason].format(count=count))
         if self._key_complaint is not None:
             told["messages"].append(self._key_complaint)
-        told["messages"] += [f"source {source.name}: {source.reason}" for source in self._opened if source.reason]
+        told["messages"] += [f"source {one.name}: {one.reason}" for one in self._opened.values() if one.reason]
         told["found"] = self._found
+        told["messages"] += [f"no source of UTC is configured, and {refused}" for refused in self._refusals]
+        self._tell_of_config(told)
         if self._clockbound_message is not None:
             told["messages"].append(self._clockbound_message)
         return told
@@ -225,6 +247,25 @@ class Daemon:
                 told["messages"].append(
                     f"source {row['name']} announces a leap second ({row['leap']}) at the end of the UTC day"
                 )
+        chosen = {row["type"] for row in told["sources"] if row["state"] == "truechimer"}
+        if chosen == {"kernel"}:
+            told["messages"].append(
+                "UTC is known from the kernel's maxerror alone: what whoever steers this clock believes;"
+                " add [[source]] type = 'ntp', or let chronyd be asked"
+            )
+
+    def _tell_of_config(self, told: dict[str, Any]) -> None:
+        told["config"] = {
+            "last_reload_successful": self._reload_problem is None,
+            "needs_restart": list(self._needs_restart),
+        }
+        if self._reload_problem is not None:
+            told["messages"].append(
+                f"the configuration was read again and is refused, the one before is in force: {self._reload_problem}"
+            )
+        if self._needs_restart:
+            keys = ", ".join(self._needs_restart)
+            told["messages"].append(f"changed in the configuration, and waiting for a restart: {keys}")
 
     def _clock_status(self) -> dict[str, Any]:
         """What this host's kernel says of its clocks (a virtual node's are made from these)."""
@@ -275,11 +316,8 @@ class Daemon:
             self._open_clockbound(stack)
             ready: dict[str, Any] = {"socket": str(config.socket_path), "mesh": None, "metrics": None}
             await self._open_links(stack, ready)
-            for source in config.source:
-                await self._open_source(stack, source)
-            if not config.source and not self.clock.virtual:
-                finder = asyncio.create_task(self._find_source(stack), name="skewd-find")
-                stack.push_async_callback(_cancelled, finder)
+            stack.push_async_callback(self._close_sources, ())
+            await self._use_sources(config)
             if config.metrics.listen is not None:
                 build = {"version": skewd.__version__, "virtual": str(self.clock.virtual).lower()}
                 registry = prometheus.registry(self.status, build, lambda: self.clock.wall_ns() / 1e9, process=True)
@@ -345,6 +383,7 @@ class Daemon:
                 plan=self._plan,
             )
             stack.push_async_callback(udp.close)
+            self._udp = udp
             host, port = udp.address[:2]
             self._discover(stack, udp)
             ready["mesh"] = f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
@@ -503,6 +542,12 @@ class Daemon:
     def _open_clockbound(self, stack: contextlib.AsyncExitStack) -> None:
         if not self.config.clockbound.enabled:
             return
+        if self._facts.shift_ns:
+            self._clockbound_message = (
+                "ClockBound segments are off: this daemon is in a time namespace, whose clocks are"
+                f" {format_duration(self._facts.shift_ns)} off the host's and its clients'; run it outside"
+            )
+            return
         try:
             barrier = clockbound.store_barrier()
         except clockbound.NoBarrier as error:
@@ -551,10 +596,38 @@ class Daemon:
             self._close_clockbound()
             self._clockbound_message = f"ClockBound segments are off: {error.strerror}"
 
-    async def _open_source(self, stack: contextlib.AsyncExitStack, source: SourceConfig) -> None:
+    async def _use_sources(self, config: Config) -> None:
+        """Asks the configured sources, or looks for one, and no others.
+
+        Raises:
+            StartError: one can't be had; names it and the fix.
+        """
+        await self._close_sources(config.source)
+        self.node.reconfigure(config)
+        for source in config.source:
+            if source.name not in self._opened:
+                await self._open_source(source)
+        if config.source:
+            self._found = None
+        elif not self.clock.virtual and self._found is None:
+            self._finder = asyncio.create_task(self._find_source(), name="skewd-find")
+
+    async def _close_sources(self, but: tuple[SourceConfig, ...]) -> None:
+        """Asks no source any more but these (and the one that was found, where none is configured)."""
+        if self._finder is not None:
+            await _cancelled(self._finder)
+            self._finder, self._refusals = None, ()
+        for name, opened in list(self._opened.items()):
+            if self._opened_as[name] not in but:
+                del self._opened[name], self._opened_as[name]
+                self._describe_source.pop(name, None)
+                self._found = None
+                await opened.close()
+
+    async def _open_source(self, source: SourceConfig) -> None:
         if source.type != "ntp":
             try:
-                await self._open_local(stack, source)
+                self._open_local(source)
             except (OSError, ValueError) as error:
                 raise StartError(f"[[source]] {source.name}: {error}") from None
             return
@@ -575,10 +648,9 @@ class Daemon:
             slew_ppb=lambda: self.node.wall.slew_ppb(),
         )
         self._describe_source[source.name] = opened.describe
-        stack.push_async_callback(opened.close)
-        self._opened.append(opened)
+        self._opened[source.name], self._opened_as[source.name] = opened, source
 
-    async def _open_local(self, stack: contextlib.AsyncExitStack, source: SourceConfig) -> None:
+    def _open_local(self, source: SourceConfig) -> None:
         """A source on this machine: see ``sources/local.py``."""
         from skewd.sources.local import LocalSource, Reader
 
@@ -602,27 +674,31 @@ class Daemon:
 
             read = PtpReader(source.address, self.clock, directory, limits.max_drift_ppm)
         else:
-            from skewd.sources.ptp import PhcReader
+            from skewd.sources.phc import PhcReader
 
             read = PhcReader(source.address or "/dev/ptp0", self.clock)
         opened = LocalSource(source.name, read, on_claim, source.interval)
-        stack.push_async_callback(opened.close)
-        self._opened.append(opened)
+        self._opened[source.name], self._opened_as[source.name] = opened, source
 
-    async def _find_source(self, stack: contextlib.AsyncExitStack) -> None:
+    async def _find_source(self) -> None:
         """Without a configured source: the first of chronyd, ptp4l and the kernel that makes a claim, once one does."""
         from skewd.sources.find import find
 
         limits, directory = self.config.clock, self.config.node.runtime_dir
         said = False
-        while not (kind := await find(self.clock, directory, limits.max_drift_ppm, limits.max_wander_ppb_per_s)):
+        while True:
+            kind, self._refusals = await find(self.clock, directory, limits.max_drift_ppm, limits.max_wander_ppb_per_s)
+            if kind is not None:
+                break
             if not said:
-                self._log.info("no source of UTC is configured, and none was found on this machine; looking on")
+                found = "; ".join(self._refusals) or None
+                self._log.info("no source of UTC is configured, and none was found; looking on", refused=found)
             said = True
             await asyncio.sleep(FIND_S)
+        self._refusals = ()
         source = SourceConfig(type=kind)
         self.node.found_source(source)
-        await self._open_local(stack, source)
+        self._open_local(source)
         self._found = kind
         self._log.info("no source of UTC is configured; using the one found on this machine", source=kind)
 
@@ -635,6 +711,38 @@ class Daemon:
             self._member.heard(proofs, now)
         else:
             self._plan.answered(proofs.address, proofs.peer.name)
+
+    async def reload(self, load: Load) -> None:
+        """Takes up what changed in the configuration, as far as a running daemon can (``reload.py``)."""
+        self.reload_keys()
+        before = self.config
+        try:
+            wanted = plan(before, load())
+            await self._take_up(wanted.config)
+        except (StartError, OSError, ValueError) as error:
+            self._reload_problem = "; ".join(str(error).splitlines())
+            self._log.error("the configuration is refused, the one before is in force", problem=self._reload_problem)
+            if self.config is not before:
+                await self._take_up(before)
+            return
+        self._reload_problem, self._needs_restart = None, wanted.restart
+        self._log.info("the configuration was read again", changed=wanted.changed, needs_restart=wanted.restart)
+
+    async def _take_up(self, config: Config) -> None:
+        """Puts a configuration in force that differs in what may change while running.
+
+        Raises:
+            ValueError, OSError, StartError: something in it is not to be had.
+        """
+        if self._udp is not None and self._discovery is not None:
+            self._udp.set_peers(sorted(self._discovery.candidates_with(config.mesh.peers)))
+            self._discovery.use_static(config.mesh.peers)
+        before, self.config = self.config, config
+        if config.source != before.source:
+            await self._use_sources(config)
+        else:
+            self.node.reconfigure(config)
+        set_level(config.log.level)
 
     # -- the loop ------------------------------------------------------------------------------------------------
 
@@ -741,12 +849,15 @@ async def _cancelled(task: asyncio.Task[Any]) -> None:
     await asyncio.wait({task})
 
 
-async def serve(config: Config, clock: NodeClock, ready: Ready, stop: asyncio.Event) -> None:
-    """Runs a daemon until ``stop`` is set. ``ready`` gets the addresses once everything listens."""
+async def serve(config: Config, clock: NodeClock, ready: Ready, stop: asyncio.Event, load: Load | None = None) -> None:
+    """Runs a daemon until ``stop`` is set.
+
+    Args:
+        ready: gets the addresses once everything listens.
+        load: reads the configuration again, on SIGHUP.
+    """
     daemon = Daemon(config, clock)
-    with contextlib.suppress(RuntimeError, ValueError):  # only a main thread takes signals
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, daemon.reload_keys)
-    async with daemon.running() as addresses:
+    async with daemon.running() as addresses, _reloading(daemon, load):
         sd_notify.notify(f"READY=1\nMAINPID={os.getpid()}")
         ready(addresses)
         stopping = asyncio.create_task(stop.wait(), name="skewd-stop")
@@ -757,7 +868,30 @@ async def serve(config: Config, clock: NodeClock, ready: Ready, stop: asyncio.Ev
             daemon.ticker.result()  # a fault of ours: end loudly, and be restarted
 
 
-def run(config: Config, clock: NodeClock, ready: Ready) -> int:
+@contextlib.asynccontextmanager
+async def _reloading(daemon: Daemon, load: Load | None) -> AsyncIterator[None]:
+    """Reads the configuration again whenever SIGHUP comes; several that come together count once."""
+    if load is None:
+        yield
+        return
+    hung_up, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    async def reload_forever() -> None:
+        while True:
+            await hung_up.wait()
+            hung_up.clear()
+            await daemon.reload(load)
+
+    task = asyncio.create_task(reload_forever(), name="skewd-reload")
+    loop.add_signal_handler(signal.SIGHUP, hung_up.set)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGHUP)
+        await _cancelled(task)
+
+
+def run(config: Config, clock: NodeClock, ready: Ready, load: Load | None = None) -> int:
     """Runs until SIGINT or SIGTERM; the exit code: 0, or 1 when it could not start (said on standard error)."""
 
     async def main() -> None:
@@ -765,7 +899,7 @@ def run(config: Config, clock: NodeClock, ready: Ready) -> int:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop.set)
-        await serve(config, clock, ready, stop)
+        await serve(config, clock, ready, stop, load)
 
     try:
         asyncio.run(main())

@@ -112,7 +112,16 @@ class Discovery:
     @property
     def candidates(self) -> frozenset[str]:
         """Every address that may be a peer's, as it was last told."""
-        return self._answer.difference(self._own).union(self._static)
+        return self.candidates_with(self._static)
+
+    def candidates_with(self, static: Iterable[str]) -> frozenset[str]:
+        """The same, with another static list."""
+        return self._answer.difference(self._own).union(static)
+
+    def use_static(self, static: Iterable[str]) -> None:
+        """Takes another static list from now on, and tells."""
+        self._static = tuple(static)
+        self._tell()
 
     def is_own(self, address: str) -> None:
         """This node heard itself at ``address`` (``own_message``): it is no peer. One of the static list stays."""

@@ -32,6 +32,7 @@ from skewd.kernel_clock import (
     is_new_generation,
     is_vmclock,
     monotonic_shift_ns,
+    rate_basis,
     rate_ppb,
 )
 
@@ -127,6 +128,7 @@ class KernelReader:
             max_error_us=found.maxerror,
             estimated_error_us=found.esterror,
             tai_offset_s=found.tai,
+            pending=found.offset,
         )
 
 
@@ -262,6 +264,16 @@ def shift_ns() -> int:
         return monotonic_shift_ns(Path("/proc/self/timens_offsets").read_text())
     except OSError:
         return 0
+
+
+def raw_rate_basis() -> str:
+    """See :func:`skewd.kernel_clock.rate_basis`; empty where it isn't told."""
+    with contextlib.suppress(OSError):
+        kernel = os.uname()
+        machine = Path("/etc/machine-id").read_text().strip()
+        cpuinfo = Path("/proc/cpuinfo").read_text()
+        return rate_basis(clock_source(), cpuinfo, f"{machine} {kernel.release} {kernel.version}")
+    return ""
 
 
 def raw_facts(machine: MachineWatch) -> RawFacts:

@@ -49,6 +49,7 @@ class KernelClock:
         tick_us: microseconds a tick.
         max_error_us, estimated_error_us: the kernel's own figures; without a daemon that steers it, they only grow.
         tai_offset_s: TAI - UTC; 0 if nobody set it.
+        pending: what the kernel's phase loop has still to slew, in ns with STA_NANO and else in us.
     """
 
     state: int
@@ -58,11 +59,22 @@ class KernelClock:
     max_error_us: int
     estimated_error_us: int
     tai_offset_s: int
+    pending: int = 0
 
     @property
     def rate_ppb(self) -> int:
         """The rate that tick and frequency are set to, relative to the raw clock."""
         return rate_ppb(self.tick_us, self.frequency)
+
+    @property
+    def pending_ns(self) -> int:
+        """What the kernel's phase loop has still to slew."""
+        return self.pending * (1 if self.status & _NANO else 1_000)
+
+    @property
+    def synchronized(self) -> bool:
+        """Whether somebody claims to steer the clock."""
+        return not self.status & _UNSYNCHRONIZED and self.state != 5
 
     @property
     def leap(self) -> str:
@@ -76,12 +88,39 @@ class KernelClock:
         return {
             "rate_ppb": self.rate_ppb,
             "tick_us": self.tick_us,
-            "synchronized": not self.status & _UNSYNCHRONIZED and self.state != 5,
+            "synchronized": self.synchronized,
             "max_error_ns": self.max_error_us * 1_000,
             "estimated_error_ns": self.estimated_error_us * 1_000,
             "leap": self.leap,
             "tai_offset_s": self.tai_offset_s or None,
         }
+
+
+_FIXED_BY_HARDWARE = ("hpet", "acpi_pm")
+
+
+def rate_basis(clock_source: str | None, cpuinfo: str, machine: str) -> str:
+    """What the raw clock's nominal rate rests on, if that is the same at each boot; empty where it isn't.
+
+    The raw clock is an oscillator's cycles times a factor that the kernel settles at boot. Mostly it *measures* it,
+    the TSC's against another timer, and gets another one by some ppm each time. Where hardware tells it (``tsc`` with
+    the CPU flag ``tsc_known_freq``: CPUID leaf 0x15 or an MSR; ``hpet``'s and ``acpi_pm``'s own registers), the same
+    kernel on the same machine takes the same. In a virtual machine the hypervisor tells it, from its own measurement,
+    and the next boot may be on another host: never the same. Where this can't be read, on ARM among others: unknown.
+
+    Args:
+        cpuinfo: ``/proc/cpuinfo``.
+        machine: what names this machine and its kernel.
+
+    Sources: Linux's ``arch/x86/kernel/tsc.c`` (``native_calibrate_tsc``, ``init_tsc_clocksource``), ``kvmclock.c``.
+    """
+    words = {key.strip(): value.split() for key, _, value in (line.partition(":") for line in cpuinfo.splitlines())}
+    flags = words.get("flags", [])
+    if not flags or "hypervisor" in flags:
+        return ""
+    if clock_source in _FIXED_BY_HARDWARE or (clock_source == "tsc" and "tsc_known_freq" in flags):
+        return f"{clock_source} {' '.join(words.get('model name', []))} {machine}"
+    return ""
 
 
 def rate_ppb(tick_us: int, frequency: int) -> int:

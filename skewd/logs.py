@@ -1,7 +1,7 @@
 """Log lines: to standard error, one a line, as text for people or JSON for machines.
 
 Standard output belongs to answers (``READY {...}``, ``--json``), so nothing may be logged there by default, neither by
-us nor by a library. Set once, by the command that runs for long.
+us nor by a library. Set once, by the command that runs for long; the level can be changed later.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from typing import Any
 
 import structlog
 
+_NUMBERS = logging.getLevelNamesMapping()
+_least = logging.INFO
+
 
 def configure_logs(level: str, form: str) -> None:
     """Sends our own lines and those of libraries (from ``warning`` up) to standard error.
@@ -22,15 +25,14 @@ def configure_logs(level: str, form: str) -> None:
         level: ``debug``, ``info``, ``warning`` or ``error``.
         form: ``text`` or ``json``.
     """
-    number = logging.getLevelNamesMapping()[level.upper()]
     render = structlog.processors.JSONRenderer(default=str) if form == "json" else _render_text
     shared: list[structlog.typing.Processor] = [
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
     ]
     structlog.configure(
-        processors=[*shared, structlog.processors.format_exc_info, render],
-        wrapper_class=structlog.make_filtering_bound_logger(number),
+        processors=[_drop_lesser, *shared, structlog.processors.format_exc_info, render],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )
@@ -45,7 +47,21 @@ def configure_logs(level: str, form: str) -> None:
             ],
         )
     )
-    logging.basicConfig(level=max(number, logging.WARNING), handlers=[handler], force=True)
+    logging.basicConfig(handlers=[handler], force=True)
+    set_level(level)
+
+
+def set_level(level: str) -> None:
+    """Changes the level of a process that logs already; loggers in use follow."""
+    global _least
+    _least = _NUMBERS[level.upper()]
+    logging.getLogger().setLevel(max(_least, logging.WARNING))
+
+
+def _drop_lesser(logger: object, method: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    if _NUMBERS.get(method.upper(), logging.ERROR) < _least:  # ``exception`` is an error
+        raise structlog.DropEvent
+    return line
 
 
 def _render_text(logger: object, method: str, line: MutableMapping[str, Any]) -> str:

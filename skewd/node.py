@@ -32,7 +32,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -41,7 +41,7 @@ from skewd.bounds import applied
 from skewd.bounds.history import Knot, Status
 from skewd.bounds.observed import Observed
 from skewd.bounds.pair import PairBound, pair_limits
-from skewd.bounds.select import Selection, select
+from skewd.bounds.select import Selection, majority, select
 from skewd.clock import WallSample
 from skewd.config import Config, SourceConfig
 from skewd.durations import format_duration
@@ -53,6 +53,7 @@ from skewd.links.protocol import Proofs, Self
 from skewd.resume import (
     LEAP_AHEAD_NS,
     PAIRS_MAX,
+    DriftPrior,
     Kept,
     KeptPeer,
     KeptSource,
@@ -149,6 +150,7 @@ class _Source:
     state: str = "pending"
     rtt: _RttMinimum = field(default_factory=_RttMinimum)
     smear: bool = False
+    address: str | None = None
     leap: int = 0
     """What it announces: 0 nothing, 1 a second inserted, 2 one deleted."""
     leap_due: int = 0
@@ -224,6 +226,7 @@ class Node:
         self._peers: OrderedDict[str, _Peer] = OrderedDict()
         self._sources: dict[str, _Source] = {}
         self._kept: dict[str, KeptPeer] = {}
+        self._drift_priors: dict[str, DriftPrior] = {}
         self._contradictions_of_departed = 0
         self._line: applied.Line | None = None
         self._line_key: tuple[object, ...] | None = None
@@ -245,13 +248,40 @@ class Node:
         # UTC is true time: its own limits are zero, but for a smear.
         limits = _utc_limits(source.smear)
         self._sources[source.name] = _Source(
-            source.name, source.type, source.interval, self._fresh(*limits), self._unseen(*limits), smear=source.smear
+            source.name,
+            source.type,
+            source.interval,
+            self._fresh(*limits),
+            self._unseen(*limits),
+            smear=source.smear,
+            address=source.address,
         )
 
     def found_source(self, source: SourceConfig) -> None:
         """Adds a source that nobody configured: what this machine has anyway."""
         self._found = True
         self._add_source(source)
+
+    def reconfigure(self, config: Config) -> None:
+        """Takes up a configuration that differs in what may change while running (``reload.py``).
+
+        A source that is the same clock as before, asked more or less often, goes on; one that was found on this
+        machine goes on only while none is configured.
+        """
+        self.config = config
+        if not config.source and self._found:
+            return
+        before, self._sources = self._sources, {}
+        for source in config.source:
+            old = before.get(source.name)
+            if old and (old.type, old.address, old.smear) == (source.type, source.address, source.smear):
+                old.interval_ns = source.interval
+                self._sources[source.name] = before.pop(source.name)
+            else:
+                self._add_source(source)
+        self._contradictions_of_departed += sum(gone.pair.contradictions for gone in before.values())
+        self._found = False
+        self._improved = True
 
     # -- what comes in -------------------------------------------------------------------------------------------
 
@@ -300,6 +330,7 @@ class Node:
         self._kept.clear()
         if self.mesh is not None:
             self.mesh = replace(self.mesh, known={})
+        self._drift_priors.clear()
         for source in self._sources.values():
             limits = _utc_limits(source.smear)
             source.pair, source.observed = self._fresh(*limits), self._unseen(*limits)
@@ -367,6 +398,7 @@ class Node:
             source.heard_ns, source.state = now_raw_ns, "reachable"
             return
         _learn(source.pair, source.observed, outgoing, incoming)
+        self._use_prior(source, now_raw_ns)
         for (sent, arrived), (left, received) in zip(outgoing, incoming, strict=False):
             source.rtt.add(now_raw_ns, max((received - sent) - (left - arrived), 0))
         source.heard_ns, source.state = now_raw_ns, "reachable"
@@ -410,7 +442,7 @@ class Node:
 
     # -- kept over a restart -------------------------------------------------------------------------------------
 
-    def keep(self, facts: RawFacts, now_raw_ns: int) -> Kept:
+    def keep(self, facts: RawFacts, now_raw_ns: int, rate_basis: str = "") -> Kept:
         """What a daemon that is started later may take up again (see ``resume.py``)."""
         peers = [
             KeptPeer(
@@ -447,6 +479,7 @@ class Node:
                 for name, source in self._sources.items()
                 if source.heard_ns is not None and source.leap_at_ns is None
             ),
+            rate_basis=rate_basis,
         )
 
     def resume(self, kept: Kept) -> None:
@@ -460,6 +493,27 @@ class Node:
                 source = self._sources[old.name]
                 source.pair.resume(half_planes(old.proofs))
                 source.heard_ns = old.heard_ns
+
+    def take_drift(self, priors: Mapping[KeptSource, DriftPrior]) -> None:
+        """Takes what another boot knew of the drift against the sources that are still configured, for when each is
+        heard (``resume.drift_priors``)."""
+        configured = {(source.name, source.type, source.address, source.smear) for source in self.config.source}
+        self._drift_priors = {
+            old.name: prior
+            for old, prior in priors.items()
+            if (old.name, old.type, old.address, old.smear) in configured
+        }
+
+    def _use_prior(self, source: _Source, now_raw_ns: int) -> None:
+        """Once a source tells how much time has passed, what its drift was then bounds what it is now."""
+        prior = self._drift_priors.get(source.name)
+        utc = None if prior is None else source.pair.offset(now_raw_ns)
+        if prior is None or utc is None:
+            return
+        del self._drift_priors[source.name]
+        drift = prior.at(now_raw_ns + utc.hi, self._limits(*_utc_limits(source.smear))[1])
+        if drift is not None and not source.pair.drift_within(now_raw_ns, drift):
+            source.observed.contradiction(now_raw_ns)
 
     def _resume_peer(self, declared: Self, pair: PairBound) -> None:
         kept = self._kept.pop(declared.name, None)
@@ -662,7 +716,8 @@ class Node:
 
     def _own_utc(self, at_raw_ns: int) -> Estimate | None:
         known, selection = self.utc_selection(at_raw_ns)
-        if selection.interval is None:
+        bound = majority([one for _, one in known])
+        if bound is None:
             return None
         chosen = [known[index][0] for index in selection.truechimers]
         drifts = [drift for source in chosen if (drift := source.pair.drift(at_raw_ns)) is not None]
@@ -670,7 +725,7 @@ class Node:
         for other in drifts[1:]:
             drift = drift.hull(other)
         return Estimate(
-            selection.interval,
+            bound,
             self._wall_drift(drift, 0),
             math.ceil(max(self._limits(*_utc_limits(source.smear))[1] for source in chosen)) + 1,
             min(at_raw_ns - (source.heard_ns or 0) for source in chosen),

@@ -11,9 +11,19 @@ A source of UTC is taken at once, for UTC is not stepped; except by a leap secon
 a month: sources kept in another month than now, or within the month's last hour, are left out, and so are those that
 announce one.
 
-**Another boot.** It is tempting to keep the drift, since crystals do not change over a reboot. But the limit on
-wander says how fast a rate changes per second of *running*, and a machine that was off for an unknown time, cooled
-down, or moved to other hardware has left no inequality behind that the declared limits prove. So nothing is kept.
+**Another boot.** Then the raw clock is another, and every offset is void. What may survive is the *drift*: a crystal
+that wanders by at most w a second has moved by at most w x T while the machine was off for T, which UTC tells, and 10
+ppb/s over a minute is 0.6 ppm, not 100. This is the drift prior: what was known of the drift against UTC at the end of
+the boot before, widened by w x the whole time in between. It holds if three things do:
+
+* the raw clock's *nominal* rate is the same in both boots. Often it is not: most kernels measure the TSC anew at each
+  boot. ``kernel_clock.rate_basis`` says where hardware gives it, and is empty for the rest, virtual machines above all;
+* it is the same oscillator: same machine and processor, as far as their names tell;
+* the limit on wander holds while the machine is off and warms up again. That is not what is declared by default, where
+  it is about a running clock in its usual surroundings, and nothing here can check it.
+
+So it is an assumption of its own, and off unless ``[clock] drift_over_reboot`` declares it. It serves UTC alone, where
+round trips are long and a drift takes hours to learn; against a near peer it is learned within a minute.
 
 The file is a magic word with the version, a BLAKE2s digest of the rest, and MessagePack. Limits: ``BYTES_MAX``; a
 digest finds accidents, not forgeries: whoever can write the daemon's own directory is trusted as the daemon is. What
@@ -24,12 +34,13 @@ no device told of) is not noticed here; a jump larger than the bound contradicts
 from __future__ import annotations
 
 import hashlib
+import math
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import msgspec
 
-from skewd.bounds.pair import CONSTRAINTS_MAX, Proof
+from skewd.bounds.pair import CONSTRAINTS_MAX, PairBound, Proof, pair_limits
 from skewd.interval import Interval
 from skewd.kernel_clock import RawFacts, disturbance
 
@@ -66,7 +77,7 @@ class KeptSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     smear: bool = False
 
 
-class Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """Everything, and the clock that it is about."""
 
     node: str
@@ -82,6 +93,8 @@ class Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     at_wall_ns: int
     peers: Annotated[tuple[KeptPeer, ...], msgspec.Meta(max_length=PAIRS_MAX)]
     sources: Annotated[tuple[KeptSource, ...], msgspec.Meta(max_length=PAIRS_MAX)]
+    rate_basis: str = ""
+    """What the raw clock's nominal rate rests on (``kernel_clock.rate_basis``)."""
 
     @property
     def facts(self) -> RawFacts:
@@ -154,6 +167,44 @@ def first_raw_era(kept: Kept | None, *, boot: bytes, facts: RawFacts, now_raw_ns
         same = disturbance(kept.facts, facts) is None and kept.at_raw_ns <= now_raw_ns
         return kept.raw_era if same else (kept.raw_era + 1) & 0x7FFF_FFFF
     return 1 + (max(facts.suspended_ns.midpoint, 0) // 1_000_000 & 0x3FFF_FFFF)
+
+
+class DriftPrior(NamedTuple):
+    """What was known of the drift of UTC against the raw clock, and at which UTC at the earliest."""
+
+    utc_ns: int
+    drift_ppb: Interval
+
+    def at(self, utc_ns: int, max_wander_ppb_per_s: float) -> Interval | None:
+        """The drift at a later UTC, which is not after ``utc_ns``; None if that is before."""
+        elapsed_ns = utc_ns - self.utc_ns
+        if elapsed_ns < 0:
+            return None
+        return self.drift_ppb.widen(math.ceil(max_wander_ppb_per_s * elapsed_ns / 1e9) + 1)
+
+
+def drift_priors(
+    kept: Kept, *, node: str, boot: bytes, limits: tuple[float, float], basis: str
+) -> dict[KeptSource, DriftPrior]:
+    """What another boot's drift against each source says of this one's; empty where that is nothing.
+
+    Args:
+        basis: this boot's ``rate_basis``.
+    """
+    same = kept.node == node and (kept.max_drift_ppm, kept.max_wander_ppb_per_s) == limits
+    if not same or kept.boot == boot or not basis or kept.rate_basis != basis:
+        return {}
+    found: dict[KeptSource, DriftPrior] = {}
+    drift_ppm, wander = pair_limits(*limits, 0, 0)
+    for source in kept.sources:
+        if source.smear:
+            continue  # its rate was not UTC's
+        pair = PairBound(max_drift_ppm=drift_ppm, max_wander_ppb_per_s=wander)
+        consistent = pair.resume(half_planes(source.proofs))
+        offset, drift = pair.offset(kept.at_raw_ns), pair.drift(kept.at_raw_ns)
+        if consistent and offset is not None and drift is not None:
+            found[source] = DriftPrior(kept.at_raw_ns + offset.lo, drift)
+    return found
 
 
 LEAP_AHEAD_NS = 3_600_000_000_000

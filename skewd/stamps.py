@@ -3,7 +3,7 @@
 User space stamps a packet before the call that sends it and after the call that returns it: tens of microseconds,
 and whatever the scheduler adds, away from the wire. The kernel stamps at the driver, but with the *wall* clock, which
 may be slewed or stepped. So the two clocks are compared before the exchange and after it (``clock.read_wall``). What
-wall - raw was in between lies in the hull of the two readings, widened by how far a slew can have gone and come back;
+wall - raw was in between follows from both readings and how far a slew can have gone and come back (``wall.passage``);
 a stamp minus that is an interval of raw instants. Of a send its lower end is used, of a receive its upper one, and
 never more than user space's own stamp already proves.
 
@@ -22,12 +22,12 @@ from dataclasses import dataclass
 
 from skewd.clock import WallSample
 from skewd.interval import Interval
+from skewd.wall import passage
 
 SOL_SOCKET = 1
 SO_TIMESTAMPING = 37
 """The option and its control message, ``SCM_TIMESTAMPING``: three timespecs, the first by software."""
 
-_PPB = 1_000_000_000
 _SECOND_NS = 1_000_000_000
 _TIMESPEC = struct.Struct("@ll")
 _EXTENDED_ERROR = struct.Struct("=IBBBBII")
@@ -78,10 +78,5 @@ def raw_of_stamp(wall_ns: int, before: WallSample, after: WallSample, slew_ppb: 
         before: raw and wall clock compared before the stamp was made, and ``after`` after it.
         slew_ppb: how fast wall - raw may have been moving.
     """
-    gap = max(after.raw_ns - before.raw_ns, 0)
-    reach = gap * slew_ppb // _PPB + 2  # each of the two readings is in whole nanoseconds
-    if before.wall_minus_raw.widen(reach).intersect(after.wall_minus_raw) is None:
-        return None
-    # A path from one reading to the other, no steeper than the slew, leaves their hull by half its reach at most.
-    between = before.wall_minus_raw.hull(after.wall_minus_raw).widen(reach // 2 + 1)
-    return Interval(wall_ns - between.hi, wall_ns - between.lo)
+    between = passage(before, after, Interval(-slew_ppb, slew_ppb))
+    return None if between is None else (-between).shift(wall_ns)

@@ -1,9 +1,12 @@
 """One small file in the state directory, replaced whole.
 
 Written under another name and renamed, so a reader finds the old content or the new one, never half of it. It is not
-flushed to the disk on purpose: its content is worth nothing after a crash of the machine, which is another boot.
+flushed to the disk on purpose: its content is worth next to nothing after a crash of the machine, another boot.
 
-Limits: the directory must be there (systemd's ``StateDirectory=`` makes it); one daemon per node name and directory.
+The directory is made if it is not there (systemd's ``StateDirectory=`` makes it before), for this user alone: what is
+kept there is believed.
+
+Limits: one daemon per node name and directory.
 """
 
 from __future__ import annotations
@@ -32,11 +35,12 @@ class StateFile:
         return None
 
     def write(self, content: bytes) -> None:
-        """Replaces its content.
+        """Replaces its content, in a directory that is made if need be.
 
         Raises:
-            OSError: the directory is not there or cannot be written.
+            OSError: the directory cannot be made or written.
         """
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
         try:
             os.write(descriptor, content)

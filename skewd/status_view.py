@@ -79,6 +79,9 @@ def _facts(status: Mapping[str, Any], steered: str | None) -> Iterator[tuple[str
         yield "limits", limits
     if steered:
         yield "steered by", steered
+    kernel = (status.get("clock") or {}).get("kernel")
+    if kernel:
+        yield "kernel clock", _kernel(kernel)
     era = status.get("era")
     steps = era - 1 if isinstance(era, int) and not isinstance(era, bool) and era > 0 else None
     # The first era is the start; each further one began with a step, or with a suspend.
@@ -87,6 +90,24 @@ def _facts(status: Mapping[str, Any], steered: str | None) -> Iterator[tuple[str
     metrics = status.get("metrics")
     if metrics:
         yield "metrics", f"http://{metrics}/metrics"
+
+
+_LEAPS = {
+    "none": "no leap second announced",
+    "insert": "a leap second will be inserted at the end of the UTC day",
+    "delete": "a second will be left out at the end of the UTC day",
+    "in progress": "a leap second is in progress",
+    "occurred": "a leap second just was",
+}
+
+
+def _kernel(kernel: Mapping[str, Any]) -> str:
+    """What the kernel holds of its clock: scale, leap state, and the rate that it is steered at."""
+    tai = kernel.get("tai_offset_s")
+    scale = f"TAI - UTC {tai} s" if _is_number(tai) else "TAI - UTC not set"
+    leap = _LEAPS.get(str(kernel.get("leap")), "leap state unknown")
+    rate = kernel.get("rate_ppb")
+    return f"{scale}; {leap}" + (f"; steered at {_drift(rate)}" if _is_number(rate) else "")
 
 
 def _since(status: Mapping[str, Any]) -> str:

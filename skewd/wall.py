@@ -12,9 +12,9 @@ tick's length (chrony, up to 83,333 ppm) is seen by reading the kernel's setting
 are added: a clock steered that fast is then one era and not a row of small steps.
 
 A past instant lies between two readings, and follows from both: forwards from the one before, backwards from the one
-after; what both allow is the answer. So a kernel's stamp, which is a wall reading of some milliseconds ago, converts
-to raw within little more than a sandwich's width. Where a step lies between the two, it does not convert at all: the
-same reading may have been shown twice.
+after; what both allow is the answer. Over *all* instants between two readings that is :func:`passage`: what a kernel's
+stamp, which is a wall reading, means in raw (``stamps.py``), and what a daemon meant that was asked in between
+(``sources/claim.py``).
 
 Limits: where the kernel's settings cannot be read (an emulated clock, a seccomp filter), a clock steered faster than
 ``SLEW_MAX_PPM`` looks like a row of small steps: the bounds stay right and become wide. A step smaller than the
@@ -25,7 +25,7 @@ readings are handed in.
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections import deque
 
 from skewd.clock import WallSample
@@ -62,6 +62,41 @@ def _rate_ppb(earlier: WallSample, later: WallSample) -> tuple[int, int]:
     most = max(abs(moved.lo), abs(moved.hi)) * _PPB // elapsed + 1
     least = 0 if moved.contains(0) else min(abs(moved.lo), abs(moved.hi)) * _PPB // elapsed
     return least, most
+
+
+def rates_ppb(*set_ppb: int) -> Interval:
+    """How fast wall - raw may be moving: the rates that the kernel's tick and frequency were set to, and its loops.
+
+    Args:
+        set_ppb: the settings read before and after; 0 where they are not told.
+    """
+    unsteered = SLEW_MAX_PPM * 1_000
+    return Interval(min(-unsteered, min(set_ppb) - _LOOPS_PPB), max(unsteered, max(set_ppb) + _LOOPS_PPB))
+
+
+def passage(before: WallSample, after: WallSample, rate_ppb: Interval) -> Interval | None:
+    """wall - raw at every instant between two readings; None when no slew leads from one to the other: a step.
+
+    The highest it can have been: up from the first reading as fast as can be, then down to the second. With slopes f
+    and -s and a gap g, two lines meet there, at (s first + f second + f s g) / (f + s), unless it is one of the two
+    readings itself. The lowest is the mirror image. So a step that is too small to be told from a slew is covered,
+    whichever side of it an instant is on.
+
+    Args:
+        before: the earlier reading; ``after`` the later one.
+        rate_ppb: the rates possible in between, zero among them.
+    """
+    # The reading before was made up to its width earlier than its instant says.
+    gap = max(after.raw_ns - before.raw_ns, 0) + before.wall_minus_raw.width
+    up, down = gap * rate_ppb.hi // _PPB + 1, gap * -rate_ppb.lo // _PPB + 1
+    # Each reading is in whole nanoseconds, so it may be one off.
+    old, new = before.wall_minus_raw.widen(1), after.wall_minus_raw.widen(1)
+    if Interval(old.lo - down, old.hi + up).intersect(new) is None:
+        return None
+    both = up + down
+    highest = -(-(down * old.hi + up * new.hi + up * down) // both)
+    lowest = (up * old.lo + down * new.lo - up * down) // both
+    return old.hull(new).hull(Interval(min(lowest, highest), max(lowest, highest)))
 
 
 class WallMap:
@@ -107,11 +142,10 @@ class WallMap:
         before, rate = self._latest, kernel_rate_ppb or 0
         # The settings may have changed at any time since the last reading.
         kernel, self._kernel_ppb = self._kernel_ppb.hull(Interval(rate, rate)), Interval(rate, rate)
-        slowest = min(-SLEW_MAX_PPM * 1_000, kernel.lo - _LOOPS_PPB)
-        fastest = max(SLEW_MAX_PPM * 1_000, kernel.hi + _LOOPS_PPB)
+        may = rates_ppb(kernel.lo, kernel.hi)
         elapsed = max(reading.raw_ns - before.raw_ns, 0)
         old = before.wall_minus_raw
-        reach = Interval(old.lo + elapsed * slowest // _PPB - 1, old.hi + elapsed * fastest // _PPB + 1)
+        reach = Interval(old.lo + elapsed * may.lo // _PPB - 1, old.hi + elapsed * may.hi // _PPB + 1)
         stepped = reach.intersect(reading.wall_minus_raw) is None
         if stepped:
             # Anywhere in the gap: the old era may have lasted until now, the new one have begun at the last reading.
@@ -215,42 +249,3 @@ class WallMap:
         """What holds between two readings of an era though the rate was another then: the limit explains both."""
         gap = two.raw_ns - one.raw_ns
         return one.wall_minus_raw.hull(two.wall_minus_raw).widen(gap * self._limit_ppb // _PPB + 1)
-
-    def raw_of_wall(self, wall_ns: int, around_raw_ns: int) -> Interval | None:
-        """The raw instants at which the wall clock can have read ``wall_ns`` (a kernel's stamp), outward.
-
-        Args:
-            wall_ns: a reading of the wall clock, made shortly before ``around_raw_ns`` (a second or so; not longer
-                ago than readings are kept).
-            around_raw_ns: a raw instant at or after which nothing can be meant: when the stamp was handed over.
-
-        Returns None where it does not convert: no readings of this era on both sides of the reading, or of
-        ``around_raw_ns`` (take one first), or a step within that time that leaves open which reading is meant.
-        """
-        history = self._history
-        if around_raw_ns > self._latest.raw_ns or history[0][0].raw_ns > around_raw_ns:
-            return None
-        start = bisect_left(history, self.era, key=lambda entry: entry[1])
-        if start > 0:
-            earlier = [_wall(sample) for sample, era in history if era != self.era]
-            end = max(self.previous_end_wall_ns or 0, *(wall.hi for wall in earlier), 0)
-            if min(wall.lo for wall in earlier) <= wall_ns <= end:
-                return None  # the clock can have read this before the step, too
-        after = bisect_right(history, wall_ns, start, key=lambda entry: _wall(entry[0]).lo)
-        before = after - 1
-        while before >= start and _wall(history[before][0]).hi > wall_ns:
-            before -= 1  # a reading so wide that it may be the later one
-        if before < start or after == len(history):
-            return None
-        one, two = history[before][0], history[after][0]
-        # Both readings tell wall - raw at the instant sought, which lies between them.
-        slew = self.slew_ppb()
-        forwards = one.wall_minus_raw.widen((wall_ns - _wall(one).lo) * slew // _PPB + 1)
-        backwards = two.wall_minus_raw.widen((_wall(two).hi - wall_ns) * slew // _PPB + 1)
-        difference = forwards.intersect(backwards) or self._surely(one, two)
-        return (-difference).shift(wall_ns)
-
-
-def _wall(sample: WallSample) -> Interval:
-    """What the wall clock read at a reading's raw instant."""
-    return sample.wall_minus_raw.shift(sample.raw_ns)

@@ -246,6 +246,25 @@ class PairBound:
             return False
         return all(self._cut(side, opposite, *proof) for side, opposite, proof in proofs)
 
+    def drift_within(self, at_local_ns: int, ppb: Interval) -> bool:
+        """Takes it as known that the drift at a local instant lay in ``ppb``; nothing while a side is unknown.
+
+        Returns False when it contradicts what was known; the set then begins anew.
+        """
+        if not self._whole:
+            return True
+        wander = self._accel * abs(at_local_ns - self._at_ns) / _SECOND_NS
+        slowest, fastest = max(self._slowest, ppb.lo - wander), min(self._fastest, ppb.hi + wander)
+        if slowest > fastest:
+            self.contradictions += 1
+            self._begin()
+            return False
+        # Any drift in the range is possible with some offset: none of the set's corners needs to be sought.
+        self._slowest, self._fastest = slowest, fastest
+        for edge in (self._upper, self._lower):
+            edge.trim(*self._range(edge))
+        return True
+
     # -- what is known -------------------------------------------------------------------------------------------
 
     def offset(self, at_local_ns: int) -> Interval | None:

@@ -6,8 +6,15 @@ Marzullo's algorithm (Marzullo 1984; RFC 5905 section 11.2.1) finds the points t
 sweeping over the ends, in n log n.
 
 An answer is given only when more than half of the sources share it: without a majority nobody can tell who lies, and
-picking one would be a guess. Limits: it is the majority that is trusted, so a majority of sources wrong in the same
-way wins. Pure.
+picking one would be a guess.
+
+What is proven by that? If most of the sources are right, the true value is shared by most of the sources, so it lies in
+the hull of all points that more than half share: :func:`majority`. It need not lie where the *most* meet. A liar that
+agrees with two honest wide sources beside a third, narrow one makes a place that more share than the truth. So the
+bound is the majority's hull, a little wider where the sources' widths differ, and Marzullo's place says who is to be
+called a truechimer.
+
+Limits: it is the majority that is trusted, so a majority of sources wrong in the same way wins. Pure.
 """
 
 from __future__ import annotations
@@ -58,3 +65,23 @@ def select(intervals: Sequence[Interval]) -> Selection:
     for place in places[1:]:
         hull = hull.hull(place)
     return Selection(hull, agree, tuple(index for index in range(len(intervals)) if index not in agree))
+
+
+def majority(intervals: Sequence[Interval]) -> Interval | None:
+    """The hull of all points that more than half of ``intervals`` share; None where no point is.
+
+    It holds the true value whenever more than half of them do.
+    """
+    needed = len(intervals) // 2 + 1
+    ends = sorted([(interval.lo, 0) for interval in intervals] + [(interval.hi, 1) for interval in intervals])
+    count, lowest, highest = 0, None, None
+    for value, upper in ends:
+        if not upper:
+            count += 1
+            if count == needed and lowest is None:
+                lowest = value
+        else:
+            if count == needed:
+                highest = value
+            count -= 1
+    return None if lowest is None or highest is None else Interval(lowest, highest)

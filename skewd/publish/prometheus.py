@@ -67,6 +67,12 @@ class NodeCollector(Collector):
             for outcome, count in link["counters"].items():
                 messages.add_metric([link["transport"], link["address"], outcome], count)
         yield messages
+        if (reloaded := told.get("config")) is not None:
+            yield GaugeMetricFamily(
+                "skewd_config_last_reload_successful",
+                "1 if the configuration was in order when it was last read, at the start or on SIGHUP.",
+                value=float(reloaded["last_reload_successful"]),
+            )
         build = GaugeMetricFamily("skewd_build_info", "What runs here.", labels=list(self._build))
         build.add_metric(list(self._build.values()), 1.0)
         yield build

@@ -69,11 +69,11 @@ class ChronyReader:
     async def _ask(self, address: str) -> Claim:
         sequence = secrets.randbits(32)
         async with self._connected(address) as sock:
-            before = self._wall.sample()
+            before = self._wall.before()
             data = await exchange(sock, request(sequence), lambda data: is_reply(data, sequence), MAX_REPLY_BYTES)
-            after = self._wall.sample()
+            after = self._wall.after()
         tracking = parse(data)
-        claimed = tracking.utc_minus_wall(after.wall_at_ns(), self._max_drift_ppm, self._max_wander)
+        claimed = tracking.utc_minus_wall(after.sample.wall_at_ns(), self._max_drift_ppm, self._max_wander)
         return Claim(*between(before, after, claimed, self._max_drift_ppm), tracking.leap)
 
     @contextlib.asynccontextmanager

@@ -5,7 +5,8 @@ messages: they *claim*, at one instant, that UTC lies within an interval of a cl
 or a network card's). The insight: a claim about UTC - raw at one instant is two inequalities, which is what a pair of
 messages without any delay would have proven, so the same set-membership filter takes it. What is left to do is to
 carry the claim to the raw clock honestly: the clock it is about was read before the question and after the answer,
-the claim was made in between, and the whole is widened by what the clocks can have moved meanwhile.
+the claim was made in between, and the whole is widened by what the clocks can have moved meanwhile. chrony may slew
+the wall clock by up to 83,333 ppm; the kernel's settings tell, read on both sides of the question like the clocks.
 
 Is it sound to intersect claims over time? The intersection of true statements is true, so the question is whether
 each claim alone is true, for a false one stays in the set until drift and wander have grown past it, and many claims
@@ -13,7 +14,8 @@ that are each right *nearly* always are together wrong rather often. So each sou
 at its instant, alone; its wire module says how it does.
 
 Limits: all is said under the declared limits of this node's oscillator, and as far as the daemon in question is
-truthful. Pure.
+truthful. Settings that are changed and changed back within one question (some 0.3 ms) are not seen; a clock moved by
+them beyond ``SLEW_MAX_PPM`` x that time reads as stepped. Pure.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from dataclasses import dataclass
 
 from skewd.clock import WallSample
 from skewd.interval import Interval
-from skewd.wall import SLEW_MAX_PPM
+from skewd.wall import passage, rates_ppb
 
 PPM = 1_000_000
 ERROR_MAX_NS = 16_000_000_000
@@ -51,17 +53,27 @@ class Claim:
         return (self.raw_ns, self.raw_ns + self.utc_minus_raw.hi), (self.raw_ns + self.utc_minus_raw.lo, self.raw_ns)
 
 
-def between(
-    before: WallSample, after: WallSample, utc_minus_wall: Interval, max_drift_ppm: int
-) -> tuple[int, Interval]:
-    """UTC - raw at ``after.raw_ns``, if UTC - wall lay in ``utc_minus_wall`` at some instant between two readings.
+@dataclass(frozen=True, slots=True)
+class Look:
+    """The wall clock compared with raw, and the rate that the kernel's tick and frequency were set to, 0 if untold.
+
+    Before a question the settings are read first and the clocks then, after it the other way round: so settings that
+    change once, at whatever moment, are among the two that were read.
+    """
+
+    sample: WallSample
+    set_ppb: int = 0
+
+
+def between(before: Look, after: Look, utc_minus_wall: Interval, max_drift_ppm: int) -> tuple[int, Interval]:
+    """UTC - raw at ``after``'s raw instant, if UTC - wall lay in ``utc_minus_wall`` at some instant between two looks.
 
     Raises:
         Refused: the wall clock was stepped in between, so nobody knows which wall clock was meant.
     """
-    elapsed = max(after.raw_ns - before.raw_ns, 0) + before.wall_minus_raw.width
-    slewed = elapsed * SLEW_MAX_PPM // PPM + 1
-    if before.wall_minus_raw.widen(slewed).intersect(after.wall_minus_raw) is None:
-        raise Refused("the wall clock was stepped, or is slewed very fast, while it was asked; asked again")
-    wall_minus_raw = before.wall_minus_raw.hull(after.wall_minus_raw).widen(slewed)
-    return after.raw_ns, (wall_minus_raw + utc_minus_wall).widen(elapsed * max_drift_ppm // PPM + 1)
+    first, last = before.sample, after.sample
+    wall_minus_raw = passage(first, last, rates_ppb(before.set_ppb, after.set_ppb))
+    if wall_minus_raw is None:
+        raise Refused("the wall clock was stepped while it was asked; asked again")
+    elapsed = max(last.raw_ns - first.raw_ns, 0) + first.wall_minus_raw.width
+    return last.raw_ns, (wall_minus_raw + utc_minus_wall).widen(elapsed * max_drift_ppm // PPM + 1)

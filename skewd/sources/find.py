@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
-from skewd.clock import Clock
+from skewd.clock import NodeClock
 from skewd.sources.chrony import ChronyReader
 from skewd.sources.claim import Refused
 from skewd.sources.kernel import KernelReader
@@ -20,12 +21,20 @@ from skewd.sources.local import Reader
 from skewd.sources.ptp import PtpReader
 
 
-async def find(clock: Clock, directory: Path, max_drift_ppm: int, max_wander_ppb_per_s: int) -> str | None:
-    """``chrony``, ``ptp`` or ``kernel``: the first that answers; None if none does.
+class Found(NamedTuple):
+    """``chrony``, ``ptp`` or ``kernel``, or None; and why those that are here and came before it make no claim."""
+
+    kind: str | None
+    refusals: tuple[str, ...]
+
+
+async def find(clock: NodeClock, directory: Path, max_drift_ppm: int, max_wander_ppb_per_s: int) -> Found:
+    """The first that makes a claim.
 
     Args:
         directory: where our end of a Unix socket goes.
     """
+    refusals: list[str] = []
     kinds: list[tuple[str, Callable[[], Reader]]] = [
         ("chrony", lambda: ChronyReader(None, clock, directory, max_drift_ppm, max_wander_ppb_per_s)),
         ("ptp", lambda: PtpReader(None, clock, directory, max_drift_ppm)),
@@ -35,9 +44,11 @@ async def find(clock: Clock, directory: Path, max_drift_ppm: int, max_wander_ppb
         reader = make()
         try:
             await reader()  # None, too: there is no claim yet, and there will be one
-            return kind
-        except (Refused, OSError):
-            continue
+            return Found(kind, tuple(refusals))
+        except Refused as refused:
+            refusals.append(f"{kind}: {refused}")
+        except OSError:
+            continue  # it is not here
         finally:
             reader.close()
-    return None
+    return Found(None, tuple(refusals))

@@ -22,8 +22,9 @@ from typing import Protocol
 import structlog
 
 from skewd.clock import Clock, HostClock, WallSample, read_wall
+from skewd.hostclock import KernelReader
 from skewd.quiet import QuietLog
-from skewd.sources.claim import Claim, Refused
+from skewd.sources.claim import Claim, Look, Refused
 from skewd.sources.ntp import State
 
 TIMEOUT_S = 1.0
@@ -39,6 +40,7 @@ class HostWall:
 
     def __init__(self, clock: Clock) -> None:
         self._clock, self._host = clock, HostClock()
+        self._kernel = KernelReader()
 
     def raw_ns(self) -> int:
         return self._clock.raw_ns()
@@ -49,6 +51,20 @@ class HostWall:
     def sample(self) -> WallSample:
         """A sandwich of host wall - raw."""
         return read_wall(self)
+
+    def rate_ppb(self) -> int:
+        """The rate that the kernel's tick and frequency are set to now; 0 where it can't be read."""
+        return self._kernel.rate_ppb() or 0
+
+    def before(self) -> Look:
+        """The look before a question."""
+        set_ppb = self.rate_ppb()
+        return Look(self.sample(), set_ppb)
+
+    def after(self) -> Look:
+        """The look after it."""
+        sample = self.sample()
+        return Look(sample, self.rate_ppb())
 
 
 class Reader(Protocol):

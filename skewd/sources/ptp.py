@@ -1,32 +1,24 @@
-"""ptp4l on this machine, asked over its management socket, and hardware clocks (PHC).
+"""ptp4l on this machine, asked over its management socket.
 
-With software stamps ptp4l speaks of the wall clock; with hardware stamps of the network card's, which is then read
-here in a sandwich of raw readings. Either way that clock's relation to the raw clock is kept as a short history
-(``wall.py``), so that the instant at which a Sync came in, which ptp4l gives on its clock, is known on raw. What the
-answers mean is in ``ptp_wire.py``.
-
-A PHC by itself says what time it has and not how wrong that is. The one kind that does (AWS's ENA, a file
-``phc_error_bound`` beside the device, on UTC) is a source of its own; for the others ask the ptp4l that steers them.
+With software stamps ptp4l speaks of the wall clock; with hardware stamps of the network card's (``phc.py``). Either
+way that clock's relation to the raw clock is kept as a short history (``wall.py``), so that the instant at which a Sync
+came in, which ptp4l gives on its clock, is known on raw. What the answers mean is in ``ptp_wire.py``.
 
 Limits: ptp4l's socket belongs to root unless it is told otherwise (``uds_ro_address`` of linuxptp 4, or
-``uds_address`` in a directory that this user may enter). Readings of a PHC are `clock_gettime` on the device, a
-microsecond or so wide; the narrower cross-stamping ioctls are not used. A step of the clock between a Sync and our
-reading is noticed from 1000 ppm of the interval on (1 ms at one second); the hull of readings covers smaller ones as
-far as they are not all after it.
+``uds_address`` in a directory that this user may enter). A step of the clock between a Sync and our reading is noticed
+from 1000 ppm of the interval on (1 ms at one second); the hull of readings covers smaller ones as far as they are not
+all after it. A hardware clock that is slewed faster than that looks stepped, and makes no claims meanwhile.
 """
 
 from __future__ import annotations
 
-import os
-import re
-import time
 from pathlib import Path
 from typing import Protocol
 
-from skewd.clock import Clock, WallSample, read_wall
-from skewd.interval import Interval
-from skewd.sources.claim import ERROR_MAX_NS, Claim, Refused
+from skewd.clock import NodeClock, WallSample
+from skewd.sources.claim import Claim, Refused
 from skewd.sources.local import HostWall, exchange, unix_socket
+from skewd.sources.phc import Phc, device_of
 from skewd.sources.ptp_wire import (
     MAX_REPLY_BYTES,
     QUESTIONS,
@@ -48,59 +40,7 @@ class Sampled(Protocol):
 
     def sample(self) -> WallSample: ...
 
-
-class Phc:
-    """A hardware clock beside a node's raw clock.
-
-    Raises:
-        OSError: the device can't be opened; the message says what to do.
-    """
-
-    virtual = False
-
-    def __init__(self, device: str, clock: Clock) -> None:
-        try:
-            self._descriptor = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise OSError(
-                f"{device} can't be opened: {error.strerror}; a udev rule or group must let this user read it, "
-                "and under systemd the drop-in phc-device.conf"
-            ) from None
-        # The kernel's rule for clocks behind a file: FD_TO_CLOCKID.
-        self._id = (~self._descriptor << 3) | 3
-        self._clock = clock
-
-    def raw_ns(self) -> int:
-        return self._clock.raw_ns()
-
-    def wall_ns(self) -> int:
-        return time.clock_gettime_ns(self._id)
-
-    def sample(self) -> WallSample:
-        """A sandwich of PHC - raw.
-
-        Raises:
-            OSError: the device is no clock.
-        """
-        return read_wall(self, width_ns=2_000, attempts=5)
-
-    def close(self) -> None:
-        """Closes the device."""
-        os.close(self._descriptor)
-
-
-def device_of(interface: str, root: Path = Path("/sys/class/net")) -> str:
-    """The PHC of a network interface.
-
-    Raises:
-        Refused: it has none, or the name is none.
-    """
-    if not re.fullmatch(r"[A-Za-z0-9_.@:-]{1,15}", interface) or interface in (".", ".."):
-        raise Refused("ptp4l names an interface that can be none")
-    found = sorted((root / interface / "device" / "ptp").glob("ptp[0-9]*"))
-    if not found:
-        raise Refused(f"the hardware clock of {interface} is not to be found; ptp4l steers it, not the wall clock")
-    return f"/dev/{found[0].name}"
+    def rate_ppb(self) -> int: ...
 
 
 class PtpReader:
@@ -111,7 +51,7 @@ class PtpReader:
         directory: where our end of the socket goes.
     """
 
-    def __init__(self, address: str | None, clock: Clock, directory: Path, max_drift_ppm: int) -> None:
+    def __init__(self, address: str | None, clock: NodeClock, directory: Path, max_drift_ppm: int) -> None:
         self._addresses: tuple[str, ...] = USUAL if address is None else (address,)
         self._clock, self._directory, self._max_drift_ppm = clock, directory, max_drift_ppm
         self._readings = Readings(max_drift_ppm)
@@ -133,7 +73,7 @@ class PtpReader:
         """
         found = await self._ask()
         self._follow(found.interface)
-        self._map.sample(self._sampled.sample())
+        self._map.sample(self._sampled.sample(), self._sampled.rate_ppb())
         if self._map.era != self._era:
             self._era = self._map.era
             self._readings.clear()
@@ -197,38 +137,3 @@ class PtpReader:
 
                 bodies[question] = body(await exchange(sock, request(question, sequence), answers, MAX_REPLY_BYTES))
         return measurement(bodies)
-
-
-class PhcReader:
-    """Reads a hardware clock that declares its own error.
-
-    Raises:
-        OSError: the device can't be opened.
-    """
-
-    def __init__(self, device: str, clock: Clock, root: Path = Path("/sys/class/ptp")) -> None:
-        self._device = device
-        self._phc = Phc(device, clock)
-        self._bound = root / Path(device).name / "device" / "phc_error_bound"
-
-    async def __call__(self) -> Claim:
-        """The claim.
-
-        Raises:
-            Refused: the clock declares no error.
-        """
-        try:
-            error = int(self._bound.read_text())
-        except (OSError, ValueError):
-            raise Refused(
-                f"{self._device} says what time it has and not how wrong that is; "
-                "use type = 'ptp' with the ptp4l that steers it"
-            ) from None
-        if not 0 < error < ERROR_MAX_NS:
-            raise Refused(f"{self._device} is not synchronized: it declares an error of {error} ns")
-        sample = self._phc.sample()
-        return Claim(sample.raw_ns, sample.wall_minus_raw + Interval(-error, error))
-
-    def close(self) -> None:
-        """Closes the device."""
-        self._phc.close()

@@ -286,3 +286,59 @@ def test_steady_clocks_and_no_wander_leave_a_fixed_interval() -> None:
     bound.outgoing(0, 1_000)
     bound.incoming(-200, 0)
     assert bound.offset(10_000 * SECOND) == Interval(-202, 1_002)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    v0=st.floats(-199_000, 199_000),
+    gaps=st.lists(st.sampled_from([0.2, 1.0, 7.0, 60.0, 300.0]), min_size=2, max_size=8),
+    told_after=st.integers(0, 7),
+    told_ago_s=st.sampled_from([0.0, 0.5, 30.0, -2.0]),
+    margins=st.tuples(st.integers(0, 2_000), st.integers(0, 2_000)),
+)
+def test_a_drift_that_is_known_otherwise_narrows_the_set_and_no_motion_leaves_it(
+    seed: int, v0: float, gaps: list[float], told_after: int, told_ago_s: float, margins: tuple[int, int]
+) -> None:
+    choose = random.Random(seed)
+    motion = Motion(200_000, 20, v=v0)
+    while motion.t < sum(gaps) + 1_000:
+        motion.go(choose.choice([0.5, 3.0, 30.0]), choose.choice([-1, 1]))
+    bound, plain = PairBound(**LIMITS), PairBound(**LIMITS)
+    t = 40.0
+    for index, gap in enumerate(gaps):
+        t += gap
+        there_s, back_s = 5e-3 * choose.random(), 5e-3 * choose.random()
+        for each in (bound, plain):
+            exchange(each, motion, t, there_s, back_s)
+        if index == told_after:
+            then = t - told_ago_s
+            _, _, v, accel = max(piece for piece in motion.path if piece[0] <= then)
+            start = max(piece[0] for piece in motion.path if piece[0] <= then)
+            exact = v + accel * (then - start)
+            within = Interval(math.floor(exact) - margins[0], math.ceil(exact) + margins[1])
+            assert bound.drift_within(round(then * SECOND), within)
+            drift, untold = bound.drift(round(t * SECOND)), plain.drift(round(t * SECOND))
+            assert drift is not None
+            assert untold is not None
+            assert drift.width <= untold.width
+        for away in (0.0, 1.0, 60.0, 900.0):
+            for when in (t + 0.02 + away, max(t - away, 0.0)):
+                found, without = bound.offset(round(when * SECOND)), plain.offset(round(when * SECOND))
+                assert found is not None
+                assert without is not None
+                assert found.lo <= motion.at(round(when * SECOND) / SECOND) <= found.hi
+                if index <= told_after:
+                    assert found.width <= without.width + 2
+    assert bound.contradictions == 0
+
+
+def test_a_drift_that_cannot_be_is_a_contradiction() -> None:
+    bound = PairBound(**LIMITS)
+    assert bound.drift_within(0, Interval(7, 8))  # nothing known that it could contradict
+    for second in range(60):
+        bound.outgoing(second * SECOND, second * SECOND + 1_000)
+        bound.incoming(second * SECOND, second * SECOND + 1_000)
+    assert not bound.drift_within(59 * SECOND, Interval(100_000, 110_000))
+    assert bound.contradictions == 1
+    assert bound.offset(60 * SECOND) is None

@@ -290,6 +290,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "clock.max_drift_ppm": ("7", 7),
     "clock.max_wander_ppb_per_s": ("8", 8),
     "clock.max_uncertainty": ("9ms", 9_000_000),
+    "clock.drift_over_reboot": ("true", True),
     "source": ('[{"type": "kernel", "interval": "2s"}]', (SourceConfig(type="kernel", interval=2 * 10**9),)),
     "mesh.listen": ("127.0.0.1:1", "127.0.0.1:1"),
     "mesh.key_file": ("/tmp/key", Path("/tmp/key")),

@@ -172,7 +172,8 @@ def test_a_peer(tmp_path: Path, services: list[Service], capsys: pytest.CaptureF
     assert (told["type"], told["name"], told["max_drift_ppm"]) == ("peer", "there", 100)
     assert told["lower_ns"] <= -7 * MS <= told["upper_ns"]
     assert told["at_least_ns"] <= -7 * MS <= told["at_most_ns"]
-    assert told["upper_ns"] - told["lower_ns"] < told["rtt_ns"] + 100_000 + 2 * told["error_ns"]
+    # Little more than the round trip: what the clocks may have been slewed by meanwhile grows with it.
+    assert told["upper_ns"] - told["lower_ns"] < 1.01 * told["rtt_ns"] + 100_000 + 2 * told["error_ns"]
     assert main(["probe", address]) == 0
     out = capsys.readouterr().out
     assert f"{address} is the skewd node there; this clock is " in out

@@ -59,6 +59,24 @@ zmq   ipc:///x.ipc   up     0         0
 """
 
 
+@pytest.mark.parametrize(
+    ("kernel", "says"),
+    [
+        (
+            {"tai_offset_s": 37, "leap": "none", "rate_ppb": -12_400},
+            "TAI - UTC 37 s; no leap second announced; steered at -12.4 ppm",
+        ),
+        (
+            {"tai_offset_s": None, "leap": "insert"},
+            "TAI - UTC not set; a leap second will be inserted at the end of the UTC day",
+        ),
+    ],
+)
+def test_the_kernels_scale_and_leap_state_are_shown(kernel: dict[str, Any], says: str) -> None:
+    assert f"  kernel clock  {says}\n" in render_status(status_of(0, 0) | {"clock": {"kernel": kernel}})
+    assert "kernel clock" not in render_status(status_of(0, 0) | {"clock": {"kernel": None}})
+
+
 def observed(verdict: str) -> dict[str, Any]:
     """What is told of one pair's drift and wander."""
     one = {"verdict": verdict, "limit": 20, "at_least": 0, "at_most": 9, "window_s": 8, "age_s": 1}

@@ -23,6 +23,7 @@ from skewd.kernel_clock import (
     disturbance,
     is_new_generation,
     monotonic_shift_ns,
+    rate_basis,
     rate_ppb,
 )
 from skewd.publish.segment import SegmentWriter
@@ -77,6 +78,33 @@ def test_what_is_told() -> None:
     }
     unset = kernel(state=5, status=0x40, tai_offset_s=0).told()
     assert (unset["synchronized"], unset["tai_offset_s"]) == (False, None)
+
+
+def cpuinfo(*flags: str) -> str:
+    return f"processor\t: 0\nmodel name\t: A CPU @ 3 GHz\nflags\t\t: fpu {' '.join(flags)}\nbogomips\t: 6000\n\n" * 2
+
+
+@pytest.mark.parametrize(
+    ("source", "flags", "fixed"),
+    [
+        ("tsc", ("tsc", "tsc_known_freq"), True),
+        ("tsc", ("tsc", "constant_tsc"), False),  # the kernel measures it at each boot
+        ("tsc", ("tsc", "tsc_known_freq", "hypervisor"), False),  # the hypervisor measured it
+        ("kvm-clock", ("tsc_known_freq", "hypervisor"), False),
+        ("hpet", ("tsc",), True),
+        ("acpi_pm", ("tsc",), True),
+        ("hpet", ("hypervisor",), False),
+        ("refined-jiffies", (), False),
+        (None, ("tsc_known_freq",), False),
+    ],
+)
+def test_where_the_nominal_rate_is_the_same_at_each_boot(
+    source: str | None, flags: tuple[str, ...], fixed: bool
+) -> None:
+    found = rate_basis(source, cpuinfo(*flags), "m1 6.18")
+    assert bool(found) is fixed
+    assert not fixed or found == f"{source} A CPU @ 3 GHz m1 6.18"
+    assert rate_basis(source, "processor : 0\nFeatures : fp asimd\n", "m1 6.18") == ""
 
 
 def test_what_ends_a_raw_clock() -> None:

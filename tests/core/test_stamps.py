@@ -68,8 +68,9 @@ def test_a_step_is_noticed_or_covered(step: int, width: int, gap: int, after_it:
     at = gap // 2
     wall = at + (step if after_it else 0)
     raw = raw_of_stamp(wall, reading(0, 0, width), reading(gap, step, width), 2_000)
-    if abs(step) > 2 * width + gap * 2_000 // S + 1:
-        assert raw is None
+    if raw is None:
+        assert abs(step) > 2 * width + gap * 2_000 // S + 2
     else:
+        assert abs(step) <= 2 * width + (gap + 2 * width) * 2_000 // S + 4
         assert raw is not None
         assert raw.lo <= at <= raw.hi

@@ -1,16 +1,15 @@
-"""The wall map as a short history: past instants, kernel stamps, slews and steps of a simulated clock."""
+"""The wall map as a short history: past instants, slews and steps of a simulated clock."""
 
 from __future__ import annotations
 
 import random
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skewd.clock import WallSample
 from skewd.interval import Interval
-from skewd.wall import HISTORY_NS, SLEW_MAX_PPM, WallMap
+from skewd.wall import HISTORY_NS, SLEW_MAX_PPM, WallMap, passage
 
 SECOND = 1_000_000_000
 MS = 1_000_000
@@ -52,60 +51,6 @@ def test_a_past_instant_is_known_within_the_sandwiches(ppm: int, seed: int, data
     told = wall.wall_minus_raw(raw)
     assert told.contains(clock.at(raw) - raw)
     assert told.width <= 500 + 2 * 22 * abs(ppm) + 200  # the readings, and the slew between two of them
-    found = wall.raw_of_wall(clock.at(raw), wall.latest.raw_ns)
-    if back > 3 * TICK:
-        assert found is not None
-        assert found.contains(raw)
-        assert found.width <= 1_000 + 2 * 22 * abs(ppm) + 200
-
-
-def test_a_quiet_clock_converts_a_kernel_stamp_within_a_microsecond() -> None:
-    clock = Wall(20)
-    wall = run(clock, 4 * SECOND)
-    for back in range(5 * TICK, 2 * SECOND, 17 * MS):
-        raw = wall.latest.raw_ns - back
-        found = wall.raw_of_wall(clock.at(raw), raw + TICK)
-        assert found is not None
-        assert found.contains(raw)
-        assert found.width < 1_500
-
-
-@pytest.mark.parametrize("by", [-50 * MS, 50 * MS, -30 * SECOND, 30 * SECOND])
-def test_a_stamp_does_not_convert_across_a_step(by: int) -> None:
-    at = 3 * SECOND
-    clock = Wall(steps={at: by})
-    wall = run(clock, 4 * SECOND)
-    assert wall.era == 2
-    # Stamped before the step: whoever asks now gets no answer, rather than that of another reading.
-    assert wall.raw_of_wall(clock.at(at - 40 * MS), wall.latest.raw_ns) is None
-    # In the gap in which it was stepped, on either side.
-    for raw in (at - 1, at):
-        found = wall.raw_of_wall(clock.at(raw), wall.latest.raw_ns)
-        assert found is None or found.contains(raw)
-    # Well after it: converts.
-    found = wall.raw_of_wall(clock.at(at + 300 * MS), at + 310 * MS)
-    assert found is not None
-    assert found.contains(at + 300 * MS)
-
-
-def test_a_reading_that_occurred_twice_does_not_convert() -> None:
-    at = 3 * SECOND
-    clock = Wall(steps={at: -100 * MS})
-    wall = run(clock, 4 * SECOND)
-    again = at + 50 * MS  # shows what it showed 50 ms before the step
-    assert clock.at(again) == clock.at(at - 50 * MS)
-    assert wall.raw_of_wall(clock.at(again), again + MS) is None
-
-
-def test_a_stamp_without_a_reading_on_both_sides_does_not_convert() -> None:
-    clock = Wall()
-    wall = run(clock, SECOND)
-    latest = wall.latest.raw_ns
-    assert wall.raw_of_wall(clock.at(latest + MS), latest) is None  # no reading after it yet
-    assert wall.raw_of_wall(clock.at(latest - 5 * TICK), latest + 1) is None  # nor after the instant it is asked for
-    assert wall.raw_of_wall(clock.at(0) - SECOND, latest) is None
-    long = run(clock, 2 * HISTORY_NS)
-    assert long.raw_of_wall(clock.at(SECOND), long.latest.raw_ns) is None  # forgotten
 
 
 @given(st.sampled_from([-83_333, -5_000, 5_000, 83_333]), st.integers(0, 100))
@@ -150,9 +95,57 @@ def test_a_slew_that_begins_is_allowed_for_at_once() -> None:
 
 
 def test_memory_stays_bounded() -> None:
-    wall = WallMap(Wall().sample(0))
+    clock = Wall(500)
+    wall = WallMap(clock.sample(0))
     for i in range(1, 5_000):
-        wall.sample(Wall().sample(i * MS))
+        wall.sample(clock.sample(i * MS))
     latest = wall.latest.raw_ns
-    assert wall.raw_of_wall(Wall().at(latest - 400 * MS), latest) is not None
-    assert wall.raw_of_wall(Wall().at(latest - 600 * MS), latest) is None
+    # Within the readings kept it is known by those around it, before them by the carried earliest one.
+    assert wall.wall_minus_raw(latest - 400 * MS).width < 2_000
+    assert wall.wall_minus_raw(latest - 4_000 * MS).width > 1_000_000
+
+
+@given(
+    gap=st.integers(1, 20 * MS),
+    slow_ppm=st.integers(-84_000, 0),
+    fast_ppm=st.integers(0, 84_000),
+    turns=st.lists(st.tuples(st.integers(1, 50), st.booleans()), min_size=1, max_size=6),
+    widths=st.tuples(st.integers(0, 300), st.integers(0, 300)),
+    within=st.tuples(st.integers(0, 100), st.integers(0, 100)),
+)
+def test_between_two_readings_the_clock_is_where_passage_says_however_it_turned(
+    gap: int,
+    slow_ppm: int,
+    fast_ppm: int,
+    turns: list[tuple[int, bool]],
+    widths: tuple[int, int],
+    within: tuple[int, int],
+) -> None:
+    """A clock slewed bang-bang between its fastest and its slowest, read imprecisely at both ends."""
+    rates = [fast_ppm if up else slow_ppm for _, up in turns]
+    total = sum(part for part, _ in turns)
+    spans = [gap * part // total for part, _ in turns]
+    path = [0]
+    for span, rate in zip(spans, rates, strict=True):
+        path.append(path[-1] + span * rate)  # in 1e-6 ns
+    exact = [EPOCH + at // 1_000_000 for at in path]
+
+    def reading(raw_ns: int, at: int, width: int, share: int) -> WallSample:
+        lo = at - width * share // 100
+        return WallSample(raw_ns, Interval(lo, lo + width))
+
+    before = reading(0, exact[0], widths[0], within[0])
+    after = reading(sum(spans), exact[-1], widths[1], within[1])
+    told = passage(before, after, Interval(slow_ppm * 1_000, fast_ppm * 1_000))
+    assert told is not None
+    assert all(told.contains(at) for at in exact)
+    steepest = gap * max(fast_ppm, -slow_ppm) // 1_000_000
+    assert told.width <= sum(widths) + 2 * steepest + 100
+
+
+def test_passage_is_no_wider_than_the_worst_turn() -> None:
+    flat = passage(WallSample(0, Interval(0, 0)), WallSample(10 * MS, Interval(0, 0)), Interval(-500_000, 1_000_000))
+    assert flat is not None
+    assert 3_333 <= flat.hi <= 3_338  # up at 1000 ppm for a third of the time, down at 500 for the rest
+    assert -3_338 <= flat.lo <= -3_333
+    assert passage(WallSample(0, Interval(0, 9)), WallSample(MS, Interval(2_000, 2_009)), Interval(-900, 900)) is None

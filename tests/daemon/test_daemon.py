@@ -164,11 +164,13 @@ async def test_metrics_health_and_page(bench: Bench) -> None:
     assert samples["skewd_clock_eras_total", ()] == 1
     assert samples["skewd_contradictions_total", ()] == 0
     assert samples["skewd_build_info", ("0.1.0", "true")] == 1
+    assert samples["skewd_config_last_reload_successful", ()] == 1
     assert ("skewd_clock_drift_ratio", ()) in samples
     assert samples["process_resident_memory_bytes", ()] > 1e6
     assert samples["process_cpu_seconds_total", ()] > 0
     for name in (
         "skewd_peer_offset_seconds",
+        "skewd_peer_offset_upper_seconds",
         "skewd_peer_rtt_min_seconds",
         "skewd_peer_last_exchange_timestamp_seconds",
     ):

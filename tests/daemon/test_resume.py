@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -245,6 +246,86 @@ def test_utc_is_resumed_at_once_from_the_source_that_is_still_configured() -> No
     assert elsewhere.reference_estimate(clocks.raw(later)) is None
 
 
+BASIS = "tsc A CPU m1 6.18"
+NTP = SourceConfig(type="ntp", name="n", address="192.0.2.1:123")
+
+
+def priors(found: Kept, **more: Any) -> dict[resume.KeptSource, resume.DriftPrior]:
+    asked: dict[str, Any] = {"node": "a", "boot": b"2" * 16, "limits": (100.0, 10.0), "basis": BASIS}
+    return resume.drift_priors(found, **(asked | more))
+
+
+@pytest.mark.parametrize("off_s", [10, 600])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_after_a_reboot_the_drift_is_known_as_far_as_it_may_have_wandered(off_s: int, sign: int) -> None:
+    """Off, the crystal wanders at its limit all the while; the new boot's raw clock begins anywhere."""
+    utc = 1_700_000_000 * SECOND
+
+    def node() -> Node:
+        config = Config(node=NodeConfig(name="a"), source=(NTP,))
+        return Node(config, boot=BOOT, first=Clocks().sample(0), virtual=False)
+
+    def answer(asked: Node, clocks: Clocks, at: int, utc_at: int) -> None:
+        raw = clocks.raw(at)
+        asked.on_wall(clocks.sample(at))
+        asked.on_utc("n", [(raw, utc_at + 4 * MS)], [(utc_at + 4 * MS, raw + 9 * MS)], raw + 9 * MS)
+
+    before, first = Clocks(epoch_ns=SECOND, drift_ppb=30_000), node()
+    for second in range(0, 4_000, 16):
+        answer(first, before, second * SECOND, utc + second * SECOND)
+    kept_then = resume.decode(resume.encode(first.keep(FACTS, before.raw(4_000 * SECOND), BASIS)))
+    assert kept_then is not None
+    # UTC's drift against a raw clock that runs fast is negative.
+    after = Clocks(epoch_ns=500 * SECOND, drift_ppb=30_000 + sign * 10 * off_s)
+    fresh, told = node(), node()
+    told.take_drift(priors(kept_then))
+    began = utc + (4_000 + off_s) * SECOND
+    widths = []
+    for each in (fresh, told):
+        answer(each, after, 0, began)
+        for second in range(101):
+            each.on_wall(after.sample(second * SECOND + MS))
+            found = each.reference_estimate(after.raw(second * SECOND))
+            assert found is not None
+            assert found.bound.contains(began + second * SECOND - after.wall(second * SECOND))
+            width = found.bound.width
+        widths.append(width)
+        assert each.contradictions == 0
+    drift = first.reference_estimate(before.raw(4_000 * SECOND))
+    assert drift is not None
+    known = drift.drift_ppb.width + 2 * 10 * off_s
+    assert widths[0] > 20 * MS  # 100 ppm each way, for 100 s
+    assert widths[1] < 10 * MS + known * 110 + 2_000_000
+
+
+def test_another_boots_drift_is_used_for_the_same_oscillator_only() -> None:
+    found = heard(NTP).keep(FACTS, 30 * SECOND, BASIS)
+    (source,) = priors(found)
+    assert source.name == "n"
+    for more in (
+        {"node": "b"},
+        {"boot": BOOT},  # the same boot: its bounds are resumed instead
+        {"limits": (100.0, 11.0)},
+        {"basis": ""},
+        {"basis": "tsc A CPU m2 6.18"},
+    ):
+        assert priors(found, **more) == {}
+    assert priors(heard(NTP).keep(FACTS, 30 * SECOND)) == {}
+    smeared = SourceConfig(type="ntp", name="n", address="192.0.2.1:123", smear=True)
+    assert priors(heard(smeared).keep(FACTS, 30 * SECOND, BASIS)) == {}
+    other = Node(
+        Config(node=NodeConfig(name="a"), source=(SourceConfig(type="ntp", name="n", address="192.0.2.9:123"),)),
+        boot=BOOT,
+        first=Clocks().sample(0),
+        virtual=False,
+    )
+    other.take_drift(priors(found))
+    assert other._drift_priors == {}
+    prior = resume.DriftPrior(100 * SECOND, Interval(-5, 7))
+    assert prior.at(110 * SECOND, 10.0) == Interval(-106, 108)
+    assert prior.at(99 * SECOND, 10.0) is None
+
+
 def heard(source: SourceConfig, *, found: bool = False, leap: int = 0) -> Node:
     """A node that heard this source for half a minute."""
     clocks, utc = Clocks(epoch_ns=SECOND), 1_700_000_000 * SECOND
@@ -341,14 +422,25 @@ async def test_a_daemon_takes_up_what_the_one_before_left() -> None:
             assert not daemon("b", address).node._kept
 
 
-async def test_a_directory_that_is_not_there_is_no_reason_to_fail() -> None:
+@pytest.mark.parametrize("possible", [True, False])
+async def test_a_directory_that_is_not_there_is_made_or_its_lack_said(possible: bool) -> None:
     with tempfile.TemporaryDirectory(prefix="skr") as name:
         root = Path(name)
+        (root / "file").touch()
+        directory = root / ("missing" if possible else "file") / "state"
         config = Config(
-            node=NodeConfig(name="a", runtime_dir=root / "a", state_dir=root / "missing"),
+            node=NodeConfig(name="a", runtime_dir=root / "a", state_dir=directory),
             mesh=MeshConfig(listen=None),
             metrics=MetricsConfig(listen=None),
         )
-        async with Daemon(config, VirtualClock(VirtualPage.create(None))).running():
-            pass
-        assert not (root / "missing").exists()
+        with structlog.testing.capture_logs() as said:
+            async with Daemon(config, VirtualClock(VirtualPage.create(None))).running():
+                pass
+        lines = [line["event"] for line in said if "survive" in line["event"]]
+        if possible:
+            assert directory.stat().st_mode & 0o777 == 0o700
+            assert StateFile(directory, "a").read(resume.BYTES_MAX) is not None
+            assert not lines
+        else:
+            assert len(lines) == 1
+            assert f"make {directory} writable, or choose another [node] state_dir" in lines[0]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import itertools
 import mmap
 import multiprocessing
 import multiprocessing.synchronize
@@ -18,7 +20,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from skewd import hostclock
 from skewd.bounds.history import Status, carried
+from skewd.clock import HostClock
+from skewd.config import ClockBoundConfig, Config, MeshConfig, MetricsConfig, NodeConfig
+from skewd.daemon import Daemon
 from skewd.interval import Interval
 from skewd.publish import clockbound
 from skewd.publish.clockbound import (
@@ -360,3 +366,51 @@ def test_where_stores_may_be_reordered_a_real_barrier_is_asked_for() -> None:
 
 def test_a_clock_may_lag_by_more_than_a_tick() -> None:
     assert clockbound.late_ns() >= 20 * MS
+
+
+async def test_in_a_time_namespace_there_are_none_and_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hostclock, "shift_ns", lambda: 1_000 * SECOND)
+    with tempfile.TemporaryDirectory(prefix="skd") as name:
+        root = Path(name)
+        config = Config(
+            node=NodeConfig(name="n", runtime_dir=root / "run", state_dir=root),
+            mesh=MeshConfig(listen=None),
+            metrics=MetricsConfig(listen=None),
+            clockbound=ClockBoundConfig(enabled=True, directory=root / "clockbound"),
+        )
+        daemon = Daemon(config, HostClock())
+        async with daemon.running():
+            assert any("time namespace, whose clocks are 1000 s off" in text for text in daemon.status()["messages"])
+    assert not (root / "clockbound").exists()
+
+
+@pytest.mark.parametrize("tells", [True, False], ids=["timerfd", "polling"])
+async def test_both_files_are_refreshed_twice_a_second_at_least(monkeypatch: pytest.MonkeyPatch, tells: bool) -> None:
+    """Whatever else the loop looks at: between most claims less than half a second passes (a busy machine adds its)."""
+
+    def none() -> None:
+        raise OSError("no timerfd here")
+
+    if not tells:
+        monkeypatch.setattr(hostclock, "SetWatch", none)
+    with tempfile.TemporaryDirectory(prefix="skd") as name:
+        root = Path(name)
+        config = Config(
+            node=NodeConfig(name="n", runtime_dir=root / "run", state_dir=root),
+            mesh=MeshConfig(listen=None),
+            metrics=MetricsConfig(listen=None),
+            clockbound=ClockBoundConfig(enabled=True, directory=root / "clockbound"),
+        )
+        daemon = Daemon(config, HostClock())
+        async with daemon.running(), asyncio.timeout(60):
+            assert daemon.status()["clock"]["steps_seen_by"] == ("timerfd" if tells else "polling")
+            seen: dict[str, list[int]] = {"shm": [], "shm0": []}
+            while min(map(len, seen.values())) < 9:
+                for file, instants in seen.items():
+                    as_of_ns = parse((root / "clockbound" / file).read_bytes()).as_of_ns
+                    if as_of_ns not in instants:
+                        instants.append(as_of_ns)
+                await asyncio.sleep(0.02)
+    for instants in seen.values():
+        gaps = sorted(after - before for before, after in itertools.pairwise(instants))
+        assert gaps[len(gaps) // 2] <= SECOND // 2, gaps

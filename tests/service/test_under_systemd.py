@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -248,6 +249,38 @@ def test_the_kernels_estimate_may_be_read(systemd: PrivateSystemd) -> None:
         systemd.systemctl("start", "skewd")
         wait_until(lambda: told() != "", "the kernel was asked")
         assert "may not read the kernel's estimate" not in told()
+    finally:
+        systemd.systemctl("stop", "skewd")
+        systemd.run("rm", "-f", "/etc/skewd/skewd.toml")
+        systemd.systemctl("daemon-reload")
+        systemd.run("systemctl", "reset-failed", "skewd", check=False)
+
+
+def test_a_reload_takes_up_what_it_can_and_says_what_waits(systemd: PrivateSystemd) -> None:
+    systemd.run("mkdir", "-p", "/etc/skewd")
+
+    def write(text: str) -> None:
+        (systemd.out / "skewd.toml").write_text(text)
+        systemd.run("cp", "/run/lab/out/skewd.toml", "/etc/skewd/skewd.toml")
+
+    def told() -> dict[str, Any]:
+        # Not the file under test: while it is wrong, every command refuses it.
+        ask = ("env", "SKEWD_CONFIG=/dev/null", LAUNCHER, "status", "--json")
+        done = systemd.run(*ask, user="nobody", check=False)
+        return dict(json.loads(done.stdout)) if done.returncode == 0 else {}
+
+    try:
+        write('[[source]]\ntype = "kernel"\nname = "one"\n')
+        systemd.systemctl("start", "skewd")
+        first = main_pid(systemd)
+        write('[clock]\nmax_drift_ppm = 50\n[[source]]\ntype = "kernel"\nname = "two"\n')
+        systemd.systemctl("reload", "skewd")
+        wait_until(lambda: [row["name"] for row in told().get("sources", [])] == ["two"], "the new source")
+        assert told()["config"] == {"last_reload_successful": True, "needs_restart": ["clock.max_drift_ppm"]}
+        write("[clock]\nmax_drift = 50\n")
+        systemd.systemctl("reload", "skewd")
+        wait_until(lambda: not told()["config"]["last_reload_successful"], "the mistake")
+        assert main_pid(systemd) == first
     finally:
         systemd.systemctl("stop", "skewd")
         systemd.run("rm", "-f", "/etc/skewd/skewd.toml")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import struct
 from fractions import Fraction
 
@@ -12,8 +11,9 @@ from hypothesis import strategies as st
 
 from skewd.clock import WallSample
 from skewd.interval import Interval
+from skewd.kernel_clock import KernelClock
 from skewd.sources import chrony_wire, kernel_wire, ptp_wire
-from skewd.sources.claim import Claim, Refused, between
+from skewd.sources.claim import Claim, Look, Refused, between
 
 S = 1_000_000_000
 MS = 1_000_000
@@ -233,40 +233,44 @@ def test_the_hull_of_readings_holds_while_one_of_eight_was_quick(
 # -- the kernel ----------------------------------------------------------------------------------------------------
 
 
-def timex(*, offset: int = 0, max_error: int = 1500, est_error: int = 10, status: int = 0x2000, tai: int = 37) -> bytes:
-    return kernel_wire.TIMEX.pack(
-        *(0, offset, 0, max_error, est_error, status, *(0,) * 14, tai),
-    )
+def kernel(
+    state: int = 0, *, pending: int = 0, max_error: int = 1501, est_error: int = 10, status: int = 0x2000
+) -> KernelClock:
+    return KernelClock(state, status, 0, 10_000, max_error, est_error, 37, pending)
 
 
 def test_the_kernels_figure() -> None:
-    known = kernel_wire.parse(0, timex(offset=-2000))
-    assert (known.max_error_ns, known.pending_ns, known.tai_offset_s, known.leap) == (1_500_000, -2000, 37, 0)
-    assert known.utc_minus_wall() == Interval(-2_002_000, 2_002_000)
-    assert kernel_wire.parse(1, timex(status=0x10, offset=3)).pending_ns == 3000
-    assert [kernel_wire.parse(state, timex()).leap for state in (0, 1, 2)] == [0, 1, 2]
+    # One microsecond that was rounded off, half a millisecond that it may have grown since, and what is to be slewed.
+    assert kernel_wire.claimed(kernel(pending=-2000)) == (Interval(-2_004_000, 2_004_000), 0)
+    assert kernel_wire.claimed(kernel(1, status=0x10, pending=3)) == (Interval(-2_005_000, 2_005_000), 1)
+    assert [kernel_wire.claimed(kernel(state))[1] for state in (0, 1, 2)] == [0, 1, 2]
+    # chronyd's own estimate is rounded down to 0 us where it measures well; its maxerror is true all the same.
+    assert kernel_wire.claimed(kernel(est_error=0, max_error=12))[0].hi == 513_000
+
+
+@pytest.mark.parametrize("est_error", [0, 3, 16_000_000])
+@pytest.mark.parametrize("after_s", [0, 1, 64, 2048])
+def test_a_zero_that_has_only_grown_is_no_claim(est_error: int, after_s: int) -> None:
+    """systemd-timesyncd writes 0 and 0; ptp4l and phc2sys write 0 and leave the other as they found it."""
+    with pytest.raises(Refused, match=r"systemd-timesyncd.*'ntp' with the server that timesyncd follows"):
+        kernel_wire.claimed(kernel(max_error=500 * after_s, est_error=est_error))
 
 
 @pytest.mark.parametrize(
-    ("state", "data", "says"),
+    ("found", "says"),
     [
-        (5, timex(), "not synchronized"),
-        (0, timex(status=0x40), "not synchronized"),
-        (3, timex(), "leap second is in progress"),
-        (0, timex(est_error=0), "tells the kernel no error"),
-        (0, timex(max_error=16_000_001), "above 16 s"),
-        (0, b"short", "struct timex of 5 bytes"),
+        (kernel(5), "not synchronized"),
+        (kernel(status=0x40), r"not synchronized; start chronyd \(with rtcsync"),
+        (kernel(3), "leap second is in progress"),
+        (kernel(4), "or just was"),
+        (kernel(max_error=-1), "has only grown"),
+        (kernel(max_error=16_000_001), "above 16 s"),
+        (kernel(pending=16_000_000_000), "above 16 s"),
     ],
 )
-def test_what_the_kernel_cannot_claim(state: int, data: bytes, says: str) -> None:
+def test_what_the_kernel_cannot_claim(found: KernelClock, says: str) -> None:
     with pytest.raises(Refused, match=says):
-        kernel_wire.parse(state, data)
-
-
-@given(st.integers(-1, 10), st.binary(min_size=kernel_wire.TIMEX.size, max_size=kernel_wire.TIMEX.size))
-def test_garbage_of_the_kernel(state: int, data: bytes) -> None:
-    with contextlib.suppress(Refused):
-        assert kernel_wire.parse(state, data).utc_minus_wall().width > 0
+        kernel_wire.claimed(found)
 
 
 # -- from wall to raw ----------------------------------------------------------------------------------------------
@@ -274,31 +278,44 @@ def test_garbage_of_the_kernel(state: int, data: bytes) -> None:
 
 @given(
     at=st.integers(0, 1000),
-    slew_ppm=st.integers(-900, 900),
+    turn=st.integers(0, 1000),
+    slews_ppm=st.tuples(*[st.sampled_from([-83_333, -900, 0, 900, 83_333]) | st.integers(-84_000, 84_000)] * 2),
     drift_ppm=st.integers(-100, 100),
     lag_ns=st.integers(1000, MS),
     error_ns=st.integers(-MS, MS),
 )
-def test_a_claim_holds_whenever_it_was_made(at: int, slew_ppm: int, drift_ppm: int, lag_ns: int, error_ns: int) -> None:
-    """The wall clock is slewed and raw drifts while a daemon is asked; it looks at the clocks somewhere in between."""
-    made = lag_ns * at // 1000
+def test_a_claim_holds_whenever_it_was_made(
+    at: int, turn: int, slews_ppm: tuple[int, int], drift_ppm: int, lag_ns: int, error_ns: int
+) -> None:
+    """The wall clock is slewed, as fast as chrony can and turning round meanwhile, and raw drifts, while a daemon is
+    asked; it looks at the clocks somewhere in between."""
+    made, turned = lag_ns * at // 1000, lag_ns * turn // 1000
 
     def wall_minus_raw(raw: int) -> int:
-        return 7 * S + slew_ppm * raw // 1_000_000
+        first, second = slews_ppm
+        return 7 * S + (first * min(raw, turned) + second * max(raw - turned, 0)) // 1_000_000
 
     def utc_minus_raw(raw: int) -> int:
         return 8 * S + drift_ppm * raw // 1_000_000
 
-    samples = [WallSample(raw, Interval(wall_minus_raw(raw) - 100, wall_minus_raw(raw) + 100)) for raw in (0, lag_ns)]
+    looks = [
+        Look(WallSample(raw, Interval(wall_minus_raw(raw) - 100, wall_minus_raw(raw) + 100)), ppm * 1_000)
+        for raw, ppm in zip((0, lag_ns), slews_ppm, strict=True)
+    ]
     said = utc_minus_raw(made) - wall_minus_raw(made) + error_ns
     claimed = Interval(said - abs(error_ns), said + abs(error_ns))
-    raw, claim = between(samples[0], samples[1], claimed, 100)
+    raw, claim = between(looks[0], looks[1], claimed, 100)
     assert claim.contains(utc_minus_raw(raw))
-    assert claim.width <= claimed.width + 400 + 4 * (lag_ns + 300) * 1100 // 1_000_000 + 10
+    fastest = max(1_000, *(abs(ppm) + 500 for ppm in slews_ppm))
+    assert claim.width <= claimed.width + 400 + 2 * (lag_ns + 200) * (fastest + 100) // 1_000_000 + 10
     (sent, arrived), (left, received) = Claim(raw, claim).proofs()
     assert (arrived - sent, left - received) == (claim.hi, claim.lo)
 
 
 def test_a_step_while_it_was_asked_voids_the_answer() -> None:
-    with pytest.raises(Refused, match="stepped"):
-        between(WallSample(0, Interval(0, 200)), WallSample(MS, Interval(5000, 5200)), Interval(0, 0), 100)
+    before, after = WallSample(0, Interval(0, 200)), WallSample(MS, Interval(5000, 5200))
+    for set_ppb in ((0, 0), (4_000_000, 0), (-83_333_000, -83_333_000)):
+        with pytest.raises(Refused, match="stepped"):
+            between(Look(before, set_ppb[0]), Look(after, set_ppb[1]), Interval(0, 0), 100)
+    # The same is a slew where the kernel says so.
+    assert between(Look(before, 0), Look(after, 5_000_000), Interval(0, 0), 100)[1].contains(5_100)

@@ -9,27 +9,31 @@ import struct
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
+from skewd import hostclock
 from skewd.clock import HostClock, VirtualClock, VirtualPage
 from skewd.config import Config, MeshConfig, MetricsConfig, NodeConfig, SourceConfig
 from skewd.daemon import Daemon
 from skewd.interval import Interval
-from skewd.sources import find, kernel
+from skewd.kernel_clock import KernelClock
+from skewd.sources import find
 from skewd.sources.chrony import ChronyReader
 from skewd.sources.claim import Claim, Refused
 from skewd.sources.kernel import KernelReader
-from skewd.sources.kernel_wire import TIMEX
 from skewd.sources.local import LocalSource
 from skewd.sources.ntp import State
-from skewd.sources.ptp import PhcReader, PtpReader, device_of
+from skewd.sources.phc import PhcReader, device_of
+from skewd.sources.ptp import PtpReader
 
 S = 1_000_000_000
 MS = 1_000_000
 US = 1_000
+UNSYNCHRONIZED = KernelClock(5, 0x40, 0, 10_000, 1_501, 10, 37)
 
 
 @pytest.fixture
@@ -171,7 +175,7 @@ async def test_a_virtual_node_is_told_its_own_offset(short: Path) -> None:
     page = VirtualPage.create(None, offset_ns=5 * MS, epoch_ns=10**15)
     async with serving(lambda question: [tracking(question)]) as (_, address):
         config = Config(
-            node=NodeConfig(name="n", runtime_dir=short),
+            node=NodeConfig(name="n", runtime_dir=short, state_dir=short),
             mesh=MeshConfig(listen=None),
             metrics=MetricsConfig(listen=None),
             source=(SourceConfig(type="chrony", address=address, interval=100 * MS),),
@@ -191,33 +195,40 @@ async def test_a_virtual_node_is_told_its_own_offset(short: Path) -> None:
 async def test_what_is_found_is_what_makes_a_claim(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("skewd.sources.chrony.USUAL", (str(short / "chronyd.sock"),))
     monkeypatch.setattr("skewd.sources.ptp.USUAL", (str(short / "ptp4l"),))
-    monkeypatch.setattr(kernel, "adjtimex", lambda: (5, bytes(TIMEX.size)))
-    assert await find.find(HostClock(), short, 100, 10) is None
-    good = TIMEX.pack(0, 0, 0, 1500, 10, 0x2000, *(0,) * 15)
-    monkeypatch.setattr(kernel, "adjtimex", lambda: (0, good))
-    assert await find.find(HostClock(), short, 100, 10) == "kernel"
+    monkeypatch.setattr(hostclock.KernelReader, "read", lambda self: UNSYNCHRONIZED)
+    found = await find.find(HostClock(), short, 100, 10)
+    assert found.kind is None
+    (refused,) = found.refusals  # the others are not here
+    assert refused.startswith("kernel: the kernel says that its clock is not synchronized")
+    monkeypatch.setattr(hostclock.KernelReader, "read", lambda self: replace(UNSYNCHRONIZED, state=0, status=0x2000))
+    assert (await find.find(HostClock(), short, 100, 10)).kind == "kernel"
     async with serving(lambda question: [tracking(question, leap=3)], short / "chronyd.sock"):
-        assert await find.find(HostClock(), short, 100, 10) == "kernel"
+        assert (await find.find(HostClock(), short, 100, 10)).kind == "kernel"
     (short / "chronyd.sock").unlink(missing_ok=True)
     async with serving(lambda question: [tracking(question)], short / "chronyd.sock"):
-        assert await find.find(HostClock(), short, 100, 10) == "chrony"
+        assert (await find.find(HostClock(), short, 100, 10)).kind == "chrony"
 
 
 async def test_the_kernel_is_read_and_never_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = kernel.adjtimex()[1]
+    reader = hostclock.KernelReader()
+    before = reader.read()
+    if before is None:
+        pytest.skip("adjtimex is refused here")
     with contextlib.suppress(Refused):  # this machine's own: whatever it is
         await KernelReader(HostClock(), 100)()
-    freq = struct.Struct("@8xl")  # modes and offset come before it; nobody touched it
-    assert freq.unpack_from(before, 8) == freq.unpack_from(kernel.adjtimex()[1], 8)
-    monkeypatch.setattr(kernel, "adjtimex", lambda: (1, TIMEX.pack(0, 0, 0, 1500, 10, 0x10, *(0,) * 15)))
+    now = reader.read()
+    assert now is not None
+    assert (now.frequency, now.tick_us, now.status & ~0xFF00) == (
+        before.frequency,
+        before.tick_us,
+        before.status & ~0xFF00,
+    )
+    told = replace(UNSYNCHRONIZED, state=1, status=0x10)
+    monkeypatch.setattr(hostclock.KernelReader, "read", lambda self: told)
     claim = await KernelReader(HostClock(), 100)()
     assert claim.utc_minus_raw.contains(truth(HostClock()))
     assert (claim.leap, claim.utc_minus_raw.width // (100 * US)) == (1, 40)
-
-    def refused() -> tuple[int, bytes]:
-        raise PermissionError(1, "Operation not permitted")
-
-    monkeypatch.setattr(kernel, "adjtimex", refused)
+    monkeypatch.setattr(hostclock.KernelReader, "read", lambda self: None)
     with pytest.raises(Refused, match=r"shipped skewd\.service"):
         await KernelReader(HostClock(), 100)()
 
@@ -283,7 +294,7 @@ async def test_a_hardware_clock_must_declare_its_error(tmp_path: Path, monkeypat
     """Without such a device: the wall clock stands in for it."""
     device = tmp_path / "ptp0"
     device.touch()
-    monkeypatch.setattr("skewd.sources.ptp.Phc.wall_ns", lambda self: time.time_ns())
+    monkeypatch.setattr("skewd.sources.phc.Phc.wall_ns", lambda self: time.time_ns())
     read = PhcReader(str(device), HostClock(), tmp_path / "sys")
     with pytest.raises(Refused, match="not how wrong that is"):
         await read()
@@ -307,7 +318,7 @@ async def test_a_source_that_is_wrong_is_outvoted(short: Path) -> None:
             _, address = await stack.enter_async_context(serving(answer))
             sources.append(SourceConfig(type="chrony", name=name, address=address, interval=100 * MS))
         config = Config(
-            node=NodeConfig(name="n", runtime_dir=short),
+            node=NodeConfig(name="n", runtime_dir=short, state_dir=short),
             mesh=MeshConfig(listen=None),
             metrics=MetricsConfig(listen=None),
             source=tuple(sources),

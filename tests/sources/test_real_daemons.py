@@ -126,7 +126,8 @@ async def status(directory: Path, holds: Callable[[dict[str, Any]], Any]) -> dic
 def run_skewd(network: PrivateNetwork, directory: Path, more: str = "") -> Path:
     """Starts ``skewd run`` with next to no configuration."""
     (directory / "skewd.toml").write_text(
-        f'[node]\nname = "n"\nruntime_dir = "{directory}"\n[mesh]\nlisten = "off"\n[metrics]\nlisten = "off"\n{more}'
+        f'[node]\nname = "n"\nruntime_dir = "{directory}"\nstate_dir = "{directory}"\n'
+        f'[mesh]\nlisten = "off"\n[metrics]\nlisten = "off"\n{more}'
     )
     environment = [f"{name}={os.environ[name]}" for name in ("PYTHONPATH",) if name in os.environ]
     command = (sys.executable, "-m", "skewd", "run", "--config", str(directory / "skewd.toml"))
