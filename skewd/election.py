@@ -43,7 +43,9 @@ do: decide between two parts of equal size, and delay that by a few ``hold_ns``;
 for a few steps; keep ``agreed`` false, by naming something else, until it is convicted (``barred``); turn UTC on and
 off at the damped rate, where exactly ``liars`` honest members claim it; become keeper, by having the least name when
 one dies. As a keeper it can lie about its own clock, which is what conviction is for, or drop the timescale, which
-costs one hand-over: its followers carry it on without it. Whoever relays for others can hold records back, which is
+costs one hand-over: its followers carry it on without it. Two records of one owner with one number and different
+words are a proof of lying: the caller bars their owner, else it could hold two parts of equal size apart. Whoever
+relays for others can hold records back, which is
 a partition to those behind it.
 
 Limits: ``MEMBERS_MAX`` members; times are this node's raw clock. A bound of the caller's is taken as it is. Where the
@@ -258,6 +260,8 @@ class Election:
         self._began_ns: int | None = None
         self._confirmed_ns = 0
         self._challenger: tuple[Timescale, int] | None = None
+        # What lived beside the present timescale: not its successors, whatever they are called.
+        self._rivals: frozenset[Timescale] = frozenset()
         self._records = _Records()
         self._utc_since_ns: int | None = None
         self._utc_last_ns: int | None = None
@@ -371,13 +375,19 @@ class Election:
 
     def _compare(self, view: _View, current: Timescale) -> tuple[Timescale, Reason] | None:
         """Leaves a living timescale for a better one that was better all the time."""
+        self._rivals = frozenset(view.living) - {current}
         best = min([*view.living, current], key=view.preference)
         if view.preference(best) >= view.preference(current):
             self._challenger = None
             return None
         if self._challenger is None or self._challenger[0] != best:
             self._challenger = best, view.now_ns
-        if view.now_ns - self._challenger[1] < view.timing.hold_ns:
+        hold_ns, since_ns = view.timing.hold_ns, self._challenger[1]
+        # Its keeper was heard of meanwhile: what was cut off just now is no place to go to. And a timescale on which
+        # there is no bound yet is waited for.
+        heard = view.age_ns(best.keeper) <= hold_ns // 2
+        waited_ns = view.now_ns - since_ns
+        if waited_ns < hold_ns or not heard or (view.bound(best) is None and waited_ns < hold_ns + view.patience_ns):
             return None
         return best, Reason.MERGED
 
@@ -414,7 +424,7 @@ class Election:
     # -- a keeper that is gone
 
     def _succeed(self, view: _View, current: Timescale, waited_ns: int) -> tuple[Timescale, Reason] | None:
-        step_ns, patience_ns = view.timing.step_ns, _PATIENCE_STEPS * view.timing.step_ns
+        step_ns, patience_ns = view.timing.step_ns, view.patience_ns
         was = view.bound(current)
         same = [t for t in view.living if t.lineage == current.lineage]
         undecided = False
@@ -430,7 +440,9 @@ class Election:
             if was is None or meet or believed or waited_ns >= patience_ns:
                 if again:
                     self._eras_followed.append(view.now_ns)
-                return successor, Reason.RAW_CLOCK_BEGAN_ANEW if again else Reason.HANDED_OVER
+                rival = successor in self._rivals
+                name = Reason.MERGED if rival else Reason.RAW_CLOCK_BEGAN_ANEW if again else Reason.HANDED_OVER
+                return successor, name
             undecided = undecided or will is None
         best = min((t for t in view.living if t not in same), key=view.preference, default=None)
         if best is not None and view.preference(best) < view.preference(current):
@@ -579,6 +591,15 @@ class _View:
         if keeper is not None and keeper.timescale == current and _same_clock(keeper, current):
             self._election._confirmed_ns = max(self._election._confirmed_ns, self.now_ns - keeper.age_ns)
 
+    @property
+    def patience_ns(self) -> int:
+        """How long is waited for what should come, before something worse is taken."""
+        return _PATIENCE_STEPS * self.timing.step_ns
+
+    def age_ns(self, name: str) -> int:
+        """How old the newest record of a node is; this node's own is new."""
+        return 0 if name == self._election.name else self.members[name].age_ns
+
     def mine(self, timescale: Timescale) -> bool:
         """Whether this node's present raw clock is the one that keeps it."""
         return (timescale.keeper, timescale.keeper_boot, timescale.keeper_raw_era) == (
@@ -597,7 +618,11 @@ class _View:
             return current and self.mine(timescale)
         keeper = self.members.get(timescale.keeper)
         if keeper is None:
-            return current and self.now_ns - election._confirmed_ns <= self.timing.gone_ns
+            return (
+                current
+                and election._configured == "auto"
+                and self.now_ns - election._confirmed_ns <= self.timing.gone_ns
+            )
         if keeper.barred or not _same_clock(keeper, timescale):
             return False
         if keeper.timescale == timescale:

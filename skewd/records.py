@@ -23,9 +23,10 @@ should exclude it.
 
 **Passing on.** Each message has room for about one record of others' hundreds, and hears the same from many sides. So
 each attachment begins with what its sender holds of one slice of all owners: 256 bits, one for each owner by a hash
-that changes from message to message. The answer gives a record of an owner that is not among them: nothing is wasted while
-anyone is unknown. Own records go out in every ``OWN_EVERY``-th message to a peer; when nothing is lacking the newest
-received go first, and each peer is given every owner once before any of them twice.
+that changes from message to message (every other time without the half that was renewed longest ago). The answer gives
+a record of an owner that is not among them: little is wasted while anyone is unknown. Own records go out in every
+``OWN_EVERY``-th message to a peer; when nothing is lacking the newest received go first, and each peer is given every
+owner once before any of them twice.
 
 **Limits.** At most ``capacity`` owners, ``BYTES_MAX`` bytes each; owners that are not confirmed take at most a quarter
 of that, so a member that makes up names crowds out only others like them. Signatures are checked only for what would
@@ -470,6 +471,7 @@ class _Held:
     record: Record
     data: bytes
     received_ns: int
+    checked_ns: int  # when it was last heard that there is nothing newer, or something newer
     via: str | None
     first_hand: bool
     confirmed: bool
@@ -585,6 +587,8 @@ class RecordStore:
     def _accept(self, data: bytes, sender: str | None, now_ns: int, boot: bytes | None) -> Accepted | Refused:
         # Most of what comes is known already: that is told from two fields, before anything is decoded.
         known = self._held.get(_peek_owner(data))
+        if known is not None:
+            known.checked_ns = now_ns
         if known is not None and known.data == data:
             if sender == known.record.owner and boot in (None, known.record.boot):
                 self._met(known, now_ns)
@@ -632,7 +636,7 @@ class RecordStore:
         before = self._held.get(owner)
         was_confirmed = before is not None and before.confirmed
         bit = before.bit if before is not None else self._bits.pop()
-        held = _Held(record, data, now_ns, sender, first_hand, confirmed or was_confirmed, bit)
+        held = _Held(record, data, now_ns, now_ns, sender, first_hand, confirmed or was_confirmed, bit)
         self._held[owner] = held
         self._turn_of(sender).given |= 1 << bit
         self._held.move_to_end(owner, last=False)
@@ -766,6 +770,10 @@ class RecordStore:
         self._votes = {}
         self._refreshed_ns = None
         self._allowance_at_ns = 0
+        for turn in self._turns.values():
+            turn.given = 0
+        self._bits = list(range(self._capacity))
+        self._ring.clear()
 
     # -- passing on ----------------------------------------------------------------------------------------------
 
@@ -775,6 +783,8 @@ class RecordStore:
         At most ``max_bytes``; empty when nothing fits.
         """
         turn = self._turn_of(peer)
+        if max_bytes < _WANT.size:
+            return b""
         own = self._own
         chosen: list[bytes] = []
         room = max_bytes - _WANT.size
@@ -817,9 +827,16 @@ class RecordStore:
         depth = max(0, (len(self._ring) // _SLICE_MAX).bit_length())
         self._wants += 1
         number, salt = self._wants % (1 << depth), self._wants & 0xFF
+        entries = self._slice(depth, number)
+        since = 0
+        if (self._wants >> depth) % 2 and entries:
+            # Every other time, the half that was renewed longest ago is said to be lacking as well.
+            times = sorted(self._held[owner].checked_ns for _, owner in entries)
+            since = times[len(times) // 2]
         held = 0
-        for place, _ in self._slice(depth, number):
-            held |= 1 << _mixed(place, salt)
+        for place, owner in entries:
+            if self._held[owner].checked_ns >= since:
+                held |= 1 << _mixed(place, salt)
         return _WANT.pack(salt, depth, number, held.to_bytes(32, "big"))
 
     def _slice(self, depth: int, number: int) -> list[tuple[int, str]]:
@@ -830,14 +847,14 @@ class RecordStore:
     def _lacking(self, wanted: tuple[int, int, int, int], peer: str | None, room: int) -> _Held | None:
         """A record of an owner of whom the peer says that it holds none."""
         salt, depth, number, held = wanted
-        entries = self._slice(depth, number)
-        begin = salt % len(entries) if entries else 0
-        for place, owner in entries[begin:] + entries[:begin]:
+        best: _Held | None = None
+        for place, owner in self._slice(depth, number):
             if not held >> _mixed(place, salt) & 1 and owner != peer:
                 found = self._held[owner]
-                if len(found.data) + 2 <= room:
-                    return found
-        return None
+                newer = best is None or found.received_ns > best.received_ns
+                if newer and found.via != peer and len(found.data) + 2 <= room:
+                    best = found
+        return best
 
     def _turn_of(self, peer: str | None) -> _Turn:
         name = peer or ""
@@ -905,7 +922,7 @@ class RecordStore:
 _TURNS_MAX = 4_096
 _SLICE_MAX = 128
 _WANT = struct.Struct(">BBI32s")
-_SMALLEST = 200
+_SMALLEST = 168  # of a signed record and its length
 
 
 def _peek_owner(data: bytes) -> str:

@@ -33,9 +33,9 @@ several names at once are several liars. They need the mesh key and an address e
 accordingly.)
 
 **The search.** Paths are labels (interval, set relied upon), settled from the narrowest on as in Dijkstra's algorithm:
-a longer path is never narrower. Each node keeps the few narrowest whose sets are not supersets of others'; beyond the
-first two, only such as are disjoint from another one. So not every pair of paths is tried: bounds may be wider than
-the best possible, never wrong.
+a longer path is narrower by the rates of clocks at most, parts in ten thousand. Each node keeps the few narrowest whose
+sets are not supersets of others'; beyond the first two, only such as are disjoint from another one. So not every pair
+of paths is tried: bounds may be wider than the best possible, never wrong.
 
 ``"utc"`` is one more target, for which records claim UTC - own raw clock. No path leads on from it: whether time
 servers are right is another question than whether members are.
@@ -179,6 +179,16 @@ class _Label(NamedTuple):
     reverse: bool
 
 
+class _Hop:
+    """One claim, in either direction."""
+
+    __slots__ = ("at_ns", "claim", "other", "owner", "width")
+
+    def __init__(self, owner: int, other: int, at_ns: int, claim: Claim) -> None:
+        self.owner, self.other, self.at_ns, self.claim = owner, other, at_ns, claim
+        self.width: int | None = None
+
+
 class _Search:
     """All paths from here, at one instant."""
 
@@ -211,8 +221,8 @@ class _Search:
         self.number = by_name
         count = len(self.names)
         self.through = [False] * count
-        self.says: list[list[tuple[int, int, Claim]]] = [[] for _ in range(count)]
-        self.said_by: list[list[tuple[int, int, Claim]]] = [[] for _ in range(count)]
+        self.says: list[list[_Hop]] = [[] for _ in range(count)]
+        self.said_by: list[list[_Hop]] = [[] for _ in range(count)]
         for tag, name in known.items():
             node = number[tag]
             if name in excluded:
@@ -223,66 +233,79 @@ class _Search:
                 continue
             at_ns = record.raw_ns
             if record.utc is not None:
-                self.says[node].append((1, at_ns, record.utc))
+                self.says[node].append(_Hop(node, 1, at_ns, record.utc))
             for edge in record.edges:
                 other = number.get(edge.clock)
                 if other is None or other == node:
                     continue
+                hop = _Hop(node, other, at_ns, edge.claim)
                 if other:
-                    self.says[node].append((other, at_ns, edge.claim))
-                self.said_by[other].append((node, at_ns, edge.claim))
+                    self.says[node].append(hop)
+                self.said_by[other].append(hop)
         self.labels: list[list[_Label]] = [[] for _ in range(count)]
         self._run()
 
     def _run(self) -> None:
+        """Settles labels, the narrowest first.
+
+        A path is weighed by the sum of its claims' widths, each reckoned once, and carried exactly only when it is
+        kept: the order decides which paths are kept, never whether what they say holds.
+        """
         start = _Label(0, 0, 0, 0, None, None, 0, False)
-        queue: list[tuple[int, int, _Label]] = []
-        serial = 0
-        for name, known in self.first_hand.items():
-            offset = known.offset
-            serial += 1
-            label = _Label(offset.lo, offset.hi, 0, self.number[name], start, None, 0, False)
-            queue.append((offset.width, serial, label))
+        queue: list[tuple[int, int, int, int, _Label, _Hop | None]] = []
+        for serial, (name, known) in enumerate(self.first_hand.items()):
+            label = _Label(known.offset.lo, known.offset.hi, 0, self.number[name], start, None, 0, False)
+            queue.append((known.offset.width, serial, label.node, 0, label, None))
         heapq.heapify(queue)
-        kept_max = 2 * (self.liars_max + 1) + 2
-        labels, now_ns = self.labels, self.now_ns
-
-        def push(node: int, relied: int, label: _Label, claim: Claim, at_ns: int, reverse: bool) -> None:
-            nonlocal serial
-            held = labels[node]
-            if len(held) >= kept_max:
-                return
-            for other in held:
-                if not other.relied & ~relied:
-                    return
-            carry = backward if reverse else forward
-            found = carry(claim, at_ns, now_ns, Interval(label.low, label.high))
-            if now_ns + found.lo - at_ns > AGE_MAX_NS if reverse else now_ns + label.low - at_ns > AGE_MAX_NS:
-                return
+        serial = len(queue)
+        kept_max = 2 * (self.liars_max + 1)
+        labels, push = self.labels, heapq.heappush
+        for hop in self.said_by[0]:
             serial += 1
-            heapq.heappush(
-                queue,
-                (found.width, serial, _Label(found.lo, found.hi, relied, node, label, claim, at_ns, reverse)),
-            )
-
-        for node, at_ns, claim in self.said_by[0]:
-            push(node, 1 << node, start, claim, at_ns, True)
+            push(queue, (self._width(hop, start), serial, hop.owner, 1 << hop.owner, start, hop))
         while queue:
-            label = heapq.heappop(queue)[2]
-            node, relied = label.node, label.relied
+            weight, _, node, relied, label, way = heapq.heappop(queue)
             held = labels[node]
             if not _worth(held, relied, kept_max):
                 continue
+            if way is not None:
+                found = self._carried(way, label, node, relied)
+                if found is None:
+                    continue
+                label = found
             held.append(label)
             if not self.through[node] or node == 1:
                 continue
             relied |= 1 << node
-            for other, at_ns, claim in self.says[node]:
-                if not relied >> other & 1:
-                    push(other, relied, label, claim, at_ns, False)
-            for other, at_ns, claim in self.said_by[node]:
-                if not relied >> other & 1:
-                    push(other, relied | 1 << other, label, claim, at_ns, True)
+            for hop in self.says[node]:
+                other = hop.other
+                if not relied >> other & 1 and len(labels[other]) < kept_max:
+                    serial += 1
+                    push(queue, (weight + self._width(hop, label), serial, other, relied, label, hop))
+            for hop in self.said_by[node]:
+                other = hop.owner
+                if not relied >> other & 1 and len(labels[other]) < kept_max:
+                    serial += 1
+                    push(queue, (weight + self._width(hop, label), serial, other, relied | 1 << other, label, hop))
+
+    def _width(self, hop: _Hop, before: _Label) -> int:
+        """About how much a claim widens a path that leads over it."""
+        if hop.width is None:
+            claim, middle = hop.claim, (before.low + before.high) >> 1
+            if before.node != hop.owner:
+                middle -= claim.offset.midpoint
+            elapsed = self.now_ns + middle - hop.at_ns
+            hop.width = claim.upper(elapsed) - claim.lower(elapsed)
+        return hop.width
+
+    def _carried(self, hop: _Hop, before: _Label, node: int, relied: int) -> _Label | None:
+        """The label at ``node`` by one more claim; None when that is too old."""
+        reverse = node == hop.owner
+        carry = backward if reverse else forward
+        found = carry(hop.claim, hop.at_ns, self.now_ns, Interval(before.low, before.high))
+        if self.now_ns + (found.lo if reverse else before.low) - hop.at_ns > AGE_MAX_NS:
+            return None
+        return _Label(found.lo, found.hi, relied, node, before, hop.claim, hop.at_ns, reverse)
 
     # -- answers -------------------------------------------------------------------------------------------------
 

@@ -75,6 +75,7 @@ class Mesh:
         self._distances: dict[int, list[int | None]] = {}
         self._searched = False
         self._cycle: list[_Edge] | None = None
+        self._begin: list[int] | None = None
 
     def _number(self, name: str) -> int:
         number = self._numbers.get(name)
@@ -143,7 +144,7 @@ class Mesh:
             cycles.append(cycle)
             used = {edge[3] for edge in cycle}
             left = [edge for edge in left if edge[3] not in used]
-            cycle = _negative_cycle(len(self._names), left)[1]
+            cycle = self._search(left)[1]
         if not cycles:
             return Verdict(None, frozenset(), ())
         owners = self._owners()
@@ -180,12 +181,17 @@ class Mesh:
 
     def _first_cycle(self) -> list[_Edge] | None:
         if not self._searched:
-            self._cycle, self._searched = _negative_cycle(len(self._names), self._edges())[1], True
+            self._cycle, self._searched = self._search(self._edges())[1], True
         return self._cycle
+
+    def _search(self, edges: Sequence[_Edge]) -> tuple[list[int], list[_Edge] | None]:
+        if self._begin is None:
+            self._begin = _guess(len(self._names), self._edges())
+        return _negative_cycle(self._begin.copy(), edges)
 
     def _without(self, nodes: set[int], owners: list[frozenset[int]]) -> tuple[list[int], list[_Edge] | None]:
         left = [edge for edge in self._edges() if nodes.isdisjoint(owners[edge[3]])]
-        return _negative_cycle(len(self._names), left)
+        return self._search(left)
 
     def _independent(self, node: int, owners: list[frozenset[int]], count: int) -> bool:
         """Whether ``count`` negative cycles are found that share no participant but ``node``."""
@@ -204,7 +210,7 @@ class Mesh:
         component = _components(count, edges)
         broken: set[int] = set()
         while True:
-            potentials, cycle = _negative_cycle(count, edges)
+            potentials, cycle = self._search(edges)
             if cycle is None:
                 break
             bad = component[cycle[0][0]]
@@ -253,14 +259,14 @@ def _components(count: int, edges: Sequence[_Edge]) -> list[int]:
     return [root(node) for node in range(count)]
 
 
-def _negative_cycle(count: int, edges: Sequence[_Edge]) -> tuple[list[int], list[_Edge] | None]:
+def _negative_cycle(distances: list[int], edges: Sequence[_Edge]) -> tuple[list[int], list[_Edge] | None]:
     """Potentials d with d[to] <= d[from] + weight for all edges, or a negative cycle's edges in order.
 
-    Bellman-Ford. It may start from any d; from one that follows a spanning forest's middles, almost nothing is left
-    to improve. A cycle among "improved last by" links is negative, whenever one appears (Cherkassky, Goldberg 1999).
+    Bellman-Ford. It may start from any d (``distances``, which is changed); from one that follows a spanning forest's
+    middles, almost nothing is left to improve. A cycle among "improved last by" links is negative, whenever one appears
+    (Cherkassky, Goldberg 1999).
     """
-    distances = _guess(count, edges)
-    by: list[_Edge | None] = [None] * count
+    by: list[_Edge | None] = [None] * len(distances)
     while True:
         changed = False
         for edge in edges:

@@ -1,4 +1,4 @@
-"""Records passed on among N nodes in rounds: each asks k others, with one attachment each way. No clocks, no network."""
+"""Records passed on among N nodes in rounds: each asks k others, one attachment each way. No clocks, no network."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROOM = 1_060
 
 @dataclass
 class Gossip:
-    """``nodes`` nodes; what happens in one round per second. Signatures are not computed (they cost, and tell nothing)."""
+    """``nodes`` nodes, one round a second. Signatures are not computed: they cost, and tell nothing here."""
 
     nodes: int
     k: int = 8

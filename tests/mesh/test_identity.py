@@ -1,0 +1,74 @@
+"""A node keeps its key and its count of starts; what can't be used is said."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("cryptography", reason="skewd[mesh] is not installed")
+
+from skewd.identity import SEQUENCES_PER_START, IdentityError, PinsFile, load_identity
+from skewd.records import Pin
+
+
+def test_the_key_stays_and_sequences_grow_over_restarts(tmp_path: Path) -> None:
+    first = load_identity(tmp_path, "a")
+    second = load_identity(tmp_path, "a")
+    assert first.public_key == second.public_key
+    assert first.kept
+    assert second.first_sequence - first.first_sequence == SEQUENCES_PER_START
+    assert load_identity(tmp_path, "b").public_key != first.public_key
+    for path in tmp_path.iterdir():
+        assert path.stat().st_mode & 0o077 == 0
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_the_secret_is_not_shown(tmp_path: Path) -> None:
+    identity = load_identity(tmp_path, "a")
+    secret = (tmp_path / "identity-a").read_text().split()[1]
+    assert secret not in repr(identity)
+
+
+def test_without_a_directory_the_key_is_new_each_time_and_that_is_said(tmp_path: Path) -> None:
+    missing = tmp_path / "missing"
+    one, two = load_identity(missing, "a"), load_identity(missing, "a")
+    assert one.public_key != two.public_key
+    assert not one.kept
+    assert one.reason is not None
+    assert str(missing) in one.reason
+
+
+@pytest.mark.parametrize("content", ["", "skewd-identity-1 00", "skewd-key-1 " + "0" * 64])
+def test_a_damaged_identity_is_never_replaced(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "identity-a"
+    path.write_text(content)
+    path.chmod(0o600)
+    with pytest.raises(IdentityError, match=str(path)):
+        load_identity(tmp_path, "a")
+    assert path.read_text() == content
+
+
+def test_an_identity_that_others_can_read_is_refused(tmp_path: Path) -> None:
+    load_identity(tmp_path, "a")
+    path = tmp_path / "identity-a"
+    path.chmod(0o644)
+    with pytest.raises(IdentityError, match="chmod 600"):
+        load_identity(tmp_path, "a")
+    path.unlink()
+    os.mkfifo(path, 0o600)
+    with pytest.raises(IdentityError, match="chmod 600"):
+        load_identity(tmp_path, "a")
+
+
+def test_pins_are_kept_and_damage_is_survived(tmp_path: Path) -> None:
+    file = PinsFile(tmp_path, "a")
+    assert file.read() == {}
+    pins = {"b": Pin(bytes(32), True, 1 << 41, bytes(16)), "c": Pin(bytes(range(32)), False, 5, bytes(16))}
+    file.write(pins)
+    assert file.read() == pins
+    file.path.write_bytes(file.path.read_bytes()[:-3])
+    assert file.read() == {}
+    with pytest.raises(OSError, match="missing"):
+        PinsFile(tmp_path / "missing", "a").write(pins)
