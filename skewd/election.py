@@ -52,13 +52,11 @@ graph of the mesh changes faster than ``hold_ns``, ``agreed`` is false and nothi
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from skewd.interval import Interval
-from skewd.links.wire import is_name
 
 MEMBERS_MAX = 4096
 """Members that are looked at; the ones with the oldest records are left out first."""
@@ -76,7 +74,6 @@ _PENALTY_NS = 60 * _SECOND
 _FREE_CHANGES = 3
 _PATIENCE_STEPS = 8
 _U32 = 1 << 32
-_I64 = 1 << 63
 _NO_BOOT = bytes(16)
 
 
@@ -91,8 +88,7 @@ class Timescale:
         keeper_boot: with ``keeper_raw_era``, the keeper's unbroken raw clock; 16 bytes, zeros for UTC.
         k_ns: the timescale is the keeper's raw clock plus this; None: it is the origin's own wall clock (or UTC).
 
-    Raises:
-        ValueError: a field that no record can carry, named.
+    What arrives from others is checked for its form by ``records.py``, for its meaning by :attr:`coherent`.
     """
 
     epoch: int
@@ -101,18 +97,6 @@ class Timescale:
     keeper_boot: bytes
     keeper_raw_era: int
     k_ns: int | None = None
-
-    def __post_init__(self) -> None:
-        for field in ("epoch", "keeper_raw_era"):
-            if not 0 <= getattr(self, field) < _U32:
-                raise ValueError(f"{field} is between 0 and {_U32 - 1}, not {getattr(self, field)}")
-        for name in (self.origin, self.keeper):
-            if not is_name(name):
-                raise ValueError(f"'{name[:80]}' is not a node name")
-        if len(self.keeper_boot) != 16:
-            raise ValueError(f"a boot id has 16 bytes, this one {len(self.keeper_boot)}")
-        if self.k_ns is not None and not -_I64 <= self.k_ns < _I64:
-            raise ValueError(f"k_ns {self.k_ns} does not fit 64 bits")
 
     @property
     def lineage(self) -> tuple[str, int]:
@@ -123,6 +107,13 @@ class Timescale:
     def clock(self) -> tuple[str, str, bytes, int, int | None]:
         """What tells the time, without its label: equal clocks show equal times."""
         return self.origin, self.keeper, self.keeper_boot, self.keeper_raw_era, self.k_ns
+
+    @property
+    def coherent(self) -> bool:
+        """Whether there can be such a clock: UTC is kept by nobody, and a wall clock by whose it is."""
+        if "utc" in (self.origin, self.keeper):
+            return self == UTC
+        return self.k_ns is not None or self.origin == self.keeper
 
     @property
     def carried(self) -> bool:
@@ -257,7 +248,22 @@ class Election:
     """
 
     def __init__(self, name: str, *, interval_ns: int, liars: int = 1, reference: str = "auto") -> None:
-        raise NotImplementedError
+        self.name = name
+        self._interval_ns, self._liars, self._configured = interval_ns, liars, reference
+        self._timescale: Timescale | None = None
+        self._epochs = 0
+        self._epoch_founded = 0
+        # When this node began to look for a timescale: at the start, or since its own lives no more.
+        self._seeking_ns: int | None = None
+        self._began_ns: int | None = None
+        self._confirmed_ns = 0
+        self._challenger: tuple[Timescale, int] | None = None
+        # What lived beside the present timescale: not its successors, whatever they are called.
+        self._rivals: frozenset[Timescale] = frozenset()
+        self._records = _Records()
+        self._utc_since_ns: int | None = None
+        self._utc_last_ns: int | None = None
+        self._eras_followed: list[int] = []
 
     def decide(self, now_ns: int, own: Own, members: Iterable[Member]) -> Decision:
         """The timescale now. Call it about once an interval, and with every member that is known.
@@ -267,4 +273,401 @@ class Election:
             own: what it knows for itself.
             members: all others; departed ones may be left out.
         """
-        raise NotImplementedError
+        view = _View(self, now_ns, own, members)
+        if self._began_ns is None:
+            self._began_ns = self._seeking_ns = now_ns
+        before = self._timescale
+        change = self._fixed(view) if self._configured != "auto" else self._elect(view)
+        changed, new_epoch = None, False
+        if change is not None and change[0] != self._timescale:
+            timescale, changed = change
+            new_epoch = not self._continuous(view, self._timescale, timescale)
+            self._epochs += new_epoch
+            self._timescale, self._challenger, self._seeking_ns = timescale, None, None
+            self._confirmed_ns = now_ns
+        elif self._timescale != before:
+            changed = Reason.RAW_CLOCK_BEGAN_ANEW
+        current = self._timescale
+        return Decision(
+            timescale=current,
+            reference=None if current is None else current.origin,
+            agreed=current is not None
+            and all(m.timescale is not None and m.timescale.clock == current.clock for m in view.fresh.values()),
+            changed=changed,
+            new_epoch=new_epoch,
+            epochs=self._epochs,
+            utc_claims=view.utc_claims,
+            alive=current is not None and view.lives(current),
+        )
+
+    # -- changes
+
+    def _continuous(self, view: _View, old: Timescale | None, new: Timescale) -> bool:
+        """Whether the change moves published time by no more than its published uncertainty: both bounds meet.
+
+        A configured node's clock is what was asked for, its reboots included.
+        """
+        if old is None:
+            return False
+        if old.clock == new.clock or (self._configured != "auto" and old.origin == new.origin):
+            return True
+        if old.lineage != new.lineage:
+            return False
+        was, will = view.bound(old), view.bound(new)
+        return was is not None and will is not None and was.intersect(will) is not None
+
+    def _fixed(self, view: _View) -> tuple[Timescale, Reason] | None:
+        if self._configured == "utc":
+            return UTC, Reason.CONFIGURED
+        name = self._configured
+        if name == self.name:
+            boot, raw_era = view.own.boot, view.own.raw_era
+        elif name in view.members:
+            boot, raw_era = view.members[name].boot, view.members[name].raw_era
+        elif self._timescale is not None:
+            return None
+        else:
+            boot, raw_era = _NO_BOOT, 0
+        return Timescale(0, name, name, boot, raw_era), Reason.CONFIGURED
+
+    def _elect(self, view: _View) -> tuple[Timescale, Reason] | None:
+        self._own_clock(view)
+        current = self._timescale
+        utc = self._utc(view)
+        if current == UTC and utc:
+            self._seeking_ns = None
+            return None
+        if utc and current is not None:
+            return UTC, Reason.UTC_APPEARED
+        if utc and view.utc_votes >= max((view.support(t) for t in view.living), default=0):
+            return (UTC, Reason.JOINED) if self._listened(view) else None
+        if current is not None and current != UTC and view.lives(current):
+            self._seeking_ns = None
+            return self._compare(view, current)
+        if self._seeking_ns is None:
+            self._seeking_ns = view.now_ns
+        self._challenger = None
+        if current is None:
+            return self._join(view) if self._listened(view) else None
+        if current == UTC:
+            change = self._settle(view, view.now_ns - self._seeking_ns)
+            return None if change is None else (change[0], Reason.UTC_VANISHED)
+        return self._succeed(view, current, view.now_ns - self._seeking_ns)
+
+    def _own_clock(self, view: _View) -> None:
+        """What this node keeps ends with its raw clock, unless it is its own wall clock: that goes on."""
+        current, own = self._timescale, view.own
+        if current is None or current.keeper != self.name or current == UTC:
+            return
+        if (current.keeper_boot, current.keeper_raw_era) == (own.boot, own.raw_era):
+            return
+        if current.carried or current.keeper_boot != own.boot:
+            self._timescale, self._began_ns, self._seeking_ns = None, view.now_ns, view.now_ns
+        else:
+            self._timescale = replace(current, keeper_raw_era=own.raw_era)
+
+    def _listened(self, view: _View) -> bool:
+        return self._began_ns is not None and view.now_ns - self._began_ns >= view.timing.join_ns
+
+    # -- a timescale that lives
+
+    def _compare(self, view: _View, current: Timescale) -> tuple[Timescale, Reason] | None:
+        """Leaves a living timescale for a better one that was better all the time."""
+        self._rivals = frozenset(view.living) - {current}
+        best = min([*view.living, current], key=view.preference)
+        if view.preference(best) >= view.preference(current):
+            self._challenger = None
+            return None
+        if self._challenger is None or self._challenger[0] != best:
+            self._challenger = best, view.now_ns
+        hold_ns, since_ns = view.timing.hold_ns, self._challenger[1]
+        # Its keeper was heard of meanwhile: what was cut off just now is no place to go to. And a timescale on which
+        # there is no bound yet is waited for.
+        heard = view.age_ns(best.keeper) <= hold_ns // 2
+        waited_ns = view.now_ns - since_ns
+        if waited_ns < hold_ns or not heard or (view.bound(best) is None and waited_ns < hold_ns + view.patience_ns):
+            return None
+        return best, Reason.MERGED
+
+    # -- none yet
+
+    def _join(self, view: _View) -> tuple[Timescale, Reason] | None:
+        mine = [t for t in view.votes if t.keeper == self.name and view.mine(t)]
+        # One's own wall clock is that whoever says so; a carried one rests on a number that was forgotten here.
+        mine = [t for t in mine if not t.carried or view.votes[t] > self._liars]
+        if mine:
+            return min(mine, key=view.preference), Reason.RESUMED
+        return self._settle(view, view.now_ns - view.timing.join_ns - (self._began_ns or 0))
+
+    def _settle(self, view: _View, waited_ns: int) -> tuple[Timescale, Reason] | None:
+        """The best that lives; else, when it is this node's turn, a new one."""
+        if view.living:
+            return min(view.living, key=view.preference), Reason.JOINED
+        if view.utc_votes > self._liars and self._timescale is None:
+            return UTC, Reason.JOINED
+        # Somebody follows what can't be seen to live from here: its keeper's record may be on the way.
+        rumoured = any(t != self._timescale for t in view.votes) or (self._timescale is None and view.utc_votes > 0)
+        turn = sorted([self.name, *view.fresh]).index(self.name)
+        if waited_ns < (view.timing.gone_ns if rumoured else 0) + turn * view.timing.step_ns:
+            return None
+        return self._found(view), Reason.FOUNDED
+
+    def _found(self, view: _View) -> Timescale:
+        # More members than may lie say an epoch of at least this, or it is this node's own.
+        said = sorted((t.epoch for m in view.fresh.values() if (t := m.timescale) is not None), reverse=True)
+        believed = said[self._liars] if len(said) > self._liars else 0
+        self._epoch_founded = min(max(believed, self._epoch_founded) + 1, _U32 - 1)
+        return Timescale(self._epoch_founded, self.name, self.name, view.own.boot, view.own.raw_era)
+
+    # -- a keeper that is gone
+
+    def _succeed(self, view: _View, current: Timescale, waited_ns: int) -> tuple[Timescale, Reason] | None:
+        step_ns, patience_ns = view.timing.step_ns, view.patience_ns
+        was = view.bound(current)
+        same = [t for t in view.living if t.lineage == current.lineage]
+        undecided = False
+        for successor in sorted(same, key=view.preference):
+            again = successor.keeper == current.keeper
+            if again and not self._may_begin_anew(view, current, successor):
+                continue
+            will = view.bound(successor)
+            meet = was is not None and will is not None and was.intersect(will) is not None
+            # One that contradicts this node's bounds is followed only if more follow it than may lie. One that has no
+            # bound yet is waited for: its continuity can be judged then, and nothing goes without a bound meanwhile.
+            believed = will is not None and view.support(successor) > self._liars
+            if was is None or meet or believed or waited_ns >= patience_ns:
+                if again:
+                    self._eras_followed.append(view.now_ns)
+                rival = successor in self._rivals
+                name = Reason.MERGED if rival else Reason.RAW_CLOCK_BEGAN_ANEW if again else Reason.HANDED_OVER
+                return successor, name
+            undecided = undecided or will is None
+        best = min((t for t in view.living if t not in same), key=view.preference, default=None)
+        if best is not None and view.preference(best) < view.preference(current):
+            return best, Reason.MERGED
+        if undecided:
+            return None
+        heirs = {m.name for m in view.fresh.values() if m.timescale == current} - {current.keeper}
+        turn = sorted(heirs | {self.name}).index(self.name)
+        if was is not None:
+            if waited_ns < (turn + 1) * step_ns:
+                return None
+            return self._carry(view, current, was), Reason.TOOK_OVER
+        if waited_ns < patience_ns + turn * step_ns:
+            return None
+        return (self._found(view) if best is None else best), Reason.LOST
+
+    def _carry(self, view: _View, current: Timescale, was: Interval) -> Timescale:
+        own = view.own
+        k_ns = was.midpoint if own.applied_ns is None else was.clamp(own.applied_ns)
+        return replace(current, keeper=self.name, keeper_boot=own.boot, keeper_raw_era=own.raw_era, k_ns=k_ns)
+
+    def _may_begin_anew(self, view: _View, current: Timescale, successor: Timescale) -> bool:
+        """An origin's wall clock goes over its suspends; whoever does it all the time can't keep a timescale."""
+        if successor.carried or current.carried or successor.keeper_boot != current.keeper_boot:
+            return False
+        self._eras_followed = [at for at in self._eras_followed if view.now_ns - at < _HOUR_NS]
+        return successor.keeper_raw_era > current.keeper_raw_era and len(self._eras_followed) < ERAS_PER_HOUR
+
+    # -- UTC
+
+    def _utc(self, view: _View) -> bool:
+        """Whether UTC is the timescale: taken late, left later."""
+        now = view.now_ns
+        available = view.utc_claims > (self._liars if view.fresh else 0)
+        if available:
+            self._utc_last_ns = now
+            if self._utc_since_ns is None:
+                self._utc_since_ns = now
+        else:
+            self._utc_since_ns = None
+        if self._timescale == UTC:
+            if self._utc_last_ns is None:
+                self._utc_last_ns = now  # taken by the word of others
+            # Taken while alone, and then the others have another timescale: it is not kept for long.
+            alone = not view.utc_votes and bool(view.living)
+            return available or now - self._utc_last_ns < (view.timing.hold_ns if alone else UTC_GONE_NS)
+        if self._timescale is None:
+            return available
+        return self._utc_since_ns is not None and now - self._utc_since_ns >= view.timing.hold_ns
+
+
+@dataclass(slots=True)
+class _Habits:
+    """What a member did, for the damping."""
+
+    timescale: Timescale | None = None
+    changes: int = 0
+    changed_ns: int = 0
+    claims: bool = False
+    drops: int = 0
+    claimed_ns: int = 0
+
+
+class _Records:
+    """How steady each member is: who changes its mind over and over is not counted for a while."""
+
+    def __init__(self) -> None:
+        self._habits: dict[str, _Habits] = {}
+
+    def see(self, now_ns: int, members: Mapping[str, Member], excused: Callable[[Member, Timescale], bool]) -> None:
+        """Takes what all members say now."""
+        for name in [name for name in self._habits if name not in members]:
+            if now_ns - self._habits[name].changed_ns > _HOUR_NS or len(self._habits) > 2 * MEMBERS_MAX:
+                del self._habits[name]
+        for name, member in members.items():
+            habits = self._habits.get(name)
+            if habits is None:
+                habits = self._habits[name] = _Habits(changed_ns=now_ns)
+            while habits.changes and now_ns - habits.changed_ns > _FORGIVEN_NS + _penalty_ns(habits.changes):
+                habits.changes -= 1
+                habits.changed_ns += _FORGIVEN_NS
+            said, before = member.timescale, habits.timescale
+            if said is not None and said != before:
+                if before is not None and not excused(member, before):
+                    habits.changes += 1
+                    habits.changed_ns = now_ns
+                habits.timescale = said
+            if member.claims_utc and not habits.claims:
+                habits.claimed_ns = now_ns
+            elif habits.claims and not member.claims_utc:
+                habits.drops += 1
+            habits.claims = member.claims_utc
+
+    def votes(self, name: str, now_ns: int) -> bool:
+        """Whether the member's vote counts."""
+        habits = self._habits.get(name)
+        return habits is None or now_ns - habits.changed_ns >= _penalty_ns(habits.changes)
+
+    def claims(self, name: str, now_ns: int) -> bool:
+        """Whether its claim of UTC counts, if it makes one."""
+        habits = self._habits.get(name)
+        return habits is None or now_ns - habits.claimed_ns >= _penalty_ns(habits.drops)
+
+
+def _penalty_ns(times: int) -> int:
+    if times <= _FREE_CHANGES:
+        return 0
+    return min(_PENALTY_NS << min(times - _FREE_CHANGES - 1, 10), _HOUR_NS)
+
+
+class _View:
+    """The mesh as one node sees it at one moment."""
+
+    def __init__(self, election: Election, now_ns: int, own: Own, members: Iterable[Member]) -> None:
+        self.now_ns, self.own = now_ns, own
+        self._election = election
+        known = sorted((m for m in members if m.name != election.name), key=lambda m: (m.age_ns, m.name))
+        known = [m if m.timescale is None or m.timescale.coherent else replace(m, timescale=None) for m in known]
+        self.members = {m.name: m for m in reversed(known[:MEMBERS_MAX])}
+        self.timing = Timing.of(election._interval_ns, len(self.members) + 1)
+        timing, records = self.timing, election._records
+        self.fresh = {n: m for n, m in self.members.items() if not m.barred and m.age_ns <= timing.fresh_ns}
+        self._confirm()
+        records.see(now_ns, self.fresh, self._excused)
+        self.votes: dict[Timescale, int] = {}
+        for name, member in self.fresh.items():
+            if member.timescale is not None and records.votes(name, now_ns):
+                self.votes[member.timescale] = self.votes.get(member.timescale, 0) + 1
+        self.utc_votes = self.votes.pop(UTC, 0)
+        current = election._timescale
+        if current is not None and current != UTC:
+            self.votes[current] = self.votes.get(current, 0) + 1
+        self.lineages: dict[tuple[str, int], int] = {}
+        for timescale, count in self.votes.items():
+            self.lineages[timescale.lineage] = self.lineages.get(timescale.lineage, 0) + count
+        self.living = [timescale for timescale in self.votes if self.lives(timescale)]
+        self.utc_claims = own.claims_utc + sum(
+            m.claims_utc and records.claims(name, now_ns) for name, m in self.fresh.items()
+        )
+
+    def _confirm(self) -> None:
+        current = self._election._timescale
+        if current is None:
+            return
+        keeper = self.fresh.get(current.keeper)
+        if keeper is not None and keeper.timescale == current and _same_clock(keeper, current):
+            self._election._confirmed_ns = max(self._election._confirmed_ns, self.now_ns - keeper.age_ns)
+
+    @property
+    def patience_ns(self) -> int:
+        """How long is waited for what should come, before something worse is taken."""
+        return _PATIENCE_STEPS * self.timing.step_ns
+
+    def age_ns(self, name: str) -> int:
+        """How old the newest record of a node is; this node's own is new."""
+        return 0 if name == self._election.name else self.members[name].age_ns
+
+    def mine(self, timescale: Timescale) -> bool:
+        """Whether this node's present raw clock is the one that keeps it."""
+        return (timescale.keeper, timescale.keeper_boot, timescale.keeper_raw_era) == (
+            self._election.name,
+            self.own.boot,
+            self.own.raw_era,
+        )
+
+    def lives(self, timescale: Timescale) -> bool:
+        """Whether its keeper says so, and lately."""
+        election = self._election
+        if timescale == UTC:
+            return self.utc_claims > (election._liars if self.fresh else 0) or election._configured == "utc"
+        current = timescale == election._timescale
+        if timescale.keeper == election.name:
+            return current and self.mine(timescale)
+        keeper = self.members.get(timescale.keeper)
+        if keeper is None:
+            return current and self.now_ns - election._confirmed_ns <= self.timing.gone_ns
+        if keeper.barred or not _same_clock(keeper, timescale):
+            return False
+        if keeper.timescale == timescale:
+            return keeper.age_ns <= self.timing.gone_ns
+        # A keeper whose daemon was just restarted names nothing until it has listened.
+        waiting = current and keeper.timescale is None
+        return waiting and self.now_ns - election._confirmed_ns <= self.timing.gone_ns
+
+    def support(self, timescale: Timescale) -> int:
+        """How many follow exactly this clock."""
+        return self.votes.get(timescale, 0)
+
+    def preference(self, timescale: Timescale) -> tuple[int, str, int, int, bool, str, bytes, int, int]:
+        """The less the better: the followers of its lineage, then of itself, each then by what is nearer its origin.
+
+        Every node that sees the same records orders all timescales alike.
+        """
+        return (
+            -self.lineages.get(timescale.lineage, 0),
+            timescale.origin,
+            timescale.epoch,
+            -self.support(timescale),
+            timescale.carried,
+            timescale.keeper,
+            timescale.keeper_boot,
+            timescale.keeper_raw_era,
+            timescale.k_ns or 0,
+        )
+
+    def bound(self, timescale: Timescale) -> Interval | None:
+        """timescale - own raw; exact for what this node carries."""
+        if timescale.k_ns is not None and self.mine(timescale):
+            return Interval(timescale.k_ns, timescale.k_ns)
+        return self.own.bound(timescale)
+
+    def _excused(self, member: Member, before: Timescale) -> bool:
+        """Whether a member had a reason to leave a timescale: it lived no more, or the member came to ours."""
+        if before == UTC or member.timescale == UTC or member.timescale == self._election._timescale:
+            return True
+        if before.keeper == member.name:
+            # It gave up what it kept: for another's, or because its raw clock ended. For one more of its own: no.
+            ended = not _same_clock(member, before)
+            return ended or (member.timescale is not None and member.timescale.keeper != member.name)
+        return not self.lives_for_all(before)
+
+    def lives_for_all(self, timescale: Timescale) -> bool:
+        keeper = self.members.get(timescale.keeper)
+        if timescale.keeper == self._election.name:
+            return timescale == self._election._timescale
+        return keeper is not None and keeper.timescale == timescale and keeper.age_ns <= self.timing.gone_ns
+
+
+def _same_clock(member: Member, timescale: Timescale) -> bool:
+    return (member.boot, member.raw_era) == (timescale.keeper_boot, timescale.keeper_raw_era)
