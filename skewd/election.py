@@ -43,7 +43,9 @@ do: decide between two parts of equal size, and delay that by a few ``hold_ns``;
 for a few steps; keep ``agreed`` false, by naming something else, until it is convicted (``barred``); turn UTC on and
 off at the damped rate, where exactly ``liars`` honest members claim it; become keeper, by having the least name when
 one dies. As a keeper it can lie about its own clock, which is what conviction is for, or drop the timescale, which
-costs one hand-over: its followers carry it on without it. Whoever relays for others can hold records back, which is
+costs one hand-over: its followers carry it on without it. Two records of one owner with one number and different
+words are a proof of lying: the caller bars their owner, else it could hold two parts of equal size apart. Whoever
+relays for others can hold records back, which is
 a partition to those behind it.
 
 Limits: ``MEMBERS_MAX`` members; times are this node's raw clock. A bound of the caller's is taken as it is. Where the
@@ -616,7 +618,11 @@ class _View:
             return current and self.mine(timescale)
         keeper = self.members.get(timescale.keeper)
         if keeper is None:
-            return current and self.now_ns - election._confirmed_ns <= self.timing.gone_ns
+            return (
+                current
+                and election._configured == "auto"
+                and self.now_ns - election._confirmed_ns <= self.timing.gone_ns
+            )
         if keeper.barred or not _same_clock(keeper, timescale):
             return False
         if keeper.timescale == timescale:

@@ -72,6 +72,9 @@ class Node:
     up: bool = True
     utc: bool = False
     sequence: int = 0
+    made_ns: int = 0
+    barred: set[str] = field(default_factory=set)
+    """Who said two things under one number."""
     timescale: Timescale | None = None
     decision: Decision | None = None
     store: dict[str, Rumour] = field(default_factory=dict)
@@ -93,7 +96,6 @@ class World:
         """Nodes for which this gives different values can't reach each other."""
         self.lies: dict[str, Lie] = {}
         self.changes: list[Change] = []
-        self.barred: set[str] = set()
         self._spreads: dict[tuple[str, str], int] = {}
         self._near: dict[str, list[str]] = {}
         self._parts: dict[str, frozenset[str]] = {}
@@ -137,9 +139,7 @@ class World:
         node = self.nodes[name]
         lost = self.random.randrange(ROUND_NS, 10 * ROUND_NS)
         node.raw_era += 1
-        node.clock = Clock(
-            node.clock.base_ns - lost, node.clock.drift_ppb, node.clock.wall_minus_raw_ns + lost
-        )
+        node.clock = Clock(node.clock.base_ns - lost, node.clock.drift_ppb, node.clock.wall_minus_raw_ns + lost)
         node.reached.clear()
         self._know(node)
 
@@ -256,7 +256,7 @@ class World:
                 self.now_ns - rumour.made_ns,
                 rumour.timescale,
                 rumour.claims_utc,
-                owner in self.barred,
+                owner in node.barred,
             )
             for owner, rumour in node.store.items()
             if self.now_ns - rumour.made_ns < 120 * ROUND_NS
@@ -278,6 +278,7 @@ class World:
         decision = node.election.decide(node.clock.raw(self.now_ns), own, members)
         node.timescale, node.decision = decision.timescale, decision
         node.sequence += 1
+        node.made_ns = self.now_ns
         if decision.changed is not None:
             will = None if decision.timescale is None else bound(decision.timescale)
             published = None if was is None else was.midpoint
@@ -290,9 +291,7 @@ class World:
             self._tell(other, node)
 
     def _tell(self, speaker: Node, listener: Node) -> None:
-        own = Rumour(
-            speaker.sequence, self.now_ns, speaker.boot, speaker.raw_era, speaker.timescale, speaker.utc
-        )
+        own = Rumour(speaker.sequence, speaker.made_ns, speaker.boot, speaker.raw_era, speaker.timescale, speaker.utc)
         lie = self.lies.get(speaker.name)
         if lie is not None:
             own = lie(self, speaker, own, listener.name)
@@ -306,8 +305,12 @@ class World:
             offered[owner] = speaker.store[owner]
         for owner, rumour in offered.items():
             held = listener.store.get(owner)
-            if owner != listener.name and (held is None or rumour.made_ns > held.made_ns):
+            if owner == listener.name:
+                continue
+            if held is None or rumour.sequence > held.sequence:
                 listener.store[owner] = rumour
+            elif rumour.sequence == held.sequence and rumour != held:
+                listener.barred.add(owner)
 
     # -- judging
 
@@ -323,8 +326,12 @@ class World:
         (timescale,) = named if len(named) == 1 else (None,)
         if timescale is None:
             return False
+        need = self.liars + 1 if len(part) > 1 else 1
+        claims = sum(self.nodes[name].utc for name in part)
         if timescale == UTC:
-            return sum(self.nodes[name].utc for name in part) > (self.liars if len(part) > 1 else 0)
+            return claims + len(self.lies) >= need
+        if claims >= need:
+            return False  # UTC is about to be taken
         keeper = self.nodes.get(timescale.keeper)
         return (
             keeper is not None
