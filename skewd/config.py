@@ -375,6 +375,10 @@ class _Reading:
             )
         if config.mesh.listen is not None and config.mesh.listen in config.mesh.peers:
             self.rule("mesh.peers", "[mesh] peers", f"'{config.mesh.listen}' is this node itself; remove it")
+        if config.mesh.dns is not None and config.mesh.listen is None:
+            self.rule(
+                "mesh.dns", "[mesh] dns", "peers are found for UDP, which is off; set [mesh] listen, or remove it"
+            )
         self.links(config)
         if config.mesh.key_file is None:
             self.without_key(config)
