@@ -438,8 +438,6 @@ class _Reading:
 def not_yet(config: Config) -> list[str]:
     """Keys that are understood and set, but that this version does not act upon: a line for each, to be said aloud."""
     lines = []
-    if config.mesh.dns is not None:
-        lines.append("[mesh] dns is not available in this version; list the peers in [mesh] peers")
     for link in config.link:
         if link.transport != "zmq":
             lines.append(f"[[link]] {link.transport} {link.address}: not available in this version; use zmq, or UDP")

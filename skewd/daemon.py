@@ -43,6 +43,8 @@ from skewd.publish.web import LocalApi, Metrics
 from skewd.state_file import StateFile
 
 if TYPE_CHECKING:
+    from skewd.discovery import Discovery
+    from skewd.links.udp import UdpLink
     from skewd.sources.claim import Claim
     from skewd.sources.local import LocalSource
     from skewd.sources.ntp import NtpSource
@@ -103,6 +105,7 @@ class Daemon:
         self._next_knot_ns = 0
         self._clockbound: clockbound.ClockBoundSegments | None = None
         self._clockbound_message: str | None = None
+        self._discovery: Discovery | None = None
         self._coarse_late_ns = clockbound.late_ns()
         self._describe_source: dict[str, Callable[[], dict[str, Any]]] = {}
 
@@ -166,6 +169,8 @@ class Daemon:
                 told["messages"].append(_REFUSED[reason].format(count=count))
         told["messages"] += [f"source {source.name}: {source.reason}" for source in self._opened if source.reason]
         told["found"] = self._found
+        if self._discovery is not None and self._discovery.problem is not None:
+            told["messages"].append(self._discovery.problem)
         if self._clockbound_message is not None:
             told["messages"].append(self._clockbound_message)
         return told
@@ -279,8 +284,6 @@ class Daemon:
         config = self.config
         key = load_key(config.mesh.key_file) if config.mesh.key_file is not None else None
         timebases = Timebases()
-        if config.mesh.dns is not None:
-            raise StartError("[mesh] dns is not available in this version; list the peers in [mesh] peers")
         if config.mesh.listen is not None:
             from skewd.kernel_stamps import ReceiveStamps
             from skewd.links.udp import UdpLink
@@ -299,8 +302,23 @@ class Daemon:
             host, port = udp.address[:2]
             ready["mesh"] = f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
             self._links.append(("udp", ready["mesh"], protocol))
+            if config.mesh.dns is not None:
+                self._discover(stack, udp, int(port), protocol.keyed)
         for link in config.link:
             await self._open_link(stack, link, key, timebases)
+
+    def _discover(self, stack: contextlib.AsyncExitStack, udp: UdpLink, port: int, keyed: bool) -> None:
+        from skewd.discovery import Discovery
+
+        self._discovery = Discovery(
+            static=self.config.mesh.peers,
+            dns=self.config.mesh.dns,
+            found=lambda addresses: udp.set_peers(sorted(addresses)),
+            listen_port=port,
+            keyed=keyed,
+        )
+        task = asyncio.create_task(self._discovery.run(), name="skewd-discover")
+        stack.push_async_callback(_cancelled, task)
 
     async def _open_link(
         self, stack: contextlib.AsyncExitStack, link: LinkConfig, key: MeshKey | None, timebases: Timebases

@@ -112,6 +112,18 @@ async def test_two_nodes_find_their_offset_and_follow_a_step(bench: Bench) -> No
     assert told_now["latest_ns"] >= low
 
 
+async def test_peers_are_found_by_a_dns_name_and_its_failure_is_said(bench: Bench) -> None:
+    await bench.start("a", mesh=mesh("a"))
+    port = bench.addresses["a"]["mesh"].rpartition(":")[2]
+    found = MeshConfig(listen="127.0.0.1:0", dns=f"localhost:{port}", interval=100 * MS, reference="a")
+    b = await bench.start("b", offset_ns=5 * MS, mesh=found)
+    told = await until(lambda: b.status()["offset_ns"] is not None and b.status(), "a bound")
+    assert told["lower_ns"] <= -5 * MS <= told["upper_ns"]
+    lost = MeshConfig(listen="127.0.0.1:0", dns="no-such-name.invalid:9957", interval=100 * MS, reference="a")
+    c = await bench.start("c", mesh=lost)
+    await until(lambda: any("no-such-name.invalid" in line for line in c.status()["messages"]), "what is wrong", 40.0)
+
+
 async def test_messages_travel_over_zeromq_alone(bench: Bench, short: Path) -> None:
     off = MeshConfig(listen=None, interval=100 * MS, reference="a")
     link = LinkConfig(transport="zmq", address=f"ipc://{short}/a.ipc")
@@ -206,7 +218,6 @@ async def test_one_daemon_per_runtime_directory(bench: Bench) -> None:
         ({"source": (SourceConfig(type="chrony", address="192.0.2.1:323"),)}, "another machine's chronyd"),
         ({"source": (SourceConfig(type="ntp", name="n", interval=10**9),)}, "has no address"),
         ({"link": (LinkConfig(transport="kafka", address="127.0.0.1:9092"),)}, "use zmq"),
-        ({"mesh": MeshConfig(listen="127.0.0.1:0", dns="mesh:9957")}, "list the peers"),
     ],
 )
 async def test_what_is_not_built_yet_is_refused_with_a_way_out(bench: Bench, more: dict[str, Any], says: str) -> None:
