@@ -376,6 +376,10 @@ class _Reading:
             )
         if config.mesh.listen is not None and config.mesh.listen in config.mesh.peers:
             self.rule("mesh.peers", "[mesh] peers", f"'{config.mesh.listen}' is this node itself; remove it")
+        if config.mesh.dns is not None and config.mesh.listen is None:
+            self.rule(
+                "mesh.dns", "[mesh] dns", "peers are found for UDP, which is off; set [mesh] listen, or remove it"
+            )
         self.links(config)
         if config.mesh.key_file is None:
             self.without_key(config)
@@ -495,8 +499,6 @@ def _link_addresses(link: LinkConfig) -> tuple[str, ...]:
 def not_yet(config: Config) -> list[str]:
     """Keys that are understood and set, but that this version does not act upon: a line for each, to be said aloud."""
     lines = []
-    if config.mesh.dns is not None:
-        lines.append("[mesh] dns is not available in this version; list the peers in [mesh] peers")
     if config.sidecar.attributes != "span":
         lines.append(f'[sidecar] attributes = "{config.sidecar.attributes}": this version writes them on each span')
     if config.sidecar.forward is not None and config.sidecar.forward.startswith("kafka://"):

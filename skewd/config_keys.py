@@ -86,11 +86,13 @@ class MeshConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     key_file: Annotated[Path | None, PATH] = None
     peers: Annotated[tuple[str, ...], many(parse_peer)] = ()
     dns: Annotated[str | None, Written(kind=str, parse=parse_peer)] = None
-    """``name:port``; every address of the name is a peer."""
+    """``name:port``; every address of the name is a peer, this node's own excepted."""
     interval: Annotated[int, duration("10ms", "1h")] = 1_000_000_000
     """Nanoseconds between exchanges with a peer."""
     fanout: Annotated[int, whole(1, 64)] = 8
+    """How many of the known members are measured directly, the reference besides."""
     liars: Annotated[int, whole(0, 8)] = 1
+    """How many members may lie without harm: what others say counts when one more than this say it."""
     reference: Annotated[str, Written(kind=str, parse=parse_reference)] = "auto"
     """``auto``, ``utc``, or a node's bare name (``node:x`` may be written too)."""
 

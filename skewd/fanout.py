@@ -203,10 +203,8 @@ class Plan:
         if not self._stale:
             return
         self._stale = False
-        if len(self._addresses) <= self._k:
-            roles = dict.fromkeys(self._addresses, Role.CHOSEN)
-        else:
-            roles = self._chosen_roles()
+        everyone = len(self._addresses) <= self._k
+        roles = dict.fromkeys(self._addresses, Role.CHOSEN) if everyone else self._chosen_roles()
         for address, state in self._addresses.items():
             learning = state.name is None and not state.silent
             role = roles.get(address, Role.LEARNING if learning else Role.RARE)

@@ -35,7 +35,6 @@ from skewd.interval import Interval
 from skewd.links.protocol import Proofs, Self
 from skewd.records import (
     EDGES_MAX,
-    Accepted,
     Edge,
     Record,
     RecordStore,
@@ -43,7 +42,6 @@ from skewd.records import (
     private_key,
     public_key_of,
     sign,
-    unbundle,
 )
 
 if TYPE_CHECKING:
@@ -57,8 +55,6 @@ CONVICTED_NS = 900_000_000_000
 
 COMPOSE_PER = 64
 """Composed every interval up to so many members, every second one up to twice as many, and so on."""
-
-RECORDS_PER_MESSAGE = 2
 
 Say = Callable[[str], None]
 
@@ -110,17 +106,17 @@ class Membership:
     def heard(self, proofs: Proofs, now_raw_ns: int) -> None:
         """An authentic message came, of which the node has taken the proofs."""
         self.plan.answered(proofs.address, proofs.peer.name)
-        for data in unbundle(proofs.attachment)[:RECORDS_PER_MESSAGE]:
-            outcome = self.store.accept(
-                data,
-                first_hand_owner=proofs.peer.name,
-                received_raw_ns=now_raw_ns,
-                first_hand_boot=proofs.peer.boot,
-            )
+        if not proofs.attachment:
+            return
+        outcomes = self.store.receive(
+            proofs.attachment,
+            first_hand_owner=proofs.peer.name,
+            received_raw_ns=now_raw_ns,
+            first_hand_boot=proofs.peer.boot,
+        )
+        for outcome in outcomes:
             if outcome.news is not None:
                 self._say(outcome.news)
-            if isinstance(outcome, Accepted) and self._compose_at_ns is None:
-                self._compose_at_ns = now_raw_ns
 
     # -- the turn ------------------------------------------------------------------------------------------------
 

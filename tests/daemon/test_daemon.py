@@ -112,6 +112,18 @@ async def test_two_nodes_find_their_offset_and_follow_a_step(bench: Bench) -> No
     assert told_now["latest_ns"] >= low
 
 
+async def test_peers_are_found_by_a_dns_name_and_its_failure_is_said(bench: Bench) -> None:
+    await bench.start("a", mesh=mesh("a"))
+    port = bench.addresses["a"]["mesh"].rpartition(":")[2]
+    found = MeshConfig(listen="127.0.0.1:0", dns=f"localhost:{port}", interval=100 * MS, reference="a")
+    b = await bench.start("b", offset_ns=5 * MS, mesh=found)
+    told = await until(lambda: b.status()["offset_ns"] is not None and b.status(), "a bound")
+    assert told["lower_ns"] <= -5 * MS <= told["upper_ns"]
+    lost = MeshConfig(listen="127.0.0.1:0", dns="no-such-name.invalid:9957", interval=100 * MS, reference="a")
+    c = await bench.start("c", mesh=lost)
+    await until(lambda: any("no-such-name.invalid" in line for line in c.status()["messages"]), "what is wrong", 40.0)
+
+
 async def test_messages_travel_over_zeromq_alone(bench: Bench, short: Path) -> None:
     off = MeshConfig(listen=None, interval=100 * MS, reference="a")
     link = LinkConfig(transport="zmq", address=f"ipc://{short}/a.ipc")

@@ -124,6 +124,26 @@ def test_the_configuration_is_accepted() -> None:
         assert config.metrics.listen == f"{asked['host']}:{asked['port']}", probe
 
 
+def test_nodes_find_each_other_through_a_headless_service() -> None:
+    service = of_kind("daemonset.yaml", "Service")
+    text = of_kind("daemonset.yaml", "ConfigMap")["data"]["skewd.toml"]
+    mesh = parse_config(text.encode(), Path("skewd.toml"), {}).config.mesh
+    spec, (port,) = service["spec"], service["spec"]["ports"]
+    assert mesh.dns == f"{service['metadata']['name']}.{service['metadata']['namespace']}.svc:{port['port']}"
+    assert spec["clusterIP"] == "None", "a virtual address would be one peer, another one at each exchange"
+    assert spec["publishNotReadyAddresses"] is True, "pods wait for each other to be ready otherwise"
+    assert port["protocol"] == "UDP"
+    template = of_kind("daemonset.yaml", "DaemonSet")["spec"]["template"]
+    assert spec["selector"].items() <= template["metadata"]["labels"].items()
+    assert mesh.listen is not None
+    assert mesh.listen.endswith(f":{port['port']}")
+    (daemon,) = template["spec"]["containers"]
+    assert {"name": "mesh", "containerPort": port["port"], "protocol": "UDP"} in daemon["ports"]
+    assert template["spec"]["dnsPolicy"] == "ClusterFirstWithHostNet", (
+        "else a pod on the host's network can't resolve it"
+    )
+
+
 def test_no_container_holds_what_it_does_not_need() -> None:
     for name, spec in pod_specs():
         assert spec["automountServiceAccountToken"] is False
