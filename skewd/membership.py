@@ -93,7 +93,7 @@ class Membership:
         self._raw_era = node.raw_era
         self._turn_at_ns: int | None = None
         self._compose_at_ns: int | None = None
-        self._view = MeshView(0)
+        self._view = node.mesh = MeshView(0)
         self._convicted: dict[str, int] = {}
         self._disputed: frozenset[str] = frozenset()
 

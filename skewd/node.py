@@ -538,11 +538,13 @@ class Node:
 
     def reference_name(self) -> str | None:
         """``utc``, a node's bare name, or None when there is nothing to compare with."""
+        configured = self.config.mesh.reference
         if self.mesh is not None and self.mesh.timescale is not None:
             return self.mesh.timescale.origin
-        configured = self.config.mesh.reference
         if configured != "auto":
             return configured
+        if self.mesh is not None:
+            return None  # it listens which one the others follow
         if self._sources and not self._found:
             return "utc"
         bounded = [name for name, peer in self._peers.items() if peer.pair.offset(peer.heard_ns) is not None]
@@ -986,9 +988,11 @@ class Node:
                 messages.append("no peer has answered yet; check that they run, and that the key is the same")
             else:
                 messages.append("nothing to compare this clock with; add [[source]] or [mesh] peers")
+        elif reference is None and self.mesh is not None:
+            messages.append("joining the mesh: listening which reference it follows; this takes some seconds")
         elif told["offset_ns"] is None:
             if reference == "utc" and not self._sources:
-                messages.append("the reference is utc, and no source of it is configured; add [[source]]")
+                messages.append("the reference is utc, and neither a source of it nor enough members have it; add [[source]]")
             elif reference == "utc":
                 messages.append(
                     "the sources disagree and no majority tells which is right; add a source"
