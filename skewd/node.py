@@ -582,9 +582,17 @@ class Node:
             return None
         chosen = [known[index][0] for index in selection.truechimers]
         drifts = [drift for source in chosen if (drift := source.pair.drift(at_raw_ns)) is not None]
+        # Who is believed about the offset is believed about its rate: what all of them allow, as for the offset. The
+        # kernel's own estimate tells nothing of the rate, and must not hide what the others know of it.
         drift = drifts[0]
         for other in drifts[1:]:
-            drift = drift.hull(other)
+            both = drift.intersect(other)
+            if both is None:
+                drift = drifts[0]
+                for one in drifts[1:]:
+                    drift = drift.hull(one)
+                break
+            drift = both
         return Estimate(
             bound,
             self._wall_drift(drift, 0),
@@ -684,10 +692,10 @@ class Node:
             if estimate is None or (self.wall.era, *estimate.epoch) != self._line_key:
                 return better
             bound = knot.bound.intersect(estimate.bound)
-            drift = knot.drift_ppb.intersect(estimate.drift_ppb)
-            if bound is None or drift is None or bound == knot.bound:
+            if bound is None or bound == knot.bound:
                 continue
-            self._recent[index] = tightened = replace(knot, bound=bound, drift_ppb=drift)
+            # Not its drift: the estimate's has the wall clock's rate of now in it, and then it may have been faster.
+            self._recent[index] = tightened = replace(knot, bound=bound)
             better.append(tightened)
         return better
 
