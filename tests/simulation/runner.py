@@ -358,12 +358,14 @@ def _run_node(world: World, bound: type[PairBound]) -> Outcome:
                     max(estimate.bound.lo - (min(truths) - wall), max(truths) - wall - estimate.bound.hi),
                     estimate.bound.width,
                 )
-            if latest is not None:
+            # As a reader has it that reads now, or that kept the newest knot as it was at first.
+            for newest in () if latest is None else (latest, history.latest):
                 try:
-                    said_now = reference_time(latest, raw)
+                    said_now = reference_time(newest, raw) if newest else None
                 except NoBound:
                     pass
                 else:
+                    assert said_now is not None
                     outcome.take(max(said_now.lo - min(truths), max(truths) - said_now.hi), said_now.width)
             for ago_s in (choose.random(), 5 * choose.random(), 600 * choose.random()):
                 then = now - round(ago_s * SECOND)
