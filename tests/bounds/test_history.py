@@ -65,8 +65,8 @@ def test_between_two_knots_both_bounds_hold() -> None:
     history = History()
     history.append(knot(0, Interval(-1_000_000, 1_000_000)))
     history.append(knot(SECOND, Interval(-100, 100), applied_ns=0))
-    # From the second knot backwards: 100 + 1000 x 0.25 + wander; far narrower than forwards from the first.
-    assert history.at(SECOND * 3 // 4).uncertainty_ns == 100 + 250 + 1
+    # From the second knot backwards: 100 + (1000 + the wander of a second) x 0.25; far narrower than forwards.
+    assert history.at(SECOND * 3 // 4).uncertainty_ns == 100 + 255 + 1
 
 
 def test_contradicting_knots_give_the_hull() -> None:

@@ -131,6 +131,20 @@ class Outcome:
     def failed(self) -> bool:
         return self.misses > 0 or self.contradictions > 0 or self.disorder > 0
 
+    def add(self, other: Outcome) -> None:
+        """Another run of the same scenario."""
+        self.checks += other.checks
+        self.misses += other.misses
+        self.contradictions += other.contradictions
+        self.worst_ns = max(self.worst_ns, other.worst_ns)
+        self.observations += other.observations
+        self.widths_ns += other.widths_ns
+        self.statuses |= other.statuses
+        self.instants += other.instants
+        self.disorder += other.disorder
+        self.knots += other.knots
+        self.strayed += other.strayed
+
     def take_knot(self, knot: Knot, before: Knot | None) -> None:
         """Notes the applied offset from one knot to the next."""
         if knot.bound is None:
