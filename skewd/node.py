@@ -587,18 +587,14 @@ class Node:
         if bound is None:
             return None
         chosen = [known[index][0] for index in selection.truechimers]
-        drifts = [drift for source in chosen if (drift := source.pair.drift(at_raw_ns)) is not None]
-        # Who is believed about the offset is believed about its rate: what all of them allow, as for the offset. The
-        # kernel's own estimate tells nothing of the rate, and must not hide what the others know of it.
-        drift = drifts[0]
-        for other in drifts[1:]:
-            both = drift.intersect(other)
-            if both is None:
-                drift = drifts[0]
-                for one in drifts[1:]:
-                    drift = drift.hull(one)
-                break
-            drift = both
+        # The rate is agreed upon as the offset is. The kernel's own estimate tells nothing of it, and one that knows
+        # nothing must not hide what the others know.
+        drifts = [source.pair.drift(at_raw_ns) or Interval(0, 0) for source, _ in known]
+        drift = select(drifts).interval
+        if drift is None:
+            drift = drifts[selection.truechimers[0]]
+            for index in selection.truechimers[1:]:
+                drift = drift.hull(drifts[index])
         return Estimate(
             bound,
             self._wall_drift(drift, 0),
