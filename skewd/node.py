@@ -590,7 +590,7 @@ class Node:
         # The rate is agreed upon as the offset is. The kernel's own estimate tells nothing of it, and one that knows
         # nothing must not hide what the others know.
         drifts = [source.pair.drift(at_raw_ns) or Interval(0, 0) for source, _ in known]
-        drift = select(drifts).interval
+        drift = majority(drifts)
         if drift is None:
             drift = drifts[selection.truechimers[0]]
             for index in selection.truechimers[1:]:

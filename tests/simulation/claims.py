@@ -5,7 +5,7 @@ is right to its dispersion at its last measurement, its frequency to 1 ppm, and 
 the kernel was told an error that was true then; each of ptp4l's Syncs was delayed by the wire's own jitter; a hardware
 clock is off by nearly what it declares.
 
-What runs of ``skewd``: ``chrony_wire.parse`` and ``utc_minus_wall``, ``kernel_wire.parse``, ``ptp_wire.measurement``
+What runs of ``skewd``: ``chrony_wire.parse`` and ``utc_minus_wall``, ``kernel_wire.claimed``, ``ptp_wire.measurement``
 and ``Readings``, and ``claim.between`` and ``Claim.proofs``. Not the sockets and files around them.
 """
 
@@ -19,8 +19,9 @@ from fractions import Fraction
 
 from skewd.clock import WallSample
 from skewd.interval import Interval
+from skewd.kernel_clock import KernelClock
 from skewd.sources import chrony_wire, kernel_wire, ptp_wire
-from skewd.sources.claim import Claim, between
+from skewd.sources.claim import Claim, Look, between
 from tests.simulation.world import SECOND, Utc, Wall, Wire
 
 ASKING_NS = 150_000
@@ -40,7 +41,10 @@ def sample(wall: Wall, true_ns: int) -> WallSample:
 
 
 def _around(wall: Wall, true_ns: int, utc_minus_wall: Interval, max_drift_ppm: int) -> tuple[int, Interval]:
-    before, after = sample(wall, true_ns - ASKING_NS), sample(wall, true_ns + ASKING_NS)
+    # Settings first and the clocks then, and after it the other way round.
+    before_ns, after_ns = true_ns - ASKING_NS, true_ns + ASKING_NS
+    before = Look(sample(wall, before_ns), wall.rate_ppb(before_ns - 1_000) or 0)
+    after = Look(sample(wall, after_ns), wall.rate_ppb(after_ns + 1_000) or 0)
     return between(before, after, utc_minus_wall, max_drift_ppm)
 
 
@@ -99,10 +103,19 @@ class Kernel:
         if self._told_ns < 0 or true_ns - self._told_ns > DAEMON_EVERY_NS:
             self._told_ns = true_ns
             self._error_us = abs(self._utc.reading(true_ns) - self._wall.read(true_ns)) // 1000 + 1
-        fields = [0] * len(kernel_wire.TIMEX.unpack(bytes(kernel_wire.TIMEX.size)))
-        fields[3:6] = self._error_us + (true_ns - self._told_ns) // SECOND * 500, 7, 0x2001
-        known = kernel_wire.parse(self._utc.announced(true_ns), kernel_wire.TIMEX.pack(*fields))
-        return Claim(*_around(self._wall, true_ns, known.utc_minus_wall(), self._limits[0]), known.leap)
+            self._error_us += self._error_us % 500 == 0  # or it would look like a 0 that has only grown
+        grown_us = (true_ns - self._told_ns) // SECOND * 500
+        found = KernelClock(
+            state=self._utc.announced(true_ns),
+            status=0x2001,
+            frequency=0,
+            tick_us=10_000,
+            max_error_us=self._error_us + grown_us,
+            estimated_error_us=7,
+            tai_offset_s=37,
+        )
+        utc_minus_wall, leap = kernel_wire.claimed(found)
+        return Claim(*_around(self._wall, true_ns, utc_minus_wall, self._limits[0]), leap)
 
 
 class Ptp4l:
