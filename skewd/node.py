@@ -305,15 +305,21 @@ class Node:
 
         ``kernel_rate_ppb``: see :meth:`~skewd.wall.WallMap.sample`.
         """
+        before_ns = self.wall.latest.raw_ns
         stepped = self.wall.sample(reading, kernel_rate_ppb)
         if not stepped and self._recent and self.wall.slew_ppb() > self._slew_told_ppb + STEER_PPB:
             # A slew began that the newest knot did not allow for: it is taken back before a reader relies on it.
             # So is the one before it, which rules until the newest begins (knots begin a little in the future).
-            more = self.wall.slew_ppb() - self._slew_told_ppb
+            # Seen per second of a wall clock that is slowed down it is more, as in _wall_drift.
+            slew = self.wall.slew_ppb()
+            more = slew * _PPB // (_PPB - min(slew, _PPB // 2)) + 1 - self._slew_told_ppb
             for back in range(1, min(len(self._recent), 2) + 1):
                 knot = self._recent[-back]
-                self._recent[-back] = replace(knot, drift_ppb=knot.drift_ppb.widen(more))
-            self._slew_told_ppb += more
+                # One that lay ahead when the slew began, at the last reading at the earliest, is wrong itself.
+                wrong = max(knot.raw_ns - before_ns, 0) * more // _PPB + 1
+                bound = knot.bound.widen(wrong) if knot.bound else None
+                self._recent[-back] = replace(knot, bound=bound, drift_ppb=knot.drift_ppb.widen(more))
+            self._slew_told_ppb = slew
             self._widened = True
         return stepped
 
@@ -722,10 +728,14 @@ class Node:
         if bound is None:
             return None
         chosen = [known[index][0] for index in selection.truechimers]
-        drifts = [drift for source in chosen if (drift := source.pair.drift(at_raw_ns)) is not None]
-        drift = drifts[0]
-        for other in drifts[1:]:
-            drift = drift.hull(other)
+        # The rate is agreed upon as the offset is. The kernel's own estimate tells nothing of it, and one that knows
+        # nothing must not hide what the others know.
+        drifts = [source.pair.drift(at_raw_ns) or Interval(0, 0) for source, _ in known]
+        drift = majority(drifts)
+        if drift is None:
+            drift = drifts[selection.truechimers[0]]
+            for index in selection.truechimers[1:]:
+                drift = drift.hull(drifts[index])
         return Estimate(
             bound,
             self._wall_drift(drift, 0),
@@ -835,6 +845,16 @@ class Node:
         wall_minus_raw = self.wall.wall_minus_raw(at_raw_ns).midpoint
         return self._line.at(max(at_raw_ns + wall_minus_raw, self._line.wall_ns)) + wall_minus_raw
 
+    def _as_labelled(self, bound: Interval, drift_ppb: Interval, at_raw: int, at_wall: int) -> Interval:
+        """A bound at a raw instant, so that it also holds for the wall reading that its knot has for that instant.
+
+        The reading was foretold, from the middle of what was possible. While the clock is steered hard it read
+        something else at that instant, and what it is asked for later is the reading.
+        """
+        wall = self.wall.wall_minus_raw(at_raw).shift(at_raw)
+        rate = max(abs(drift_ppb.lo), abs(drift_ppb.hi))
+        return bound.widen(abs(at_wall - wall.clamp(at_wall)) - (-wall.farthest(at_wall) * rate // _PPB))
+
     def _remember(self, at_raw: int, at_wall: int, estimate: Estimate | None) -> Knot:
         line = self._line
         assert line is not None
@@ -844,7 +864,7 @@ class Node:
             previous_end_wall_ns=self.wall.previous_end_wall_ns,
             raw_ns=at_raw,
             wall_ns=at_wall,
-            bound=estimate.bound if estimate else None,
+            bound=self._as_labelled(estimate.bound, estimate.drift_ppb, at_raw, at_wall) if estimate else None,
             drift_ppb=estimate.drift_ppb if estimate else Interval(0, 0),
             wander_ppb_per_s=estimate.wander_ppb_per_s if estimate else 0,
             applied_ns=line.offset_ns,
@@ -876,11 +896,13 @@ class Node:
             estimate = self.reference_estimate(knot.raw_ns)
             if estimate is None or (self.wall.era, *estimate.epoch) != self._line_key:
                 return better
-            bound = knot.bound.intersect(estimate.bound)
-            drift = knot.drift_ppb.intersect(estimate.drift_ppb)
-            if bound is None or drift is None or bound == knot.bound:
+            bound = knot.bound.intersect(
+                self._as_labelled(estimate.bound, knot.drift_ppb, knot.raw_ns, knot.wall_ns),
+            )
+            if bound is None or bound == knot.bound:
                 continue
-            self._recent[index] = tightened = replace(knot, bound=bound, drift_ppb=drift)
+            # Not its drift: the estimate's has the wall clock's rate of now in it, and then it may have been faster.
+            self._recent[index] = tightened = replace(knot, bound=bound)
             better.append(tightened)
         return better
 

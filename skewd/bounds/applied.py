@@ -11,8 +11,12 @@ breathes does not make it wobble). When it nears an end it is steered towards th
 the bound has moved away from it altogether, back in as fast as ``SLEW_MAX_PPB`` allows; until it is inside again the
 published uncertainty says so, as it is always measured from the line itself.
 
-Limits: a line can be outside the bound only while a bound that was once wider than the true motion shrinks faster
-than 5 % of elapsed time; a new era begins a new line.
+The middle of the drift's range is a poor estimate where the range is wide: a wall clock slewed by 400 ppm may drift by
+as much either way for all the range says, and moves by the same amount all the time. A line that took the middle for
+the truth would be outside at every knot. So what it was wrong by is kept as a *bias*, within the range.
+
+Limits: a line is outside the bound only after a message has told more than was known when the line was committed, and
+for as long as 5 % of elapsed time need to make up for it; a new era begins a new line.
 """
 
 from __future__ import annotations
@@ -32,11 +36,15 @@ _PPB = 1_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """applied(t) = ``offset_ns`` + ``slope_ppb`` x (t - ``wall_ns``) / 10^9, rounded down, t in wall ns of one era."""
+    """applied(t) = ``offset_ns`` + ``slope_ppb`` x (t - ``wall_ns``) / 10^9, rounded down, t in wall ns of one era.
+
+    ``bias_ppb``: how much faster than the middle of the drift's range the bound was found to move.
+    """
 
     wall_ns: int
     offset_ns: int
     slope_ppb: int
+    bias_ppb: int = 0
 
     def at(self, wall_ns: int) -> int:
         """The applied offset at a wall reading of this era, at or after the line's start."""
@@ -59,14 +67,24 @@ def continue_(line: Line, wall_ns: int, bound: Interval, drift_ppb: Interval, pe
         period_ns: when the next choice is made, so that no correction overshoots before it.
     """
     offset = line.at(wall_ns)
-    drift = drift_ppb.midpoint
     error = bound.midpoint - offset
     if abs(error) * 4 <= bound.width:
-        return Line(wall_ns, offset, _limited(drift))
+        bias = _within(drift_ppb, line.bias_ppb)
+        return Line(wall_ns, offset, _limited(drift_ppb.midpoint + bias), bias)
     if bound.contains(offset):
-        return Line(wall_ns, offset, _limited(drift + error * _PPB // max(SETTLE_NS, period_ns)))
+        settle = max(SETTLE_NS, period_ns)
+        led = error * _PPB // settle
+        bias = _within(drift_ppb, line.bias_ppb + led * period_ns // (4 * settle))  # critically damped
+        return Line(wall_ns, offset, _limited(drift_ppb.midpoint + bias + led), bias)
     inside = bound.clamp(offset) - offset + (1 if error > 0 else -1) * bound.width // 4
-    return Line(wall_ns, offset, _limited(drift + inside * _PPB // period_ns))
+    # With a wrong drift, and nothing learnt, it would stand as far outside at every knot. Half of it may be that; the
+    # other half a message that told more.
+    bias = _within(drift_ppb, line.bias_ppb + inside * _PPB // (2 * period_ns))
+    return Line(wall_ns, offset, _limited(drift_ppb.midpoint + bias + inside * _PPB // period_ns), bias)
+
+
+def _within(drift_ppb: Interval, bias_ppb: int) -> int:
+    return drift_ppb.clamp(drift_ppb.midpoint + bias_ppb) - drift_ppb.midpoint
 
 
 def _limited(slope_ppb: int) -> int:

@@ -4,8 +4,11 @@ A span is exported seconds after it was stamped, and its stamp is a wall reading
 offset?" but "what was it when this clock read *that*?". The answer is kept as a row of **knots**. A knot says, for
 one instant: the bound on reference - wall, how fast that may move from there (drift and wander), and the applied
 offset with its slope, which rules from this knot to the next. Between two knots the bound follows forwards from the
-first and backwards from the second, and what both allow is the answer: information that arrived later tightens the
-past.
+first and backwards from the second, and what both allow is the answer. Either way the *first* one's rate is used: it
+is kept wide enough for whatever the wall clock does until the second, while a slew may be over by then.
+
+Information that arrived later tightens the past: a knot that is much narrower than the one before it is carried back
+from knot to knot, for as far as it makes one of them narrower. After a silence that is half of it.
 
 Knots belong to eras. Within an era the wall clock runs on continuously; between two eras it was stepped, and part
 of its readings may have occurred twice (a step back) or never (a step forward). A reading that two eras can claim
@@ -21,7 +24,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Protocol
 
@@ -38,6 +41,12 @@ ERAS_MAX = 64
 
 HULL_AFTER_STEP_NS = 30_000_000_000
 """For this long after a step, stamps of unknown making get the hull of both eras."""
+
+_UNSETTLED = 2
+"""A slew that begins makes this many of the newest knots wider again (``node.py``)."""
+
+_WORTH_BITS = 6
+"""A past knot is made narrower where that saves more than a 64th of its width."""
 
 _PPB = 1_000_000_000
 _SECOND_NS = 1_000_000_000
@@ -130,6 +139,17 @@ def carried(elapsed_ns: int, drift_ppb: Interval, wander_ppb_per_s: int) -> Inte
     return Interval((min(moves) - wander) // _PPB, -(-(max(moves) + wander) // _PPB))
 
 
+def _before(after: Knot, wall_ns: int, ruling: Knot | None) -> Interval | None:
+    """The bound of ``after`` carried back to ``wall_ns``, at the rates that the knot which rules there allows."""
+    if after.bound is None or ruling is None or ruling.bound is None:
+        return after.bound_at(wall_ns)
+    wandered = ruling.wander_ppb_per_s * (after.wall_ns - ruling.wall_ns) // _SECOND_NS + 1
+    rates = ruling.drift_ppb.widen(wandered)
+    if ruling.epoch != after.epoch:
+        rates = rates.hull(after.drift_ppb)
+    return after.bound + carried(wall_ns - after.wall_ns, rates, after.wander_ppb_per_s)
+
+
 @dataclass(slots=True)
 class _Era:
     """One era's knots in order of their wall readings."""
@@ -146,7 +166,7 @@ class _Era:
         before = self.knots[index] if index >= 0 else None
         after = self.knots[index + 1] if index + 1 < len(self.knots) else None
         forward = before.bound_at(wall_ns) if before is not None else None
-        backward = after.bound_at(wall_ns) if after is not None else None
+        backward = _before(after, wall_ns, before) if after is not None else None
         if before is not None and after is not None and before.reference != after.reference:
             backward = None  # another timescale's bound says nothing of this one
         if forward is None:
@@ -160,6 +180,25 @@ class _Era:
         if after is not None and before.epoch != after.epoch:
             return before, forward.hull(backward)  # the reference changed somewhere between, nobody here knows where
         return before, forward.intersect(backward) or forward.hull(backward)
+
+    def reach_back(self, index: int) -> None:
+        """Carries the knot at ``index`` back to those before it, as far as it makes one of them narrower.
+
+        Not one of the newest, which may be taken back yet.
+        """
+        if not 0 < index < len(self.knots) - _UNSETTLED:
+            return
+        after = self.knots[index]
+        while index > 0:
+            index -= 1
+            knot = self.knots[index]
+            if knot.bound is None or (knot.epoch, knot.reference) != (after.epoch, after.reference):
+                return
+            bound = _before(after, knot.wall_ns, knot)
+            both = bound.intersect(knot.bound) if bound is not None else None
+            if both is None or knot.bound.width - both.width <= knot.bound.width >> _WORTH_BITS:
+                return
+            self.knots[index] = after = replace(knot, bound=both)
 
 
 class History:
@@ -206,6 +245,7 @@ class History:
         era.knots.append(knot)
         era.walls.append(knot.wall_ns)
         self._count += 1
+        era.reach_back(len(era.knots) - 1 - _UNSETTLED)
         oldest = self._eras[0]
         if self._count > self._knots_max or knot.raw_ns - oldest.knots[0].raw_ns > SPAN_NS + SPAN_NS // 8:
             self._evict(knot.raw_ns - SPAN_NS)
@@ -236,6 +276,8 @@ class History:
                     index = bisect_right(era.walls, knot.wall_ns) - 1
                     if index >= 0 and era.walls[index] == knot.wall_ns:
                         era.knots[index] = knot
+                        era.reach_back(index + 1)
+                        era.reach_back(index)
                     break
 
     def at(self, wall_ns: int) -> Correction:

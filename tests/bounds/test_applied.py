@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+import random
+
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skewd.bounds import applied
@@ -56,3 +58,43 @@ def test_left_outside_it_comes_back_as_fast_as_order_allows() -> None:
 def test_a_single_point_is_met_exactly_enough() -> None:
     line = applied.begin(0, Interval(7, 7), Interval(0, 0))
     assert line.at(10**12) == 7
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    wander=st.sampled_from([0, 20, 5_000]),
+    width=st.sampled_from([2, 500, 200_000, 20_000_000]),
+    spread=st.sampled_from([0, 50_000, 400_000]),
+)
+def test_an_era_of_updates_keeps_the_order_of_all_stamps(seed: int, wander: int, width: int, spread: int) -> None:
+    """The truth wanders, bounds breathe and jump around it: no gap, no two stamps that change places, soon inside."""
+    choose = random.Random(seed)
+    truth, rate, now = 0.0, choose.uniform(-spread, spread), 0
+    line: applied.Line | None = None
+    last_stamp = last_told = -(1 << 62)
+    outside = 0
+    for step in range(400):
+        wide = max(2, round(width * choose.choice((1.0, 1.0, 0.3, 3.0))))
+        lo = round(truth) - choose.randrange(wide + 1)
+        bound = Interval(lo, lo + wide)
+        drift = Interval(round(rate) - spread - choose.randrange(1_000), round(rate) + choose.randrange(1_000))
+        following = (
+            applied.begin(now, bound, drift) if line is None else applied.continue_(line, now, bound, drift, PERIOD)
+        )
+        if line is not None:
+            assert following.offset_ns == line.at(now)
+        line = following
+        away = bound.clamp(line.offset_ns) - line.offset_ns
+        outside = outside + 1 if step and away else 0
+        # Of several bounds in a row at least one was met, unless they are nearer than what 5 % or the drift may do.
+        assert outside < 40 or wide < spread // 4 + 2_000
+        end = now + choose.choice((PERIOD, PERIOD, PERIOD + 50_000_000, PERIOD // 5))
+        for stamp in sorted({now, now + 1, end - 1, *(choose.randrange(now, end) for _ in range(12))}):
+            told = stamp + line.at(stamp)
+            assert stamp > last_stamp
+            assert told >= last_told, "two stamps changed places"
+            last_stamp, last_told = stamp, told
+        truth += rate * (end - now) / 1e9
+        rate += choose.uniform(-1, 1) * wander
+        now = end

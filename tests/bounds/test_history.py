@@ -65,8 +65,8 @@ def test_between_two_knots_both_bounds_hold() -> None:
     history = History()
     history.append(knot(0, Interval(-1_000_000, 1_000_000)))
     history.append(knot(SECOND, Interval(-100, 100), applied_ns=0))
-    # From the second knot backwards: 100 + 1000 x 0.25 + wander; far narrower than forwards from the first.
-    assert history.at(SECOND * 3 // 4).uncertainty_ns == 100 + 250 + 1
+    # From the second knot backwards: 100 + (1000 + the wander of a second) x 0.25; far narrower than forwards.
+    assert history.at(SECOND * 3 // 4).uncertainty_ns == 100 + 255 + 1
 
 
 def test_contradicting_knots_give_the_hull() -> None:
@@ -206,3 +206,35 @@ def test_stamps_of_one_node_never_change_places(seed: int, knots: int) -> None:
     )
     corrected = [stamp + history.at(stamp).offset_ns for stamp in stamps]
     assert corrected == sorted(corrected)
+
+
+def test_what_ends_a_silence_tightens_all_of_it() -> None:
+    """A minute without a message, then one: halfway the bound is as wide as from either end, not as from the first."""
+    history = History()
+    quarter = SECOND // 4
+    drift = Interval(-5_000, 5_000)
+    for index in range(240):
+        wide = 1_000 + 5_000 * index // 4
+        history.append(knot(index * quarter, Interval(-wide, wide), applied_ns=0, drift=drift))
+    before = history.at(45 * SECOND).uncertainty_ns
+    for index in range(240, 244):
+        history.append(knot(index * quarter, Interval(-1_000, 1_000), applied_ns=0, drift=drift))
+    after = history.at(45 * SECOND).uncertainty_ns
+    assert before >= 225_000
+    assert after <= 1_000 + 15 * 5_100 + 2_000
+    assert history.at(5 * SECOND).uncertainty_ns <= 27_000
+    # The daemon gives its newest knots again and again: what later ones told is not lost by that.
+    history.tighten(
+        [knot(index * quarter, Interval(-300_000, 300_000), applied_ns=0, drift=drift) for index in range(230, 240)]
+    )
+    assert history.at(58 * SECOND).uncertainty_ns <= 1_000 + 2 * 5_100 + 2_000
+
+
+def test_the_newest_knots_reach_back_only_once_they_stand() -> None:
+    """A slew that begins makes the newest knots wider again; nothing older may have been made narrower by them."""
+    history = History()
+    for index in range(5):
+        history.append(knot(index * SECOND, Interval(-50_000, 50_000), applied_ns=0))
+    history.append(knot(5 * SECOND, Interval(-100, 100), applied_ns=0))
+    history.tighten([knot(5 * SECOND, Interval(-40_000, 40_000), applied_ns=0)])
+    assert history.at(3 * SECOND).uncertainty_ns >= 40_000

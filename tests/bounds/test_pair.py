@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from skewd.bounds.pair import CONSTRAINTS_MAX, PairBound, pair_limits
 from skewd.interval import Interval
+from tests.simulation.optimum import Optimum
 
 SECOND = 1_000_000_000
 
@@ -240,6 +241,56 @@ def test_any_epochs_and_years_of_uptime() -> None:
     assert found is not None
     assert found.contains(offset)
     assert found.width < 190_000
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    lines_max=st.sampled_from([3, 4, 6, CONSTRAINTS_MAX]),
+    gap_s=st.sampled_from([0.1, 1.0, 4.0]),
+    jitter_ns=st.sampled_from([300, 3_000, 100_000, 3_000_000]),
+)
+def test_what_is_simplified_only_grows(seed: int, lines_max: int, gap_s: float, jitter_ns: int) -> None:
+    """Of the set that all messages leave, found by brute force, nothing is ever outside, however few lines are kept."""
+    choose = random.Random(seed)
+    bound, all_of_it = PairBound(**LIMITS), Optimum(**LIMITS)
+    motion = Motion(200_000, 20, v=choose.uniform(-2e5, 2e5))
+    while motion.t < 60 * gap_s + 10:
+        motion.go(choose.choice([0.3, 3.0, 30.0]), choose.choice([-1, 1]))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("skewd.bounds.pair.CONSTRAINTS_MAX", lines_max)
+        for index in range(1, 40):
+            sent = round(index * gap_s * SECOND)
+            delay = 100 + round(choose.expovariate(1.0) * jitter_ns)
+            at_most = math.ceil(motion.at(sent / SECOND)) + delay
+            bound.outgoing(sent, sent + at_most)
+            all_of_it.at_most(sent, at_most)
+            received = sent + 1_000 + 2 * delay
+            at_least = math.floor(motion.at(received / SECOND)) - 100 - round(choose.expovariate(1.0) * jitter_ns)
+            bound.incoming(received + at_least, received)
+            all_of_it.at_least(received, at_least)
+            for later_s in (0, 1, 5):
+                found = bound.offset(received + later_s * SECOND)
+                assert found is not None
+                assert all_of_it.holds(received + later_s * SECOND, found)
+            for edge in (bound._upper, bound._lower):
+                assert len(edge.proofs) <= lines_max
+    assert bound.contradictions == 0
+
+
+def test_ten_years_of_messages_wear_nothing_out() -> None:
+    """An exchange every six hours at 150 ppm: the offset grows to half a day, and the width does not grow at all."""
+    bound = PairBound(**LIMITS)
+    widths = []
+    for at in range(0, 315_576_000, 21_600):
+        t, offset = at * SECOND, at * 150_000
+        assert bound.outgoing(t, t + offset + 50_000)
+        assert bound.incoming(t + offset - 40_000, t)
+        found = bound.offset(t)
+        assert found is not None
+        assert found.contains(offset)
+        widths.append(found.width)
+    assert max(widths[-1_000:]) <= max(widths[100:1_100]) + 2
 
 
 def test_memory_is_constant() -> None:

@@ -6,7 +6,8 @@ import statistics
 from collections import deque
 from dataclasses import dataclass, replace
 
-from skewd.bounds.pair import PairBound
+from skewd.bounds.pair import PairBound, pair_limits
+from tests.simulation.optimum import Optimum
 from tests.simulation.runner import Scenario, World, fresh
 from tests.simulation.world import SECOND, Wire
 
@@ -14,6 +15,9 @@ BASELINE_PPM = 15
 """What a common clock client adds per second of age; both ends: twice that."""
 
 SILENCE_S = 60
+
+COMPARED_EVERY = 20
+"""Exchanges between two comparisons with the narrowest possible."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,8 @@ class Widths:
         added_us: by a minute of silence.
         narrower, narrower_silent: how much narrower than min(delay / 2 + 15 ppm x age) each way over the same last
             eight exchanges, and the same after a minute of silence (shares).
+        to_optimum, to_optimum_silent: the worst ratio to the narrowest width that any sound filter can give
+            (``optimum.py``), at once and after a minute of silence.
     """
 
     rtt_us: float
@@ -34,6 +40,8 @@ class Widths:
     added_us: float
     narrower: float
     narrower_silent: float
+    to_optimum: float
+    to_optimum_silent: float
 
 
 def widths(rtt_us: float, jitter_us: float, seed: int = 1, duration_s: float = 900, style: str = "bang") -> Widths:
@@ -42,16 +50,20 @@ def widths(rtt_us: float, jitter_us: float, seed: int = 1, duration_s: float = 9
     world = World(Scenario("widths", style=style, wire=wire, duration_s=duration_s), seed)
     pair = fresh(world.scenario, PairBound)
     last: deque[tuple[int, int]] = deque(maxlen=8)  # (delay, received)
+    possible = Optimum(*pair_limits(*world.scenario.limits, *world.scenario.limits))
     least = 1 << 62
+    compared: list[tuple[float, float]] = []
     ours: list[int] = []
     added: list[int] = []
     theirs: list[float] = []
     later: list[float] = []
-    for t1, t2, t3, t4 in world.exchanges():
+    for count, (t1, t2, t3, t4) in enumerate(world.exchanges()):
         sent, received = world.here.raw(t1), world.here.raw(t4)
         arrived, left = world.there.raw(t2), world.there.raw(t3)
         pair.outgoing(sent, arrived)
         pair.incoming(left, received)
+        possible.at_most(sent, arrived - sent)
+        possible.at_least(received, left - received)
         delay = (received - sent) - (left - arrived)
         least = min(least, delay)
         last.append((delay, received))
@@ -65,6 +77,10 @@ def widths(rtt_us: float, jitter_us: float, seed: int = 1, duration_s: float = 9
         grows = 2 * BASELINE_PPM * 1e-6
         common = min(was + grows * (now - at) for was, at in last)
         ours.append(found.width)
+        if count % COMPARED_EVERY == 0:
+            asked = ((now, found), (now + SILENCE_S * SECOND, silent))
+            assert all(possible.holds(at, bound) for at, bound in asked)
+            compared.append((asked[0][1].width / possible.width_ns(now), silent.width / possible.width_ns(asked[1][0])))
         added.append(silent.width - found.width)
         theirs.append(found.width / common)
         later.append(silent.width / (common + grows * SILENCE_S * SECOND))
@@ -75,6 +91,8 @@ def widths(rtt_us: float, jitter_us: float, seed: int = 1, duration_s: float = 9
         statistics.median(added) / 1000,
         1 - statistics.median(theirs),
         1 - statistics.median(later),
+        max(ratio for ratio, _ in compared),
+        max(ratio for _, ratio in compared),
     )
 
 

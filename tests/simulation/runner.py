@@ -3,31 +3,38 @@
 A scenario declares clocks, a wire and what goes wrong; ``run`` plays it from a seed, event by event in true time, and
 asks the bound again and again: now, in the past, in the future. Each answer is compared with the truth, which only
 the simulation knows. What is run is the code that ships: ``PairBound`` for a pair of raw clocks; for a node also
-``Node``, ``WallMap``, ``History``, ``reader.reference_time`` and, for UTC, ``sources.ntp_wire`` on packets as bytes.
+``Node``, ``WallMap``, ``History``, ``reader.reference_time``, over a restart ``resume``, and for UTC
+``sources.ntp_wire`` on packets as bytes and what ``claims.py`` runs of the sources on this machine.
 
 A *miss* is an answer that does not hold the truth, or a contradiction, in a world within the declared limits. In a
-world beyond them the excess and its length are told.
+world beyond them the excess and its length are told. Around a leap second the truth is both readings of UTC
+(``world.Utc``): an answer that has one of them alone is a miss.
 
-Limits: leap seconds and smeared servers are no scenario here: the sources do not handle them yet.
+Of the applied offset every knot is looked at, and ``INSTANTS`` instants up to the next: within an era, on one
+reference, it has no gap, and no two stamps change places.
 """
 
 from __future__ import annotations
 
 import heapq
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from skewd import resume
+from skewd.bounds.applied import SLEW_MAX_PPB
 from skewd.bounds.history import History, Knot, Status
 from skewd.bounds.pair import PairBound, pair_limits
-from skewd.clock import WallSample
 from skewd.config import Config, MeshConfig, NodeConfig, SourceConfig
 from skewd.interval import Interval
+from skewd.kernel_clock import RawFacts
 from skewd.links.protocol import Proofs, Self
 from skewd.node import KNOT_PERIOD_NS, LEAD_NS, Node
 from skewd.reader import NoBound, reference_time
 from skewd.sources import ntp_wire
-from tests.simulation.world import SECOND, UNIX_NS, Oscillator, Server, Wall, Wire, set_going
+from skewd.sources.claim import Claim, Refused
+from tests.simulation.claims import claimant, sample
+from tests.simulation.world import SECOND, Leap, Oscillator, Server, Utc, Wall, Wire, set_going
 
 TOLERANCE_NS = 0.001
 """Of the truth's own float."""
@@ -36,6 +43,7 @@ USUAL = Wire()
 TICK_NS = 50_000_000
 PUBLISHED_NS = KNOT_PERIOD_NS + LEAD_NS + TICK_NS
 """From hearing of a peer's step until the next knot rules."""
+INSTANTS = 64
 REACH_S = 900.0
 """How far back and ahead bounds are asked."""
 
@@ -54,6 +62,12 @@ class Scenario:
         node: run a whole node, against its peer's wall clock or, with servers, against UTC.
         own_steps, peer_steps: (second, ns): wall clocks set.
         suspends: (second, length in s): the raw clock stands still, the wall clock does not.
+        restarts: seconds at which the daemon is started anew, with what ``resume.py`` keeps.
+        claims: the types of sources on this machine (``claims.py``).
+        steered: the wall clock is slewed by up to 83,333 ppm, as chronyd may do, at random.
+        leap: a leap second, or its smear.
+        watched: (every, for) in seconds: a day is long, and its node looked at for some seconds now and then. Messages
+            come all the time; the daemon is restarted before it is looked at, or the last applied line would rule on.
     """
 
     name: str
@@ -74,6 +88,15 @@ class Scenario:
     peer_steps: tuple[tuple[float, int], ...] = ()
     suspends: tuple[tuple[float, float], ...] = ()
     slew_ppm: int = 0
+    restarts: tuple[float, ...] = ()
+    claims: tuple[str, ...] = ()
+    steered: bool = False
+    leap: Leap | None = None
+    watched: tuple[float, float] = (1.0, 1.0)
+
+    @property
+    def follows_utc(self) -> bool:
+        return bool(self.servers or self.claims)
 
 
 @dataclass
@@ -88,6 +111,13 @@ class Outcome:
     widths_ns: int = 0
     """Sum over the checks."""
     statuses: set[Status] = field(default_factory=set)
+    instants: int = 0
+    """At which the applied offset was looked at."""
+    disorder: int = 0
+    """Of these, before the one before; or knots at which it jumped, or was steeper than it may be."""
+    knots: int = 0
+    strayed: int = 0
+    """Knots at which the applied offset lay outside the bound."""
 
     def take(self, excess_ns: float, width_ns: int) -> None:
         """Notes one answer: by how much the truth lies outside it (negative if inside), and how wide it is."""
@@ -99,7 +129,42 @@ class Outcome:
 
     @property
     def failed(self) -> bool:
-        return self.misses > 0 or self.contradictions > 0
+        return self.misses > 0 or self.contradictions > 0 or self.disorder > 0
+
+    def add(self, other: Outcome) -> None:
+        """Another run of the same scenario."""
+        self.checks += other.checks
+        self.misses += other.misses
+        self.contradictions += other.contradictions
+        self.worst_ns = max(self.worst_ns, other.worst_ns)
+        self.observations += other.observations
+        self.widths_ns += other.widths_ns
+        self.statuses |= other.statuses
+        self.instants += other.instants
+        self.disorder += other.disorder
+        self.knots += other.knots
+        self.strayed += other.strayed
+
+    def take_knot(self, knot: Knot, before: Knot | None) -> None:
+        """Notes the applied offset from one knot to the next."""
+        if knot.bound is None:
+            return
+        self.knots += 1
+        self.strayed += not knot.bound.contains(knot.applied_ns)
+        self.disorder += abs(knot.applied_slope_ppb) > SLEW_MAX_PPB
+        if before is None or before.bound is None or (before.era, before.epoch) != (knot.era, knot.epoch):
+            return
+        self.disorder += before.applied_at(knot.wall_ns) != knot.applied_ns
+        length = knot.wall_ns - before.wall_ns
+        last = before.wall_ns + before.applied_ns
+        for index in range(1, INSTANTS // 2 + 1):
+            # Two stamps a nanosecond apart, again and again.
+            for stamp in (before.wall_ns + length * index // (INSTANTS // 2) - 1,
+                          before.wall_ns + length * index // (INSTANTS // 2)):  # fmt: skip
+                told = stamp + before.applied_at(stamp)
+                self.disorder += told < last
+                last = told
+        self.instants += INSTANTS
 
 
 class World:
@@ -114,12 +179,20 @@ class World:
         set_going(scenario.style, self.here, self.there, choose, scenario.duration_s + REACH_S + 10)
         for begin, length in scenario.suspends:
             self.here.jump(round((begin + length) * SECOND), -round(length * SECOND))
-        self.here_wall = Wall(self.here, choose.randrange(-(10**8), 10**8), scenario.slew_ppm * 1000)
-        self.there_wall = Wall(self.there, choose.randrange(-(10**8), 10**8))
+        self.utc = Utc(scenario.leap)
+        begin = self.utc.begin_ns
+        self.here_wall = Wall(self.here, choose.randrange(-(10**8), 10**8), scenario.slew_ppm * 1000, unix_ns=begin)
+        self.there_wall = Wall(self.there, choose.randrange(-(10**8), 10**8), unix_ns=begin)
         self.here_wall.steps += [(round(at * SECOND), by) for at, by in scenario.own_steps]
         self.here_wall.steps += [(round((at + length) * SECOND), round(length * SECOND)) for at, length in
                                  scenario.suspends]  # fmt: skip
         self.there_wall.steps += [(round(at * SECOND), by) for at, by in scenario.peer_steps]
+        at_s = 4.0
+        while scenario.steered and at_s < scenario.duration_s:
+            fastest = choose.choice((500_000, 10_000_000, 83_333_000))
+            self.here_wall.steer(round(at_s * SECOND), round(choose.uniform(-1, 1) * fastest))
+            self.here_wall.steer(round((at_s + choose.uniform(0.2, 3.0)) * SECOND), choose.randrange(-50_000, 50_000))
+            at_s += choose.uniform(4.0, 12.0)
 
     def silent(self, true_ns: int) -> bool:
         t = true_ns / SECOND
@@ -210,44 +283,39 @@ class _Subject(Node):
         return self.bound(max_drift_ppm=drift, max_wander_ppb_per_s=wander)
 
 
-def _sample(wall: Wall, true_ns: int) -> WallSample:
-    raw = wall.oscillator.raw(true_ns)
-    difference = wall.read(true_ns) - raw
-    return WallSample(raw, Interval(difference - 150, difference + 50))
-
-
 def _run_node(world: World, bound: type[PairBound]) -> Outcome:
     """A node, its peer or its servers, and an application's stamps judged by the node's history."""
     scenario, choose, outcome = world.scenario, world.choose, Outcome()
     here, there = world.here_wall, world.there_wall
-    interval = round(scenario.interval_s * SECOND)
-    config = Config(
-        node=NodeConfig(name="here"),
-        mesh=MeshConfig(reference="utc" if scenario.servers else "there", interval=interval),
-        source=tuple(
-            SourceConfig(type="ntp", name=server.name, address=server.name, interval=interval)
-            for server in scenario.servers
-        ),
-    )
+    config = _config(scenario)
     subject = type("Subject", (_Subject,), {"bound": bound})
-    node: Node = subject(config, boot=b"here".ljust(16), first=_sample(here, 0), virtual=False)
-    peer = Node(Config(node=NodeConfig(name="there")), boot=b"there".ljust(16), first=_sample(there, 0), virtual=False)
+    node: Node = subject(config, boot=b"here".ljust(16), first=sample(here, 0), virtual=False)
+    peer = Node(Config(node=NodeConfig(name="there")), boot=b"there".ljust(16), first=sample(there, 0), virtual=False)
     history = History(stamps="wall")
     said: dict[int, Self] = {}
     # What the peer's wall clock did is not known until it told; answers about that time are the old clock's.
     untold = [[at, 1 << 62] for at, _ in there.steps]
+    claiming = {
+        kind: claimant(kind, here, world.utc, choose, scenario.limits, scenario.wire) for kind in scenario.claims
+    }
 
-    def reference(true_ns: int) -> int:
-        return UNIX_NS + true_ns if scenario.servers else there.read(true_ns)
+    def reference(true_ns: int) -> tuple[int, ...]:
+        return world.utc.legitimate(true_ns) if scenario.follows_utc else (there.read(true_ns),)
 
     queue: list[tuple[int, int, int, tuple[int, ...]]] = []
     for serial, (t1, t2, t3, t4) in enumerate(world.exchanges()):
-        if scenario.servers or (world.passes(t1, t2, "there") and world.passes(t3, t4, "back")):
+        if scenario.follows_utc or (world.passes(t1, t2, "there") and world.passes(t3, t4, "back")):
             heapq.heappush(queue, (t3, 1, serial, ()))
             for at in world.arrivals(t4):
                 heapq.heappush(queue, (at, 2, serial, (t1, t2, t3, t4)))
+    every, watched = (round(seconds * SECOND) // TICK_NS for seconds in scenario.watched)
     for tick in range(1, round(scenario.duration_s * SECOND) // TICK_NS):
-        heapq.heappush(queue, (tick * TICK_NS, 3, tick, ()))
+        if tick % every < watched:
+            heapq.heappush(queue, (tick * TICK_NS, 3, tick, ()))
+    restarts = [round(at * SECOND) for at in scenario.restarts]
+    if watched < every:
+        restarts = [begin * TICK_NS for begin in range(every, round(scenario.duration_s * SECOND) // TICK_NS, every)]
+    begun = 0
     asleep = [(round(begin * SECOND), round((begin + length) * SECOND)) for begin, length in scenario.suspends]
     woken = 0
     next_knot = 0
@@ -260,8 +328,9 @@ def _run_node(world: World, bound: type[PairBound]) -> Outcome:
             said[serial] = peer.describe()
         elif kind == 2:
             outcome.observations += 2
-            if scenario.servers:
+            if scenario.follows_utc:
                 _ask_servers(world, node, times)
+                _ask_claimants(world, node, times[3], claiming)
             elif serial in said:
                 declared = said[serial]
                 _hear(node, world, times, declared)
@@ -269,46 +338,102 @@ def _run_node(world: World, bound: type[PairBound]) -> Outcome:
                     if declared.wall_raw_at_ns > there.oscillator.raw(window[0]):
                         window[1] = min(window[1], now)
         else:
-            peer.on_wall(_sample(there, now))
+            peer.on_wall(sample(there, now), there.rate_ppb(now))
+            if restarts and now >= restarts[0]:
+                del restarts[0]
+                begun, latest, next_knot = now, None, 0
+                outcome.contradictions += node.contradictions
+                following: Node = subject(config, boot=node.boot, first=sample(here, now), virtual=False)
+                _resume(following, node)
+                node = following
+                history = History(stamps="wall")
             if woken < len(asleep) and now >= asleep[woken][1]:
                 woken += 1
-                node.on_raw_disturbed(_sample(here, now))
+                node.on_raw_disturbed(sample(here, now))
                 stepped = True
             else:
-                stepped = node.on_wall(_sample(here, now))
+                stepped = node.on_wall(sample(here, now), here.rate_ppb(now))
             raw = here.oscillator.raw(now)
-            if stepped or raw >= next_knot:
+            if stepped or node.slew_began or raw >= next_knot:
                 next_knot = raw + KNOT_PERIOD_NS
                 knot = node.knot(raw)
                 if knot is not None:
                     history.append(knot)
+                    outcome.take_knot(knot, latest)
                     latest = knot
                 history.tighten(node.tightened())
-            outcome.contradictions = node.contradictions
             if now < 5 * SECOND or any(begin <= now <= end + PUBLISHED_NS for begin, end in untold):
                 continue
+            truths = reference(now)
             estimate = node.reference_estimate(raw)
             if estimate is not None:
-                truth = reference(now) - here.read(now)
-                outcome.take(max(estimate.bound.lo - truth, truth - estimate.bound.hi), estimate.bound.width)
-            if latest is not None:
+                wall = here.read(now)
+                outcome.take(
+                    max(estimate.bound.lo - (min(truths) - wall), max(truths) - wall - estimate.bound.hi),
+                    estimate.bound.width,
+                )
+            # As a reader has it that reads now, or that kept the newest knot as it was at first.
+            for newest in () if latest is None else (latest, history.latest):
                 try:
-                    said_now = reference_time(latest, raw)
+                    said_now = reference_time(newest, raw) if newest else None
                 except NoBound:
                     pass
                 else:
-                    truth = reference(now)
-                    outcome.take(max(said_now.lo - truth, truth - said_now.hi), said_now.width)
+                    assert said_now is not None
+                    outcome.take(max(said_now.lo - min(truths), max(truths) - said_now.hi), said_now.width)
             for ago_s in (choose.random(), 5 * choose.random(), 600 * choose.random()):
                 then = now - round(ago_s * SECOND)
-                if then < 5 * SECOND or any(begin <= then <= end for begin, end in (*untold, *asleep)):
+                unknown = any(begin <= then <= end for begin, end in (*untold, *asleep))
+                if then < max(begun + SECOND, 5 * SECOND) or unknown:
                     continue
                 correction = history.at(here.read(then))
                 outcome.statuses.add(correction.status)
                 if correction.status is not Status.UNSYNCHRONIZED:
-                    wrong = abs(reference(then) - here.read(then) - correction.offset_ns)
+                    wrong = max(abs(truth - here.read(then) - correction.offset_ns) for truth in reference(then))
                     outcome.take(wrong - correction.uncertainty_ns, 2 * correction.uncertainty_ns)
+    outcome.contradictions += node.contradictions
     return outcome
+
+
+def _config(scenario: Scenario) -> Config:
+    interval = round(scenario.interval_s * SECOND)
+    smear = bool(scenario.leap and scenario.leap.smear_s)
+    return Config(
+        node=NodeConfig(name="here"),
+        mesh=MeshConfig(reference="utc" if scenario.follows_utc else "there", interval=interval),
+        source=(
+            *(
+                SourceConfig(type="ntp", name=server.name, address=server.name, interval=interval, smear=smear)
+                for server in scenario.servers
+            ),
+            *(SourceConfig(type=kind, name=kind, interval=interval, smear=smear) for kind in scenario.claims),
+        ),
+    )
+
+
+def _resume(following: Node, node: Node) -> None:
+    """A daemon that follows another takes what that one left on disk."""
+    facts = RawFacts("tsc", Interval(0, 200), None, 0)
+    now_raw_ns = node.wall.latest.raw_ns
+    kept = resume.decode(resume.encode(node.keep(facts, now_raw_ns)))
+    assert kept is not None
+    clock = node.config.clock
+    limits = (clock.max_drift_ppm, clock.max_wander_ppb_per_s)
+    assert not resume.objection(
+        kept, node=node.name, boot=node.boot, facts=facts, limits=limits, now_raw_ns=now_raw_ns + 1
+    )
+    following.resume(kept)
+
+
+def _ask_claimants(world: World, node: Node, at_ns: int, claiming: dict[str, Callable[[int], Claim | None]]) -> None:
+    for name, ask in claiming.items():
+        try:
+            claim = None if world.silent(at_ns) else ask(at_ns)
+        except Refused:
+            continue
+        if claim is not None:
+            outgoing, incoming = claim.proofs()
+            node.on_utc(name, [outgoing], [incoming], world.here.raw(at_ns), claim.leap)
 
 
 def _hear(node: Node, world: World, times: tuple[int, ...], declared: Self) -> None:
@@ -333,12 +458,12 @@ def _ask_servers(world: World, node: Node, times: tuple[int, ...]) -> None:
         if not world.passes(t1, t4, "there"):
             continue
         _, nonce = ntp_wire.request(world.choose.randbytes)
-        sample = ntp_wire.parse(
-            server.answer(nonce, t2, t3),
+        answer = ntp_wire.parse(
+            server.answer(nonce, t2, t3, world.utc),
             nonce=nonce,
             sent_raw_ns=world.here.raw(t1),
             received_raw_ns=world.here.raw(t4),
             near_wall_ns=world.here_wall.read(t4),
         )
-        outgoing, incoming = sample.proofs()
-        node.on_utc(server.name, [outgoing], [incoming], world.here.raw(t4))
+        outgoing, incoming = answer.proofs()
+        node.on_utc(server.name, [outgoing], [incoming], world.here.raw(t4), answer.leap)

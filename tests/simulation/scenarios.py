@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.simulation.runner import Scenario
-from tests.simulation.world import Server, Wire
+from tests.simulation.world import Leap, Server, Wire
 
 ZERO = Wire(minimum_us=0, jitter="none")
 NEAR = Wire(minimum_us=15, jitter_us=10)
@@ -82,4 +82,54 @@ NODES += [
     for size_us in (150, 300)
 ]  # fmt: skip
 
-ALL = [*PAIRS, *NODES]
+_INSERTED, _DELETED, _NONE = Leap(60.0), Leap(60.0, kind=2), Leap(60.0, happens=False)
+_KERNEL_LEAPS = ((60.0, -1_000_000_000),)
+_LATE = Server("late", error_us=200, late_s=9.7)
+_SILENT = Server("silent", error_us=300, announces=False, late_s=0.4)
+_DAY, _LONG, _WATCHED = 86_400.0, 93_600.0, (512.0, 6.0)
+
+LEAPS = [
+    Scenario("leap: a second inserted", node=True, duration_s=100, servers=(_A, _B), leap=_INSERTED),
+    Scenario("leap: inserted, one server", node=True, duration_s=100, servers=(_A,), leap=_INSERTED, wire=FAR),
+    Scenario("leap: inserted, half announce it", node=True, duration_s=100, servers=(_A, _SILENT), leap=_INSERTED),
+    Scenario("leap: inserted, one leaps 9.7 s late", node=True, duration_s=100, servers=(_A, _B, _LATE),
+             leap=_INSERTED, loss=0.2),
+    Scenario("leap: inserted, silence around it", node=True, duration_s=130, servers=(_A, _B), leap=_INSERTED,
+             gaps=((40.0, 50.0),)),
+    Scenario("leap: inserted, and the kernel's clock set", node=True, duration_s=100, servers=(_A, _B),
+             leap=_INSERTED, own_steps=_KERNEL_LEAPS),
+    Scenario("leap: a second deleted", node=True, duration_s=100, servers=(_A, _B), leap=_DELETED),
+    Scenario("leap: deleted, half announce it, one late", node=True, duration_s=100,
+             servers=(_A, _LATE, Server("mute", announces=False), Server("mute too", announces=False)), leap=_DELETED),
+    Scenario("leap: announced, and none comes", node=True, duration_s=100, servers=(_A, _B), leap=_NONE),
+    Scenario("leap: chronyd tracks, the kernel leaps", node=True, duration_s=100, claims=("chrony",),
+             leap=_INSERTED, own_steps=_KERNEL_LEAPS),
+    Scenario("leap: a hardware clock and a server", node=True, duration_s=100, servers=(_A,), claims=("phc",),
+             leap=_INSERTED),
+    Scenario("smear: 24 hours", node=True, duration_s=_LONG, interval_s=64.0, watched=_WATCHED, style="temperature",
+             servers=(_A, _B), leap=Leap(_LONG / 2, smear_s=_DAY)),
+    Scenario("smear: 24 hours, deleted, bang-bang", node=True, duration_s=_LONG, interval_s=64.0, watched=_WATCHED,
+             servers=(_A, _B), leap=Leap(_LONG / 2, kind=2, smear_s=_DAY)),
+    Scenario("smear: 20 hours", node=True, duration_s=_LONG, interval_s=64.0, watched=_WATCHED, style="limit",
+             servers=(_A, _B), leap=Leap(_LONG / 2, smear_s=72_000.0)),
+    *(Scenario(f"smear: its {when}, second by second", node=True, duration_s=200, style="limit", servers=(_A,),
+               wire=ZERO, leap=Leap(100 + half * _DAY / 2, smear_s=_DAY))
+      for when, half in (("begin", 1), ("end", -1))),
+]  # fmt: skip
+
+LOCAL = [
+    Scenario("local: chronyd", node=True, duration_s=90, claims=("chrony",)),
+    Scenario("local: chronyd slews by up to 83,333 ppm", node=True, duration_s=90, claims=("chrony",), steered=True),
+    Scenario("local: a peer, own clock slewed by up to 83,333 ppm", node=True, duration_s=90, steered=True),
+    Scenario("local: the kernel's maxerror", node=True, duration_s=60, claims=("kernel",), slew_ppm=300),
+    Scenario("local: ptp4l", node=True, duration_s=90, claims=("ptp",), wire=NEAR),
+    Scenario("local: a hardware clock", node=True, duration_s=60, claims=("phc",)),
+    Scenario("local: all of them and a server", node=True, duration_s=60, claims=("chrony", "kernel", "ptp", "phc"),
+             servers=(_A,), wire=NEAR),
+    Scenario("restarted twice on a ramp of temperature, a peer", node=True, duration_s=180, style="temperature",
+             restarts=(70.0, 120.0)),
+    Scenario("restarted on a ramp of temperature, servers", node=True, duration_s=150, style="temperature",
+             servers=(_A, _B), restarts=(70.0,), gaps=((72.0, 40.0),)),
+]  # fmt: skip
+
+ALL = [*PAIRS, *NODES, *LEAPS, *LOCAL]

@@ -24,7 +24,7 @@ from tests.simulation.scenarios import ALL, PAIRS, ZERO
 def test_within_the_limits_nothing_is_missed(scenario: Scenario) -> None:
     outcome = run(scenario, 101)
     assert outcome.checks > 2_000
-    assert (outcome.misses, outcome.worst_ns, outcome.contradictions) == (0, 0.0, 0)
+    assert (outcome.misses, outcome.worst_ns, outcome.contradictions, outcome.disorder) == (0, 0.0, 0, 0)
     if scenario.node:
         assert Status.SYNCHRONIZED in outcome.statuses
 
@@ -60,6 +60,27 @@ def test_widths_are_as_claimed() -> None:
     assert row.added_us <= 350
     assert row.narrower >= 0.15
     assert row.narrower_silent >= 0.6
+
+
+@pytest.mark.parametrize("style", ["walk", "bang", "limit"])
+@pytest.mark.parametrize("rtt_us", [30.0, 200.0, 10_000.0])
+def test_no_sound_filter_could_be_narrower(rtt_us: float, style: str) -> None:
+    row = widths(rtt_us, rtt_us / 4, duration_s=300, style=style)
+    assert 1.0 <= row.to_optimum <= 1.02
+    assert 1.0 <= row.to_optimum_silent <= 1.02
+
+
+@pytest.mark.parametrize("name", ["node: slewed by 400 ppm", "local: all of them and a server"])
+def test_the_applied_offset_stays_inside_where_the_drift_is_poorly_known(name: str) -> None:
+    outcome = run(next(scenario for scenario in ALL if scenario.name == name), 3)
+    assert outcome.instants > 10_000
+    assert outcome.strayed * 20 < outcome.knots
+
+
+def test_an_answer_with_one_reading_of_a_leap_second_is_a_miss(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("skewd.node.LEAP_BEFORE_NS", -1_000_000_000)
+    scenario = next(scenario for scenario in ALL if scenario.name == "leap: a second inserted")
+    assert run(scenario, 101).misses > 0
 
 
 def test_a_report_says_what_does_not_hold() -> None:

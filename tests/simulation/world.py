@@ -19,8 +19,9 @@ from bisect import bisect_right
 from dataclasses import dataclass, field
 
 SECOND = 1_000_000_000
+DAY = 86_400 * SECOND
 UNIX_NS = 1_790_000_000 * SECOND
-"""UTC when a simulation begins."""
+"""UTC when a simulation begins, if no leap second says otherwise."""
 
 
 @dataclass
@@ -65,6 +66,13 @@ class Oscillator:
             if true_ns >= at_ns:
                 found += by_ns
         return found
+
+    def drift(self, true_ns: int) -> float:
+        """The rate beyond that of true time, in ppb."""
+        t = true_ns / SECOND
+        index = max(bisect_right(self._starts, t) - 1, 0)
+        _, drift, accel = self._pieces[index]
+        return drift + accel * (t - self._starts[index])
 
     def raw(self, true_ns: int) -> int:
         return self.epoch_ns + true_ns + math.floor(self.deviation(true_ns))
@@ -114,12 +122,110 @@ class Wall:
     ahead_ns: int = 0
     slew_ppb: int = 0
     steps: list[tuple[int, int]] = field(default_factory=list)
+    unix_ns: int = UNIX_NS
+    _steered: list[tuple[int, int, int, int]] = field(default_factory=list)
+
+    def steer(self, at_ns: int, ppb: int) -> None:
+        """From ``at_ns`` on, later than the last time, the kernel's tick is set so that it runs this much faster."""
+        raw = self.oscillator.raw(at_ns)
+        self._steered.append((at_ns, raw, self._steered_ns(at_ns, raw), ppb))
+
+    def _steered_ns(self, true_ns: int, raw: int) -> int:
+        index = bisect_right(self._steered, true_ns, key=lambda piece: piece[0]) - 1
+        if index < 0:
+            return 0
+        _, since, ahead, ppb = self._steered[index]
+        return ahead + (raw - since) * ppb // SECOND
+
+    def rate_ppb(self, true_ns: int) -> int | None:
+        """What its kernel would say of tick and frequency; None if nobody steers it."""
+        index = bisect_right(self._steered, true_ns, key=lambda piece: piece[0]) - 1
+        return None if not self._steered else 0 if index < 0 else self._steered[index][3]
 
     def read(self, true_ns: int) -> int:
         raw = self.oscillator.raw(true_ns)
         slewed = (raw - self.oscillator.epoch_ns) * self.slew_ppb // SECOND
+        if self._steered:
+            slewed += self._steered_ns(true_ns, raw)
         stepped = sum(by_ns for at_ns, by_ns in self.steps if true_ns >= at_ns)
-        return UNIX_NS + raw - self.oscillator.epoch_ns + self.ahead_ns + slewed + stepped
+        return self.unix_ns + raw - self.oscillator.epoch_ns + self.ahead_ns + slewed + stepped
+
+
+@dataclass(frozen=True)
+class Leap:
+    """A leap second at a midnight of UTC.
+
+    Attributes:
+        at_s: when the day ends, by the reading of UTC before the leap.
+        kind: 1 a second is inserted, 2 one is deleted.
+        happens: whether what is announced comes true.
+        smear_s: spread over this long, the midnight in its middle; 0 for at once.
+    """
+
+    at_s: float
+    kind: int = 1
+    happens: bool = True
+    smear_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Utc:
+    """UTC as a true time goes by, and who may say what around a leap second.
+
+    Which reading is right while a second repeats is a matter of taste: POSIX has no name for 23:59:60, kernels set
+    their clocks at its begin, daemons a little later. So near the leap both readings are legitimate, and a bound must
+    hold **both**: from ``BOTH_FROM_S`` before the midnight until ``BOTH_UNTIL_S`` after it. Before and after that there
+    is one. Smeared, there is one all the time: that of the smear.
+    """
+
+    leap: Leap | None = None
+
+    @property
+    def begin_ns(self) -> int:
+        """At true time 0."""
+        if self.leap is None:
+            return UNIX_NS
+        return (UNIX_NS // DAY + 2) * DAY - round(self.leap.at_s * SECOND)
+
+    def reading(self, true_ns: int, late_s: float = 0.0) -> int:
+        """UTC, by somebody who leaps ``late_s`` late."""
+        return self.begin_ns + true_ns + self._leapt(true_ns, late_s)
+
+    def _leapt(self, true_ns: int, late_s: float) -> int:
+        leap = self.leap
+        if leap is None or not leap.happens:
+            return 0
+        by_ns = -SECOND if leap.kind == 1 else SECOND
+        if leap.smear_s:
+            share = (true_ns / SECOND - leap.at_s) / leap.smear_s + 0.5
+            return math.floor(by_ns * min(max(share, 0.0), 1.0))
+        return by_ns if true_ns >= self.leaps_at(late_s) else 0
+
+    def leaps_at(self, late_s: float = 0.0) -> int:
+        """When: a deleted second is the day's last one, an inserted one comes after it."""
+        assert self.leap is not None
+        return round((self.leap.at_s + late_s - (self.leap.kind == 2)) * SECOND)
+
+    def legitimate(self, true_ns: int) -> tuple[int, ...]:
+        """The readings that a bound has to hold, and would be right to give."""
+        leap, plain = self.leap, self.begin_ns + true_ns
+        if leap is None or leap.smear_s:
+            return (self.reading(true_ns),)
+        by_ns = -SECOND if leap.kind == 1 else SECOND
+        if -BOTH_FROM_S <= true_ns / SECOND - leap.at_s <= BOTH_UNTIL_S:
+            return plain, plain + by_ns
+        return (self.reading(true_ns),)
+
+    def announced(self, true_ns: int, late_s: float = 0.0) -> int:
+        """The leap indicator of somebody who leaps ``late_s`` late: until a second after that."""
+        leap = self.leap
+        if leap is None or leap.smear_s or true_ns >= self.leaps_at(late_s) + SECOND:
+            return 0
+        return leap.kind
+
+
+BOTH_FROM_S, BOTH_UNTIL_S = 1.5, 8.0
+"""A quarter of a second and more inside of what ``node.py`` promises, for knots are made as often."""
 
 
 @dataclass(frozen=True)
@@ -155,18 +261,22 @@ class Server:
     name: str
     error_us: float = 200.0
     false_by_us: float = 0.0
+    announces: bool = True
+    late_s: float = 0.0
+    """How long after the leap second it leaps."""
 
-    def utc(self, true_ns: int) -> int:
+    def utc(self, true_ns: int, utc: Utc) -> int:
         """What its clock says: UTC and an error that swings between the ends of what is declared."""
         swing = math.sin(true_ns / SECOND / 37.0 + len(self.name)) * self.error_us + self.false_by_us
-        return UNIX_NS + true_ns + math.floor(swing * 1000)
+        return utc.reading(true_ns, self.late_s) + math.floor(swing * 1000)
 
-    def answer(self, nonce: bytes, received_ns: int, left_ns: int) -> bytes:
+    def answer(self, nonce: bytes, received_ns: int, left_ns: int, utc: Utc) -> bytes:
         """The packet, as RFC 5905 lays it out; a root delay of half the error's size, the rest dispersion."""
         delay = math.ceil(self.error_us / 2 * 1e-6 * 65536)
         dispersion = math.ceil(self.error_us * 0.75e-6 * 65536)
-        head = struct.pack("!BBbbIII", 0o44, 2, 6, -30, delay, dispersion, 0x7F000001)
-        stamps = [_ntp(self.utc(at_ns)) for at_ns in (received_ns, left_ns)]
+        leap = utc.announced(left_ns, self.late_s) if self.announces else 0
+        head = struct.pack("!BBbbIII", leap << 6 | 0o44, 2, 6, -30, delay, dispersion, 0x7F000001)
+        stamps = [_ntp(self.utc(at_ns, utc)) for at_ns in (received_ns, left_ns)]
         return head + struct.pack("!Q8sQQ", stamps[0], nonce, *stamps)
 
 
