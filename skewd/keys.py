@@ -6,25 +6,35 @@ places deliver secrets with wider modes on purpose and guard them otherwise: a K
 the pod only) and systemd's credentials directory (readable by the unit only). Both are recognised and accepted, as
 long as nobody else can write there.
 
-The file is one line of text, ``skewd-key-1 <64 hex digits>``. The key's public id is derived from the secret, so
-that two nodes with different keys tell so from a message's header, and nobody has to number keys.
+The file is text, ``skewd-key-1 <64 hex digits>`` a line. The key's public id is derived from the secret, so that two
+nodes with different keys tell so from a message's header, and nobody has to number keys.
 
-Limits: one key per file (rotation comes with a second line, later); one secret for the whole mesh, so it tells
-members from strangers and not one member from another.
+**Rotation.** A node sends with the key on its first line and accepts all of them; it answers with the key it was asked
+with. A new key so comes in on the second line (``next``: known everywhere before anyone uses it), is then moved to the
+first (the old one stays, ``former``: nodes that don't have the change yet are understood), and at last stands alone.
+Each of the three steps is one change of the file, brought to all nodes in any order and at any pace before the next
+one; nobody stops understanding anybody in between. ``rotate_key_file`` makes the step that is due, and a running daemon
+reads the file again when it changes (``KeyFile``) or on SIGHUP.
+
+Limits: at most four keys a file. One secret for the whole mesh, so it tells members from strangers and not one member
+from another. Whether all nodes have a change before the next step is for whoever brings it to know.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import secrets
 import stat
 from dataclasses import dataclass, field
+from enum import StrEnum
 from hashlib import blake2s
 from pathlib import Path
 
 SECRET_BYTES = 32
-_FORM = re.compile(r"skewd-key-1 ([0-9a-f]{64})\n?")
+MAX_KEYS = 4
+_LINE = re.compile(r"skewd-key-1 ([0-9a-f]{64})(?: (next|former))?")
 _MAX_FILE_BYTES = 1024
 
 
@@ -64,6 +74,36 @@ class MeshKey:
         return cls(derived or 1, secret)
 
 
+@dataclass(frozen=True, slots=True)
+class KeyRing:
+    """The keys of a mesh: the first sends, all are accepted.
+
+    Raises:
+        MeshKeyError: none, more than ``MAX_KEYS``, or one twice.
+    """
+
+    keys: tuple[MeshKey, ...]
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.keys) <= MAX_KEYS:
+            raise MeshKeyError(f"{len(self.keys)} keys; a mesh has 1 to {MAX_KEYS} at a time")
+        if len({key.key_id for key in self.keys}) < len(self.keys):
+            raise MeshKeyError("one key is there twice; remove one of the two lines")
+
+    @property
+    def sending(self) -> MeshKey:
+        """The key that this node's own messages are authenticated with."""
+        return self.keys[0]
+
+
+class Rotation(StrEnum):
+    """Which step a rotation took."""
+
+    ADDED = "added"
+    PROMOTED = "promoted"
+    RETIRED = "retired"
+
+
 def generate_key_file(path: str | os.PathLike[str]) -> MeshKey:
     """Write a fresh key to a new file with mode 0600.
 
@@ -72,25 +112,135 @@ def generate_key_file(path: str | os.PathLike[str]) -> MeshKey:
     """
     key = MeshKey.from_secret(secrets.token_bytes(SECRET_BYTES))
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        _write_new(path, f"skewd-key-1 {key.secret.hex()}\n")
     except FileExistsError:
-        raise MeshKeyError(f"{path} exists and is not overwritten; choose another name or remove it first") from None
+        raise MeshKeyError(
+            f"{path} exists and is not overwritten; choose another name, or change its key with --rotate"
+        ) from None
     except OSError as error:
         raise MeshKeyError(f"{path} can't be written: {error.strerror}; choose another directory") from None
-    with os.fdopen(descriptor, "w", encoding="ascii") as file:
-        os.fchmod(file.fileno(), 0o600)
-        file.write(f"skewd-key-1 {key.secret.hex()}\n")
-        file.flush()
-        os.fsync(file.fileno())
     return key
 
 
-def load_key(path: str | os.PathLike[str]) -> MeshKey:
-    """The key in ``path``.
+def rotate_key_file(path: str | os.PathLike[str]) -> tuple[Rotation, KeyRing]:
+    """Take the next step of a rotation: add a new key, promote it, or retire the former one.
+
+    The file is replaced whole; a daemon that reads it meanwhile sees the one or the other. Its mode and owner stay.
+
+    Raises:
+        MeshKeyError: as :func:`load_keys`; two keys without a word which is due; or the file can't be written.
+    """
+    lines = _read(path)
+    words = [word for _, word in lines]
+    keys = [key for key, _ in lines]
+    if words == [""]:
+        step, words = Rotation.ADDED, ["", "next"]
+        keys.append(MeshKey.from_secret(secrets.token_bytes(SECRET_BYTES)))
+    elif words == ["", "next"]:
+        step, keys, words = Rotation.PROMOTED, keys[::-1], ["", "former"]
+    elif words == ["", "former"]:
+        step, keys, words = Rotation.RETIRED, keys[:1], [""]
+    else:
+        raise MeshKeyError(
+            f"{path} was changed by hand and says not which step is due; "
+            "write 'next' or 'former' behind the second key and remove the others"
+        )
+    ring = KeyRing(tuple(keys))
+    # A link (Kubernetes, a shared directory) keeps pointing to where the file is.
+    target = Path(path).resolve()
+    beside = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
+    try:
+        status = target.stat()
+        lines_now = [f"skewd-key-1 {key.secret.hex()} {word}".rstrip() for key, word in zip(keys, words, strict=True)]
+        text = "\n".join(lines_now) + "\n"
+        try:
+            _write_new(beside, text, mode=stat.S_IMODE(status.st_mode), owner=(status.st_uid, status.st_gid))
+            beside.replace(target)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                beside.unlink()
+    except OSError as error:
+        raise MeshKeyError(f"{path} can't be replaced: {error.strerror}; run it where the key was made") from None
+    return step, ring
+
+
+def load_keys(path: str | os.PathLike[str]) -> KeyRing:
+    """The keys in ``path``.
 
     Raises:
         MeshKeyError: missing, unreadable, open to others, or not a key file; the message says what to do.
     """
+    keys = tuple(key for key, _ in _read(path))
+    try:
+        return KeyRing(keys)
+    except MeshKeyError as error:
+        raise MeshKeyError(f"{path}: {error}") from None
+
+
+def load_key(path: str | os.PathLike[str]) -> MeshKey:
+    """The key in ``path`` that sends; raises as :func:`load_keys`."""
+    return load_keys(path).sending
+
+
+class KeyFile:
+    """A key file that is read again when it has changed.
+
+    Raises:
+        MeshKeyError: as :func:`load_keys`, at the start only.
+
+    Attributes:
+        keys: the newest that could be read.
+        complaint: what is wrong with the file now, while the keys of before stay in force; ``None`` if nothing is.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = path
+        self._seen = self._mark()
+        self.keys = load_keys(path)
+        self.complaint: str | None = None
+
+    def changed(self, *, anyway: bool = False) -> bool:
+        """Look at the file; whether ``keys`` are others than before.
+
+        Args:
+            anyway: read it even if nothing about it seems to have changed.
+        """
+        mark = self._mark()
+        if mark == self._seen and not anyway:
+            return False
+        self._seen = mark
+        try:
+            keys = load_keys(self._path)
+        except MeshKeyError as error:
+            self.complaint = f"{error}; the keys of before stay in force"
+            return False
+        self.complaint = None
+        before, self.keys = self.keys, keys
+        return keys != before
+
+    def _mark(self) -> tuple[int, ...] | None:
+        try:
+            status = os.stat(self._path)
+        except OSError:
+            return None
+        return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def _write_new(
+    path: str | os.PathLike[str], text: str, *, mode: int = 0o600, owner: tuple[int, int] | None = None
+) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="ascii") as file:
+        if owner is not None and owner != (os.geteuid(), os.getegid()):
+            os.fchown(file.fileno(), *owner)
+        os.fchmod(file.fileno(), mode)
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _read(path: str | os.PathLike[str]) -> list[tuple[MeshKey, str]]:
+    """Each line's key, and the word behind it."""
     try:
         # Non-blocking, so that a FIFO in the key's place can't stop the daemon from starting.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -106,11 +256,15 @@ def load_key(path: str | os.PathLike[str]) -> MeshKey:
         content = os.read(descriptor, _MAX_FILE_BYTES + 1)
     finally:
         os.close(descriptor)
-    match = _FORM.fullmatch(content.decode("ascii", "replace"))
-    if match is None:
-        raise MeshKeyError(f"{path} is not a mesh key (one line, 'skewd-key-1' and 64 hex digits); use 'skewd keygen'")
+    lines = [_LINE.fullmatch(line) for line in content.decode("ascii", "replace").removesuffix("\n").split("\n")]
+    matches = [match for match in lines if match is not None]
+    if len(matches) < len(lines):
+        raise MeshKeyError(
+            f"{path} is not a mesh key (lines of 'skewd-key-1' and 64 hex digits, 'next' or 'former' behind a second);"
+            " use 'skewd keygen'"
+        )
     try:
-        return MeshKey.from_secret(bytes.fromhex(match[1]))
+        return [(MeshKey.from_secret(bytes.fromhex(match[1])), match[2] or "") for match in matches]
     except MeshKeyError as error:
         raise MeshKeyError(f"{path}: {error}") from None
 

@@ -19,13 +19,35 @@ All stamps are raw clocks, one unbroken raw clock per (boot, raw era). What keep
 - A replay within the same raw clock is a message that was delayed: true, and wider. Still it is used once only (a
   window of the peer's last send stamps), and what its sender said about itself never replaces newer words.
 
+**One-way messages** are answered by nobody, and may be for everyone (Kafka, a publication). Each proves T1 <= T2 like
+any other, so the same three rules make them safe: used only on a raw clock that a fresh message confirmed, over
+whichever link of this daemon (:class:`Timebases`); otherwise counted (``one_way_unconfirmed``), for an old boot's is as
+authentic as the present one's. A one-way message also lists the newest one-way messages that its sender received,
+from anyone, over any of its links, and when. Who finds a nonce of its own there has a fresh answer, so two one-way
+links in opposite directions, or one topic that all write and read, make whole exchanges. A broadcast's nonce is known
+to all, and that takes nothing away: whoever answers it got it after it was sent, and says so under the mesh's key.
+Several may answer one, each once.
+
+**When the kernel sent it.** The send stamp in a message is user space's, made before the send, hence early: true, and
+wider than need be. The kernel's own stamp is known afterwards. Of a message of ours, it takes the place of our stamp
+in what the answer proves (:meth:`LinkProtocol.transmitted`); and the next message to that peer tells it, with the
+nonce that it belongs to, for a second and narrower proof at the other end. It is safe for these reasons: the stamp is
+made before the driver has the packet, and is carried to raw rounded down, so it is still not later than the departure;
+it is told only in an authentic message on the same raw clock, which is used under the rules above, of a message that
+was itself used; and it must lie between that message's own send stamp and the one of the message that tells it.
+
+An *attachment* (what nodes tell each other beyond clocks) is handed on from fresh messages only, each once. It is as
+large as the room allows: a reply is never larger than its request, so requests are padded where something may be
+attached.
+
 It is sans I/O: bytes, stamps and randomness come in; bytes and proofs come out. A peer is its authenticated name;
 an address is only where to send, and the name behind it is learnt from its answers. Nothing from the network
-raises, and every table is bounded: requests, answers, peers, addresses, sources.
+raises, and every table is bounded: requests, answers, peers, addresses, sources, one-way messages.
 
-Limits: one shared secret, so a member can speak in another's name (records signed by their owner come later). Two
-living nodes with one name displace each other at every exchange (``timebase_changes`` counts on and on). A link
-that is one-way for good never becomes fresh, so it proves nothing yet.
+Limits: one shared secret, so a member can speak in another's name (records signed by their owner are what attachments
+are for). Two living nodes with one name displace each other at every exchange (``timebase_changes`` counts on and on).
+Where nothing ever comes back, over no link at all, nothing becomes fresh, so nothing is proven. A one-way message
+lists the newest 32 it answers: with more members than that on one topic, some wait for the next.
 """
 
 from __future__ import annotations
@@ -35,12 +57,15 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from skewd.keys import MeshKey
+from skewd.keys import KeyRing, MeshKey
 from skewd.links import wire
 from skewd.links.limiter import Limiter
 from skewd.links.wire import Kind, Message, Refused, Self
 
-__all__ = ["KnownPeer", "LinkProtocol", "Proofs", "Received", "Self", "Target", "Timebases"]
+__all__ = ["Attach", "KnownPeer", "LinkProtocol", "Proofs", "Received", "Self", "Target", "Timebases"]
+
+Attach = Callable[[str | None, int], bytes]
+"""What to attach to a message for a peer (``None``: whoever gets it), in that many bytes at most."""
 
 _SECOND = 1_000_000_000
 _REQUESTS_PER_ADDRESS = 8
@@ -48,6 +73,10 @@ _REPLIES_PER_PEER = 8
 _UNCONFIRMED_REPLIES = 256
 _WINDOW = 64
 _RTT_SAMPLES = 64
+_HEARD = 8  # a peer's last messages, for whose kernel stamp to come
+_ONE_WAY_SENT = 1024
+_ONE_WAY_HEARD = 1024
+_ONE_WAY_ANSWERED_NS = 60 * _SECOND  # nobody waits longer for an answer
 _RTT_HORIZON_NS = 300 * _SECOND
 # A nonce lets this many messages past the limiter: a genuine answer and its duplicates, not a flood that copies it.
 _PASSES_PER_NONCE = 3
@@ -55,7 +84,7 @@ _PASSES_PER_NONCE = 3
 _UNANSWERED_BEFORE_ANYONE = 3
 
 REASONS = (
-    "oversized",  # longer than 512 bytes
+    "oversized",  # longer than 1,400 bytes
     "truncated",  # shorter than a message
     "bad_magic",
     "bad_version",
@@ -70,6 +99,7 @@ REASONS = (
     "unknown_nonce",  # answers nothing that we (still) wait for
     "replay",  # used before
     "unconfirmed",  # a request from a boot or raw era that has answered nothing of ours yet: replied to, not used
+    "one_way_unconfirmed",  # the same of a one-way message: not used
     "old_timebase",  # a late answer from a boot or raw era that has been replaced
     "own_clock_went_back",  # our stamps contradict themselves
     "too_many_peers",
@@ -88,6 +118,7 @@ class Proofs:
         incoming: pairs (sent by the peer on its raw clock, received by us on our raw clock), ns.
         rtt_ns: the path's round trip, the peer's holding time taken out, where this message completes one.
             Slightly negative values are possible: the two clocks' rates differ.
+        attachment: what a fresh message brought beyond this; empty if nothing, or if the message was not fresh.
     """
 
     peer: Self
@@ -96,6 +127,7 @@ class Proofs:
     outgoing: tuple[tuple[int, int], ...]
     incoming: tuple[tuple[int, int], ...]
     rtt_ns: int | None
+    attachment: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,12 +135,18 @@ class Received:
     """What came of a message: proofs, or why not (one of ``REASONS``); and the reply to send, if one is due.
 
     ``reply`` takes our raw clock's reading just before the send and returns the bytes, to be sent to where the
-    message came from.
+    message came from. ``sender`` is who an authentic message is from; empty where it was not found to be one.
     """
 
     proofs: Proofs | None = None
     reply: Callable[[int], bytes] | None = None
     error: str | None = None
+    sender: str = ""
+
+    @property
+    def attachment(self) -> bytes:
+        """What a fresh message of ``sender`` brought along; empty otherwise."""
+        return b"" if self.proofs is None else self.proofs.attachment
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,14 +185,40 @@ class _Timebase:
     confirmed_ns: int
 
 
+@dataclass(slots=True)
+class _Broadcast:
+    """A one-way message of ours, and who has answered it."""
+
+    receiver: str
+    ours: tuple[bytes, int]
+    sent_ns: int
+    best_ns: int
+    answered: set[str] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class _Heard:
+    """The newest one-way message of a peer on one raw clock of its, and when it came on ours."""
+
+    ours: tuple[bytes, int]
+    nonce: bytes
+    sent_ns: int
+    received_ns: int
+
+
 class Timebases:
     """Which boot and raw era of each peer is the present one. Shared by the links of a daemon, it keeps a slow link
     from bringing back what a fast one has seen replaced. Bounded; entries expire when nothing confirms them.
+
+    The one-way messages that were sent and heard are kept here too: what went out on one link may be answered on
+    another.
     """
 
     def __init__(self, *, limit: int = 2048, lifetime_ns: int = 300 * _SECOND) -> None:
         self._limit, self._lifetime_ns = limit, lifetime_ns
         self._entries: OrderedDict[str, _Timebase] = OrderedDict()
+        self._sent: OrderedDict[bytes, _Broadcast] = OrderedDict()
+        self._heard: OrderedDict[tuple[str, tuple[bytes, int]], _Heard] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -173,11 +237,54 @@ class Timebases:
         if len(self._entries) > self._limit:
             self._entries.popitem(last=False)
 
+    # -- one-way messages
+
+    @property
+    def one_way(self) -> int:
+        """How many one-way messages are remembered, of ours and others."""
+        return len(self._sent) + len(self._heard)
+
+    def note_sent(self, nonce: bytes, receiver: str, ours: tuple[bytes, int], sent_ns: int) -> None:
+        """A one-way message of ours left at ``sent_ns`` on our raw clock ``ours``."""
+        self._sent[nonce] = _Broadcast(receiver, ours, sent_ns, sent_ns)
+        if len(self._sent) > _ONE_WAY_SENT:
+            self._sent.popitem(last=False)
+
+    def sent(self, nonce: bytes) -> _Broadcast | None:
+        """The one-way message of ours that has this nonce, if it is remembered."""
+        return self._sent.get(nonce)
+
+    def note_heard(self, message: Message, ours: tuple[bytes, int], now_ns: int) -> None:
+        """A one-way message came; it may be answered unless a newer one of its sender did."""
+        key = message.sender.name, message.sender.timebase
+        known = self._heard.get(key)
+        if known is not None and known.ours == ours and known.sent_ns >= message.sent_ns:
+            return
+        self._heard[key] = _Heard(ours, message.nonce, message.sent_ns, now_ns)
+        self._heard.move_to_end(key)
+        while len(self._heard) > _ONE_WAY_HEARD or self._stale(next(iter(self._heard.values())), ours, now_ns):
+            self._heard.popitem(last=False)
+
+    @staticmethod
+    def _stale(heard: _Heard, ours: tuple[bytes, int], now_ns: int) -> bool:
+        return heard.ours != ours or now_ns - heard.received_ns > _ONE_WAY_ANSWERED_NS
+
+    def to_answer(self, receiver: str, ours: tuple[bytes, int]) -> tuple[wire.Answer, ...]:
+        """The newest one-way messages that came from ``receiver``, or (empty) from anyone, newest first."""
+        answers: list[wire.Answer] = []
+        for (name, _), heard in reversed(self._heard.items()):
+            if heard.ours == ours and receiver in ("", name):
+                answers.append((heard.nonce, heard.received_ns))
+                if len(answers) == wire.MAX_ANSWERS:
+                    break
+        return tuple(answers)
+
 
 @dataclass(slots=True)
 class _Request:
     address: str
     sent_ns: int
+    best_ns: int  # when it left at the earliest: the kernel's stamp, once that is known
     passes: int = _PASSES_PER_NONCE
 
 
@@ -192,6 +299,7 @@ class _Reply:
     request_received_ns: int
     request_used: bool
     sent_ns: int
+    best_ns: int
     passes: int = _PASSES_PER_NONCE
 
 
@@ -203,12 +311,24 @@ class _Address:
     answer: tuple[bytes, int] | None = None  # the last reply's nonce, and when we received it
 
 
+@dataclass(frozen=True, slots=True)
+class _Last:
+    """A message of a peer that was used."""
+
+    nonce: bytes
+    sent_ns: int
+    received_ns: int
+    rtt_ns: int | None
+
+
 @dataclass(slots=True)
 class _Peer:
     described: Self
     described_at_ns: int  # the peer's send stamp of the message that said so
     address: str
-    heard_ns: int
+    heard_ns: int  # when its last fresh message came
+    used_ns: int  # when the last that proved something did
+    last: deque[_Last] = field(default_factory=lambda: deque(maxlen=_HEARD))
     seen: list[tuple[int, bytes]] = field(default_factory=list)  # the newest requests' (send stamp, nonce), ascending
     floor: tuple[int, bytes] | None = None  # nothing up to here is looked at again
     replies: deque[bytes] = field(default_factory=deque)
@@ -220,10 +340,14 @@ class LinkProtocol:
 
     Args:
         link: its name in the proofs.
-        key: the mesh's key; ``None`` uses a key of zeros, for links that never leave this machine.
+        key: the mesh's key or keys; ``None`` uses a key of zeros, for links that never leave this machine.
         describe: what this node says about itself, fresh. A changed boot or raw era forgets every open exchange.
         random: that many unguessable bytes.
         timebases: shared by the links of one daemon; its own, if not given.
+        attach: what to attach to each message; nothing, and small requests, if not given. More than it was asked for
+            is not attached, and counted (``attachments_dropped``).
+        request_bytes: what requests are padded to, with ``attach``: as much may be attached to their replies.
+        limiter: of what comes; its own, if not given.
         max_peers: peers kept at once; more are refused until one has been silent for ``peer_lifetime_ns``.
         request_lifetime_ns: an answer that comes later is not used.
         reply_lifetime_ns: how long a peer may take to its next request, for it to give us a round trip.
@@ -233,10 +357,13 @@ class LinkProtocol:
         self,
         *,
         link: str,
-        key: MeshKey | None,
+        key: KeyRing | MeshKey | None,
         describe: Callable[[], Self],
         random: Callable[[int], bytes],
         timebases: Timebases | None = None,
+        attach: Attach | None = None,
+        request_bytes: int = wire.MAX_MESSAGE_BYTES,
+        limiter: Limiter | None = None,
         max_peers: int = 1024,
         request_lifetime_ns: int = 10 * _SECOND,
         reply_lifetime_ns: int = 120 * _SECOND,
@@ -244,15 +371,33 @@ class LinkProtocol:
     ) -> None:
         self.link = link
         self.counters: dict[str, int] = dict.fromkeys(
-            ("requests", "replies", "accepted", "timebase_changes", "own_timebase_changes", *REASONS), 0
+            (
+                "requests",
+                "replies",
+                "one_way",
+                "accepted",
+                "sharpened",
+                "timebase_changes",
+                "own_timebase_changes",
+                "attachments_dropped",
+                *REASONS,
+            ),
+            0,
         )
-        self._key, self._describe, self._random = key, describe, random
+        if not wire.MIN_MESSAGE_BYTES <= request_bytes <= wire.MAX_MESSAGE_BYTES:
+            raise ValueError(f"a request has {wire.MIN_MESSAGE_BYTES} to {wire.MAX_MESSAGE_BYTES} bytes")
+        self._describe, self._random, self._attach = describe, random, attach
+        self._request_bytes = request_bytes if attach is not None else 0
+        self.use_keys(key)
         self._timebases = Timebases(lifetime_ns=peer_lifetime_ns) if timebases is None else timebases
         self._max_peers = max_peers
         self._request_lifetime_ns, self._reply_lifetime_ns = request_lifetime_ns, reply_lifetime_ns
         self._peer_lifetime_ns = peer_lifetime_ns
-        self._limiter = Limiter(max_known=2 * max_peers)
+        self._limiter = Limiter(max_known=2 * max_peers) if limiter is None else limiter
         self._ours: tuple[bytes, int] | None = None
+        self._said: Self | None = None
+        self._packed = b""
+        self._told: OrderedDict[str, wire.Answer] = OrderedDict()
         self._requests: OrderedDict[bytes, _Request] = OrderedDict()
         self._replies: OrderedDict[bytes, _Reply] = OrderedDict()
         self._unconfirmed: deque[bytes] = deque()
@@ -262,7 +407,12 @@ class LinkProtocol:
     @property
     def keyed(self) -> bool:
         """Whether a key is set; without one a link must stay on this machine."""
-        return self._key is not None
+        return 0 not in self._secrets
+
+    def use_keys(self, key: KeyRing | MeshKey | None) -> None:
+        """From now on send with this key (of several, the first), and accept all of these."""
+        self._secrets = wire.secrets_of(key)
+        self._sending_id = next(iter(self._secrets))
 
     @property
     def name(self) -> str:
@@ -283,18 +433,22 @@ class LinkProtocol:
         answers, received_ns = state.answer or (wire.NO_NONCE, 0)
         receiver = state.name if state.name and state.unanswered < _UNANSWERED_BEFORE_ANYONE else ""
         build = wire.draft(
-            self._key,
+            self._sending_id,
+            self._secrets[self._sending_id],
             kind=Kind.REQUEST,
             nonce=nonce,
             answers=answers,
             received_ns=received_ns,
-            sender=me,
+            sender=self._say(me),
             receiver=receiver,
+            told=self._told.get(receiver),
+            attachment=self._attachment(receiver or None, wire.MAX_ATTACHMENT_BYTES),
+            size=self._request_bytes,
         )
 
         def stamped(now_raw_ns: int) -> bytes:
             self._expire(now_raw_ns)
-            self._requests[nonce] = _Request(address, now_raw_ns)
+            self._requests[nonce] = _Request(address, now_raw_ns, now_raw_ns)
             state.requests.append(nonce)
             if len(state.requests) > _REQUESTS_PER_ADDRESS:
                 self._requests.pop(state.requests.popleft(), None)
@@ -307,6 +461,57 @@ class LinkProtocol:
     def request(self, address: str, now_raw_ns: int) -> bytes:
         """A request to ``address``, its send stamp ``now_raw_ns`` (our raw clock, read just before)."""
         return self.prepare(address)(now_raw_ns)
+
+    def prepare_one_way(self, receiver: str = "") -> Callable[[int], bytes]:
+        """A message that nobody replies to, for ``receiver`` or (empty) for everyone; as :meth:`prepare`.
+
+        It answers the newest one-way messages that came, over any link with the same ``timebases``.
+        """
+        me = self._me()
+        nonce = self._nonce()
+        others = self._timebases.to_answer(receiver, me.timebase)
+        build = wire.draft(
+            self._sending_id,
+            self._secrets[self._sending_id],
+            kind=Kind.ONE_WAY,
+            nonce=nonce,
+            sender=self._say(me),
+            receiver=receiver,
+            told=self._told.get(receiver),
+            others=others,
+            attachment=self._attachment(receiver or None, wire.MAX_ATTACHMENT_BYTES - wire.ANSWER_BYTES * len(others)),
+        )
+
+        def stamped(now_raw_ns: int) -> bytes:
+            self._timebases.note_sent(nonce, receiver, me.timebase, now_raw_ns)
+            self.counters["one_way"] += 1
+            return build(now_raw_ns)
+
+        return stamped
+
+    def transmitted(self, nonce: bytes, sent_raw_ns: int) -> None:
+        """The message of ours that has this nonce left at ``sent_raw_ns`` (our raw clock) *or later*.
+
+        For a kernel's stamp, rounded down. It sharpens what the answer proves, and the peer is told.
+        """
+        sent: _Request | _Reply | _Broadcast | None
+        name: str | None
+        if (request := self._requests.get(nonce)) is not None:
+            sent, state = request, self._addresses.get(request.address)
+            name = state.name if state is not None else None
+        elif (reply := self._replies.get(nonce)) is not None:
+            sent, name = reply, reply.peer
+        else:
+            broadcast = self._timebases.sent(nonce)
+            sent, name = broadcast, None if broadcast is None else broadcast.receiver
+        if sent is None or sent_raw_ns <= sent.best_ns:
+            return
+        sent.best_ns = sent_raw_ns
+        if name is not None:
+            self._told[name] = (nonce, sent_raw_ns)
+            self._told.move_to_end(name)
+            if len(self._told) > self._max_peers:
+                self._told.popitem(last=False)
 
     def forget(self, address: str) -> None:
         """Ask ``address`` no more; its open requests are dropped."""
@@ -324,7 +529,7 @@ class LinkProtocol:
         try:
             received = self._receive(data, address, received_raw_ns)
         except Refused as refused:
-            received = Received(error=refused.reason)
+            received = _REFUSALS.get(refused.reason) or Received(error=refused.reason)
         self.counters[received.error or "accepted"] += 1
         return received
 
@@ -358,6 +563,7 @@ class LinkProtocol:
             "peers": len(self._peers),
             "sources": len(self._limiter),
             "timebases": len(self._timebases),
+            "one_way": self._timebases.one_way,
         }
 
     # -- receiving
@@ -368,7 +574,7 @@ class LinkProtocol:
             raise Refused(reason)
         if not self._expected(data) and not self._limiter.admit(address, now_ns):
             raise Refused("rate_limited")
-        message = wire.decode(data, self._key)
+        message = wire.decode(data, self._secrets)
         me = self._me()
         self._expire(now_ns)
         if message.sender.name == me.name:
@@ -377,7 +583,9 @@ class LinkProtocol:
             raise Refused("wrong_receiver")
         if message.kind is Kind.REPLY:
             return self._take_reply(message, me, address, now_ns)
-        return self._take_request(message, me, address, now_ns)
+        if message.kind is Kind.REQUEST:
+            return self._take_request(message, me, address, now_ns, len(data))
+        return self._take_one_way(message, me, address, now_ns)
 
     def _take_reply(self, message: Message, me: Self, source: str, now_ns: int) -> Received:
         request = self._requests.get(message.answers)
@@ -395,19 +603,12 @@ class LinkProtocol:
             state.name, state.unanswered, state.answer = message.sender.name, 0, (message.nonce, now_ns)
         self._limiter.know(source)
         self._describe_peer(peer, message)
-        rtt_ns = (now_ns - request.sent_ns) - (message.sent_ns - message.received_ns)
-        peer.rtts.append((now_ns, rtt_ns))
-        return Received(
-            self._proofs(
-                peer,
-                request.address,
-                outgoing=((request.sent_ns, message.received_ns),),
-                incoming=((message.sent_ns, now_ns),),
-                rtt_ns=rtt_ns,
-            )
-        )
+        sent_ns = min(request.best_ns, now_ns)
+        rtt_ns = (now_ns - sent_ns) - (message.sent_ns - message.received_ns)
+        outgoing = ((sent_ns, message.received_ns),)
+        return self._used(message, peer, request.address, now_ns, outgoing, (), rtt_ns, fresh=True)
 
-    def _take_request(self, message: Message, me: Self, source: str, now_ns: int) -> Received:
+    def _take_request(self, message: Message, me: Self, source: str, now_ns: int, size: int) -> Received:
         name, timebase = message.sender.name, message.sender.timebase
         reply = self._replies.get(message.answers)
         if reply is not None and (reply.peer != name or reply.timebase != timebase):
@@ -417,63 +618,155 @@ class LinkProtocol:
         current = self._timebases.current(name, me.timebase, now_ns)
         fresh = reply is not None and not self._is_replaced(message, me, reply.sent_ns, now_ns)
         if not fresh and (current is None or current[0] != timebase):
-            return self._reply_unconfirmed(message, me, now_ns)
-        peer = self._peers.get(name)
-        stamp = (message.sent_ns, message.nonce)
-        if peer is not None and peer.described.timebase == timebase and _is_replay(peer, stamp):
-            raise Refused("replay")
+            return self._reply_unconfirmed(message, me, now_ns, size)
+        self._refuse_replay(message)
         outgoing: tuple[tuple[int, int], ...] = ()
-        incoming: tuple[tuple[int, int], ...] = ((message.sent_ns, now_ns),)
+        incoming: tuple[tuple[int, int], ...] = ()
         rtt_ns = None
         if reply is not None and fresh:
             peer = self._confirm(message, me, source, now_ns)
             self._limiter.know(source)
             self._replies.pop(message.answers, None)
-            outgoing = ((reply.sent_ns, message.received_ns),)
+            # The echo says when our reply came: that can't have been before it left.
+            sent_ns = min(reply.best_ns, now_ns)
+            outgoing = ((sent_ns, message.received_ns),)
             if not reply.request_used:
-                incoming = ((reply.request_sent_ns, reply.request_received_ns), *incoming)
-            rtt_ns = (message.received_ns - reply.request_sent_ns) - (reply.sent_ns - reply.request_received_ns)
-            peer.rtts.append((now_ns, rtt_ns))
+                incoming = ((reply.request_sent_ns, reply.request_received_ns),)
+                peer.last.append(_Last(reply.request_nonce, reply.request_sent_ns, reply.request_received_ns, None))
+            rtt_ns = (message.received_ns - reply.request_sent_ns) - (sent_ns - reply.request_received_ns)
         else:
             # Known through another link of this daemon, perhaps, and not yet here.
             peer = self._peer(message, source, now_ns)
-        _note(peer, stamp)
+        _note(peer, message)
         self._describe_peer(peer, message)
-        return Received(
-            self._proofs(peer, source, outgoing=outgoing, incoming=incoming, rtt_ns=rtt_ns),
-            self._reply(message, me, now_ns, peer.replies, _REPLIES_PER_PEER, used=True),
-        )
+        build = self._reply(message, me, now_ns, peer.replies, _REPLIES_PER_PEER, size, used=True)
+        return self._used(message, peer, source, now_ns, outgoing, incoming, rtt_ns, fresh=fresh, reply=build)
 
-    def _reply_unconfirmed(self, message: Message, me: Self, now_ns: int) -> Received:
+    def _take_one_way(self, message: Message, me: Self, source: str, now_ns: int) -> Received:
+        name, timebase = message.sender.name, message.sender.timebase
+        sent, received_ns = self._answered(message, me, now_ns)
+        current = self._timebases.current(name, me.timebase, now_ns)
+        fresh = sent is not None and not self._is_replaced(message, me, sent.sent_ns, now_ns)
+        if not fresh and (current is None or current[0] != timebase):
+            # Answered all the same, in our next one: that is how it can prove itself fresh.
+            self._timebases.note_heard(message, me.timebase, now_ns)
+            raise Refused("one_way_unconfirmed")
+        self._refuse_replay(message)
+        outgoing: tuple[tuple[int, int], ...] = ()
+        rtt_ns = None
+        if sent is not None and fresh:
+            peer = self._confirm(message, me, source, now_ns)
+            self._limiter.know(source)
+            if name not in sent.answered:
+                sent.answered.add(name)
+                sent_ns = min(sent.best_ns, now_ns)
+                outgoing = ((sent_ns, received_ns),)
+                rtt_ns = (now_ns - sent_ns) - (message.sent_ns - received_ns)
+        else:
+            peer = self._peer(message, source, now_ns)
+        _note(peer, message)
+        self._describe_peer(peer, message)
+        self._timebases.note_heard(message, me.timebase, now_ns)
+        return self._used(message, peer, source, now_ns, outgoing, (), rtt_ns, fresh=fresh)
+
+    def _answered(self, message: Message, me: Self, now_ns: int) -> tuple[_Broadcast | None, int]:
+        """The one-way message of ours that this one answers, and when its sender received it."""
+        for nonce, received_ns in message.others:
+            sent = self._timebases.sent(nonce)
+            if (
+                sent is not None
+                and sent.ours == me.timebase
+                and sent.sent_ns <= now_ns <= sent.sent_ns + self._request_lifetime_ns
+                and len(sent.answered) < self._max_peers
+            ):
+                return sent, received_ns
+        return None, 0
+
+    def _used(
+        self,
+        message: Message,
+        peer: _Peer,
+        address: str,
+        now_ns: int,
+        outgoing: tuple[tuple[int, int], ...],
+        incoming: tuple[tuple[int, int], ...],
+        rtt_ns: int | None,
+        *,
+        fresh: bool,
+        reply: Callable[[int], bytes] | None = None,
+    ) -> Received:
+        """What a message proves that has passed every rule, with what it tells of an earlier one."""
+        if message.told is not None:
+            earlier, told_ns = self._told_of(peer, message.told)
+            if earlier is not None:
+                self.counters["sharpened"] += 1
+                incoming = (*incoming, (told_ns, earlier.received_ns))
+                if earlier.rtt_ns is not None:
+                    sharper_ns = earlier.rtt_ns - (told_ns - earlier.sent_ns)
+                    rtt_ns = sharper_ns if rtt_ns is None else min(rtt_ns, sharper_ns)
+        incoming = (*incoming, (message.sent_ns, now_ns))
+        # A stamp that follows shortens the round trip of an exchange that ended with this message.
+        ended = message.kind is not Kind.REQUEST
+        peer.last.append(_Last(message.nonce, message.sent_ns, now_ns, rtt_ns if ended else None))
+        peer.used_ns = now_ns
+        if rtt_ns is not None:
+            peer.rtts.append((now_ns, rtt_ns))
+        attachment = message.attachment if fresh else b""
+        proofs = Proofs(peer.described, self.link, address, outgoing, incoming, rtt_ns, attachment)
+        return Received(proofs, reply, None, message.sender.name)
+
+    def _told_of(self, peer: _Peer, told: wire.Answer) -> tuple[_Last | None, int]:
+        """The peer's message that the stamp belongs to, if it makes that one's proof narrower."""
+        nonce, told_ns = told
+        for number, earlier in enumerate(peer.last):
+            if earlier.nonce == nonce:
+                del peer.last[number]
+                return (earlier if told_ns > earlier.sent_ns else None), told_ns
+        return None, told_ns
+
+    def _refuse_replay(self, message: Message) -> None:
+        peer = self._peers.get(message.sender.name)
+        if peer is None or peer.described.timebase != message.sender.timebase:
+            return
+        if _is_replay(peer, (message.sent_ns, message.nonce)):
+            raise Refused("replay")
+
+    def _reply_unconfirmed(self, message: Message, me: Self, now_ns: int, size: int) -> Received:
         """Answer, so that the sender's next request can prove itself fresh; believe nothing yet."""
         waiting = (self._replies.get(nonce) for nonce in self._unconfirmed)
         if any(reply is not None and reply.request_nonce == message.nonce for reply in waiting):
             raise Refused("replay")
-        reply = self._reply(message, me, now_ns, self._unconfirmed, _UNCONFIRMED_REPLIES, used=False)
-        return Received(None, reply, "unconfirmed")
+        reply = self._reply(message, me, now_ns, self._unconfirmed, _UNCONFIRMED_REPLIES, size, used=False)
+        return Received(None, reply, "unconfirmed", message.sender.name)
 
     def _reply(
-        self, message: Message, me: Self, received_ns: int, shelf: deque[bytes], limit: int, *, used: bool
+        self, message: Message, me: Self, received_ns: int, shelf: deque[bytes], limit: int, size: int, *, used: bool
     ) -> Callable[[int], bytes]:
         nonce = self._nonce()
+        name = message.sender.name
         build = wire.draft(
-            self._key,
+            # Asked with a key, a node understands that key, whatever it has been told of rotations.
+            message.key_id,
+            self._secrets[message.key_id],
             kind=Kind.REPLY,
             nonce=nonce,
             answers=message.nonce,
             received_ns=received_ns,
-            sender=me,
-            receiver=message.sender.name,
+            sender=self._say(me),
+            receiver=name,
+            told=self._told.get(name),
+            attachment=self._attachment(name, size - wire.MIN_MESSAGE_BYTES),
         )
 
         def stamped(now_raw_ns: int) -> bytes:
             self._replies[nonce] = _Reply(
-                message.sender.name,
+                name,
                 message.sender.timebase,
                 message.nonce,
                 message.sent_ns,
                 received_ns,
                 used,
+                now_raw_ns,
                 now_raw_ns,
             )
             shelf.append(nonce)
@@ -483,6 +776,15 @@ class LinkProtocol:
             return build(now_raw_ns)
 
         return stamped
+
+    def _attachment(self, name: str | None, room: int) -> bytes:
+        if self._attach is None or room <= 0:
+            return b""
+        attachment = self._attach(name, room)
+        if len(attachment) <= room:
+            return attachment
+        self.counters["attachments_dropped"] += 1
+        return b""
 
     # -- what is known of peers
 
@@ -510,7 +812,7 @@ class LinkProtocol:
                 self._expire_peers(now_ns)
             if len(self._peers) >= self._max_peers:
                 raise Refused("too_many_peers")
-            peer = self._peers[name] = _Peer(message.sender, message.sent_ns, address, now_ns)
+            peer = self._peers[name] = _Peer(message.sender, message.sent_ns, address, now_ns, now_ns)
         asked = self._addresses.get(peer.address)
         if asked is None or asked.name != name:
             peer.address = address
@@ -519,17 +821,6 @@ class LinkProtocol:
     def _describe_peer(self, peer: _Peer, message: Message) -> None:
         if message.sent_ns >= peer.described_at_ns:
             peer.described, peer.described_at_ns = message.sender, message.sent_ns
-
-    def _proofs(
-        self,
-        peer: _Peer,
-        address: str,
-        *,
-        outgoing: tuple[tuple[int, int], ...],
-        incoming: tuple[tuple[int, int], ...],
-        rtt_ns: int | None,
-    ) -> Proofs:
-        return Proofs(peer.described, self.link, address, outgoing, incoming, rtt_ns)
 
     # -- ourselves, and forgetting
 
@@ -543,11 +834,17 @@ class LinkProtocol:
                 self._replies.clear()
                 self._unconfirmed.clear()
                 self._peers.clear()
+                self._told.clear()
                 for state in self._addresses.values():
                     state.requests.clear()
                     state.answer = None
             self._ours = me.timebase
         return me
+
+    def _say(self, me: Self) -> bytes:
+        if me is not self._said:
+            self._said, self._packed = me, wire.packed(me)
+        return self._packed
 
     def _nonce(self) -> bytes:
         nonce = self._random(wire.NONCE_BYTES)
@@ -582,13 +879,16 @@ class LinkProtocol:
             self._unconfirmed.popleft()
 
     def _expire_peers(self, now_ns: int) -> None:
-        silent = [name for name, peer in self._peers.items() if now_ns - peer.heard_ns > self._peer_lifetime_ns]
+        silent = [name for name, peer in self._peers.items() if now_ns - peer.used_ns > self._peer_lifetime_ns]
         for name in silent:
             self._drop(name)
 
     def _drop(self, name: str) -> None:
         for nonce in self._peers.pop(name).replies:
             self._replies.pop(nonce, None)
+
+
+_REFUSALS = {reason: Received(error=reason) for reason in REASONS}
 
 
 def _discard(nonces: deque[bytes], nonce: bytes) -> None:
@@ -603,7 +903,7 @@ def _is_replay(peer: _Peer, stamp: tuple[int, bytes]) -> bool:
     return at < len(peer.seen) and peer.seen[at] == stamp
 
 
-def _note(peer: _Peer, stamp: tuple[int, bytes]) -> None:
-    insort(peer.seen, stamp)
+def _note(peer: _Peer, message: Message) -> None:
+    insort(peer.seen, (message.sent_ns, message.nonce))
     if len(peer.seen) > _WINDOW:
         peer.floor = peer.seen.pop(0)

@@ -1,23 +1,27 @@
-"""What a link's messages look like: one layout, one size, authenticated as a whole.
+"""What a link's messages look like: one base, an attachment, authenticated as a whole.
 
-A message answers another one and wants to be answered. So one shape serves both directions: it carries its own
-nonce and send stamp, the nonce of the message it answers and when that one was received, and what the sender says
-about itself. All 320 bytes, always: a reply can't be larger than what provoked it, and a length tells nothing.
+A message answers another one and wants to be answered. So one shape serves all: it carries its own nonce and send
+stamp, the nonce of the message it answers and when that one was received, and what the sender says about itself. What
+the sender learnt later, the kernel's stamp of an *earlier* message's send, rides along in the next one. Behind the base
+there is room for an attachment, opaque here. At most 1,400 bytes, to fit a packet everywhere; a request is padded, so
+that the reply may carry as much as it without ever being larger.
 
 ::
 
-    0  magic "skwd" | version u8 | kind u8 | flags u16 (0) | key id u32
-    12 nonce 16 | answered nonce 16 (zeros: none) | sent i64 | received i64 (of the answered message)
-    60 boot 16 | raw era u32 | era u32 | wall - raw: low i64, high i64, at raw i64 | slew ppb u32 | drift ppm u32
-       | wander ppb/s u32
-    120 sender: length u8, 63 bytes | receiver: length u8, 63 bytes (length 0: whoever answers here)
-    248 zeros, room for later fields (a kernel's transmit stamp) | the last 16 bytes: keyed BLAKE2s over all before
+    0   magic "skwd" | version u8 (2) | kind u8 | flags u16 (0) | key id u32
+    12  nonce 16 | answered nonce 16 (zeros: none) | sent i64 | received i64 (of the answered message)
+    60  boot 16 | raw era u32 | era u32 | wall - raw: low i64, high i64, at raw i64 | slew ppb u32 | drift ppm u32
+        | wander ppb/s u32
+    120 sender: length u8, 63 bytes | receiver: length u8, 63 bytes (length 0: whoever gets it)
+    248 told nonce 16 (zeros: none) | told i64: the message of that nonce left the sender at this instant or later
+    272 attachment's length u16 | number of answers u8 | zeros, room for later fields
+    320 answers: nonce 16 | received i64, each | attachment | zeros | the last 16 bytes: keyed BLAKE2s over all before
 
-Big-endian; stamps are nanoseconds of the sender's *raw* clock, any epoch. Messages longer than 320 bytes (at most
-512) are read as well, fields at the same places, so a later sender may add some.
+Big-endian; stamps are nanoseconds of the sender's *raw* clock, any epoch. A request or reply answers one message at
+most, in the base. A one-way message may be meant for many, so it brings a list of answers instead.
 
 Limits: the MAC tells members of the mesh from strangers, not one member from another. Nothing is encrypted: names,
-raw clocks and bounds are readable on the path.
+raw clocks, bounds and attachments are readable on the path.
 """
 
 from __future__ import annotations
@@ -25,30 +29,43 @@ from __future__ import annotations
 import hmac
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from hashlib import blake2s
 
 from skewd.interval import Interval
-from skewd.keys import SECRET_BYTES, MeshKey
+from skewd.keys import SECRET_BYTES, KeyRing, MeshKey
 
 MAGIC = b"skwd"
-VERSION = 1
-MESSAGE_BYTES = 320
-MAX_MESSAGE_BYTES = 512
+VERSION = 2
+BASE_BYTES = 320
+MAC_BYTES = 16
+MIN_MESSAGE_BYTES = BASE_BYTES + MAC_BYTES
+MAX_MESSAGE_BYTES = 1400
+MAX_ATTACHMENT_BYTES = MAX_MESSAGE_BYTES - MIN_MESSAGE_BYTES
 NONCE_BYTES = 16
 NO_NONCE = bytes(NONCE_BYTES)
-MAC_BYTES = 16
 MAX_NAME_BYTES = 63
+MAX_ANSWERS = 32
+ANSWER_BYTES = 24
+
+Answer = tuple[bytes, int]
+"""A nonce, and the instant (of the sender's raw clock) that is said of its message."""
 
 _HEADER = struct.Struct(">4sBBHI")
-_BODY = struct.Struct(">16s16sqq16sIIqqqIIIB63sB63s")
+_EXCHANGE = struct.Struct(">16s16sqq")
+_SELF = struct.Struct(">16sIIqqqIIIB63s")
 _SENT = struct.Struct(">q")
-_ANSWERS_AT = _HEADER.size + NONCE_BYTES
+_AFTER_SELF = struct.Struct(">B63s16sqHB")
+_ANSWER = struct.Struct(">16sq")
+_NONCE_AT = _HEADER.size
+_ANSWERS_AT = _NONCE_AT + NONCE_BYTES
 _SENT_AT = _ANSWERS_AT + NONCE_BYTES
+_SELF_AT = _HEADER.size + _EXCHANGE.size
+_AFTER_SELF_AT = _SELF_AT + _SELF.size
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,63}")
-_PERSON = b"skewd-l1"
+_PERSON = b"skewd-l2"
 _I64 = 1 << 63
 _U32 = 1 << 32
 
@@ -58,10 +75,14 @@ MAX_SLEW_PPB = 1_000_000_000
 
 
 class Kind(IntEnum):
-    """Whether the sender wants an answer (3 is kept for a transmit stamp that follows its message)."""
+    """Whether the sender wants an answer: a reply to what it sent, or none (``ONE_WAY``)."""
 
     REQUEST = 1
     REPLY = 2
+    ONE_WAY = 3
+
+
+_KINDS = frozenset(int(kind) for kind in Kind)
 
 
 class Refused(Exception):
@@ -106,6 +127,19 @@ class Self:
             )
         if len(self.boot) != 16:
             raise ValueError(f"a boot id has 16 bytes, this one {len(self.boot)}")
+        if not (
+            0 <= self.raw_era < _U32
+            and 0 <= self.era < _U32
+            and 0 <= self.wall_slew_ppb <= MAX_SLEW_PPB
+            and 0 <= self.max_drift_ppm <= MAX_DRIFT_PPM
+            and 0 <= self.max_wander_ppb_per_s <= MAX_WANDER_PPB_PER_S
+        ):
+            self._complain()
+        wall = self.wall_minus_raw
+        if not (wall.lo >= -_I64 and wall.hi < _I64 and -_I64 <= self.wall_raw_at_ns < _I64):
+            raise ValueError(f"{wall} ns at {self.wall_raw_at_ns} ns does not fit 64 bits")
+
+    def _complain(self) -> None:
         for field, limit in (
             ("raw_era", _U32 - 1),
             ("era", _U32 - 1),
@@ -116,9 +150,6 @@ class Self:
             value = getattr(self, field)
             if not 0 <= value <= limit:
                 raise ValueError(f"{field} is between 0 and {limit}, not {value}")
-        for stamp in (self.wall_minus_raw.lo, self.wall_minus_raw.hi, self.wall_raw_at_ns):
-            if not -_I64 <= stamp < _I64:
-                raise ValueError(f"{stamp} ns does not fit 64 bits")
 
     @property
     def timebase(self) -> tuple[bytes, int]:
@@ -128,7 +159,14 @@ class Self:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One authentic message, decoded. ``received_ns`` is meaningless where ``answers`` is ``NO_NONCE``."""
+    """One authentic message, decoded.
+
+    Attributes:
+        answers: the nonce that a request or reply answers; ``received_ns`` is meaningless where it is ``NO_NONCE``.
+        others: what a one-way message answers, each with when it was received.
+        told: an earlier message of the sender's, and that it left at this instant or later; ``None`` if none.
+        key_id: of the key that it was authenticated with.
+    """
 
     kind: Kind
     nonce: bytes
@@ -137,6 +175,10 @@ class Message:
     received_ns: int
     sender: Self
     receiver: str
+    key_id: int = 0
+    told: Answer | None = None
+    others: tuple[Answer, ...] = ()
+    attachment: bytes = b""
 
 
 def is_name(text: str) -> bool:
@@ -144,24 +186,31 @@ def is_name(text: str) -> bool:
     return _NAME.fullmatch(text) is not None
 
 
-def secret_of(key: MeshKey | None) -> tuple[int, bytes]:
-    """Key id and secret; without a key, id 0 and zeros, which serves on loopback only."""
-    return (0, bytes(SECRET_BYTES)) if key is None else (key.key_id, key.secret)
+def secrets_of(key: KeyRing | MeshKey | None) -> dict[int, bytes]:
+    """The secrets by key id, the sending one first; without a key id 0 and zeros, which serves on loopback only."""
+    if key is None:
+        return {0: bytes(SECRET_BYTES)}
+    return {each.key_id: each.secret for each in (key.keys if isinstance(key, KeyRing) else (key,))}
 
 
 def refusal(data: bytes) -> str | None:
     """Why this can't be a message, from its size and first bytes alone; ``None`` when it may be one."""
     if len(data) > MAX_MESSAGE_BYTES:
         return "oversized"
-    if len(data) < MESSAGE_BYTES:
+    if len(data) < MIN_MESSAGE_BYTES:
         return "truncated"
     if data[:4] != MAGIC:
         return "bad_magic"
     if data[4] != VERSION:
         return "bad_version"
-    if data[5] not in (Kind.REQUEST, Kind.REPLY):
+    if data[5] not in _KINDS:
         return "bad_kind"
     return None
+
+
+def nonce_of(data: bytes) -> bytes:
+    """A message's own nonce; of ours, or not authentic."""
+    return data[_NONCE_AT:_ANSWERS_AT]
 
 
 def answered_nonce(data: bytes) -> bytes:
@@ -169,45 +218,69 @@ def answered_nonce(data: bytes) -> bytes:
     return data[_ANSWERS_AT:_SENT_AT]
 
 
-def draft(
-    key: MeshKey | None,
-    *,
-    kind: Kind,
-    nonce: bytes,
-    answers: bytes,
-    received_ns: int,
-    sender: Self,
-    receiver: str,
-) -> Callable[[int], bytes]:
-    """A message that lacks only its send stamp: call it with the raw clock's reading to have its bytes.
+def claimed_sender(data: bytes) -> str | None:
+    """Who a message says it is from, if that is a name at all; *not authentic*: good for sorting, not for believing."""
+    if refusal(data) is not None:
+        return None
+    at = _AFTER_SELF_AT - 64
+    name = data[at + 1 : at + 1 + data[at]].decode("ascii", "replace")
+    return name if data[at] <= MAX_NAME_BYTES and is_name(name) else None
 
-    Everything slow happens here, so that little but the MAC lies between the stamp and the send.
-    """
-    key_id, secret = secret_of(key)
-    name, peer = sender.name.encode(), receiver.encode()
-    message = bytearray(MESSAGE_BYTES - MAC_BYTES)
-    _HEADER.pack_into(message, 0, MAGIC, VERSION, kind, 0, key_id)
-    _BODY.pack_into(
-        message,
-        _HEADER.size,
-        nonce,
-        answers,
-        0,
-        received_ns,
+
+def packed(sender: Self) -> bytes:
+    """What a node says about itself, as it goes into its messages."""
+    name, wall = sender.name.encode(), sender.wall_minus_raw
+    return _SELF.pack(
         sender.boot,
         sender.raw_era,
         sender.era,
-        sender.wall_minus_raw.lo,
-        sender.wall_minus_raw.hi,
+        wall.lo,
+        wall.hi,
         sender.wall_raw_at_ns,
         sender.wall_slew_ppb,
         sender.max_drift_ppm,
         sender.max_wander_ppb_per_s,
         len(name),
         name,
-        len(peer),
-        peer,
     )
+
+
+def draft(
+    key_id: int,
+    secret: bytes,
+    *,
+    kind: Kind,
+    nonce: bytes,
+    answers: bytes = NO_NONCE,
+    received_ns: int = 0,
+    sender: bytes,
+    receiver: str,
+    told: Answer | None = None,
+    others: Sequence[Answer] = (),
+    attachment: bytes = b"",
+    size: int = 0,
+) -> Callable[[int], bytes]:
+    """A message that lacks only its send stamp: call it with the raw clock's reading to have its bytes.
+
+    Everything slow happens here, so that little but the MAC lies between the stamp and the send.
+
+    Args:
+        sender: as :func:`packed`.
+        told: see :class:`Message`; ``others`` too, at most ``MAX_ANSWERS``.
+        size: what it is padded to, if it is not that large anyway.
+    """
+    answered = ANSWER_BYTES * len(others)
+    message = bytearray(max(size - MAC_BYTES, BASE_BYTES + answered + len(attachment)))
+    _HEADER.pack_into(message, 0, MAGIC, VERSION, kind, 0, key_id)
+    _EXCHANGE.pack_into(message, _HEADER.size, nonce, answers, 0, received_ns)
+    message[_SELF_AT:_AFTER_SELF_AT] = sender
+    peer = receiver.encode()
+    told_nonce, told_ns = told or (NO_NONCE, 0)
+    _AFTER_SELF.pack_into(message, _AFTER_SELF_AT, len(peer), peer, told_nonce, told_ns, len(attachment), len(others))
+    for number, (other, at_ns) in enumerate(others):
+        _ANSWER.pack_into(message, BASE_BYTES + ANSWER_BYTES * number, other, at_ns)
+    if attachment:
+        message[BASE_BYTES + answered : BASE_BYTES + answered + len(attachment)] = attachment
 
     def stamped(sent_ns: int) -> bytes:
         _SENT.pack_into(message, _SENT_AT, sent_ns)
@@ -216,8 +289,11 @@ def draft(
     return stamped
 
 
-def decode(data: bytes, key: MeshKey | None) -> Message:
+def decode(data: bytes, secrets: Mapping[int, bytes]) -> Message:
     """The authentic message in ``data``.
+
+    Args:
+        secrets: those that are accepted, by key id (:func:`secrets_of`).
 
     Raises:
         Refused: for the reasons of ``refusal``, or ``wrong_key`` (another key's id), ``bad_mac`` (altered, or made
@@ -226,34 +302,40 @@ def decode(data: bytes, key: MeshKey | None) -> Message:
     reason = refusal(data)
     if reason is not None:
         raise Refused(reason)
-    key_id, secret = secret_of(key)
-    _, _, kind, _, claimed = _HEADER.unpack_from(data)
-    if claimed != key_id:
+    _, _, kind, _, key_id = _HEADER.unpack_from(data)
+    secret = secrets.get(key_id)
+    if secret is None:
         raise Refused("wrong_key")
-    if not hmac.compare_digest(_mac(secret, data[:-MAC_BYTES]), data[-MAC_BYTES:]):
+    view = memoryview(data)
+    if not hmac.compare_digest(_mac(secret, view[:-MAC_BYTES]), view[-MAC_BYTES:]):
         raise Refused("bad_mac")
-    (
-        nonce,
-        answers,
-        sent_ns,
-        received_ns,
-        boot,
-        raw_era,
-        era,
-        wall_lo,
-        wall_hi,
-        wall_at,
-        slew,
-        drift,
-        wander,
-        name_length,
-        name,
-        peer_length,
-        peer,
-    ) = _BODY.unpack_from(data, _HEADER.size)
+    nonce, answers, sent_ns, received_ns = _EXCHANGE.unpack_from(data, _HEADER.size)
+    (boot, raw_era, era, wall_lo, wall_hi, wall_at, slew, drift, wander, length, name) = _SELF.unpack_from(
+        data, _SELF_AT
+    )
+    peer_length, peer, told_nonce, told_ns, attached, count = _AFTER_SELF.unpack_from(data, _AFTER_SELF_AT)
+    begin = BASE_BYTES + ANSWER_BYTES * count
+    one_way = kind == Kind.ONE_WAY
+    if (
+        length > MAX_NAME_BYTES
+        or peer_length > MAX_NAME_BYTES
+        or nonce == NO_NONCE
+        or count > (MAX_ANSWERS if one_way else 0)
+        or begin + attached > len(data) - MAC_BYTES
+        # What is answered was received before the answer was sent, and what is told of had left: the sender's raw
+        # clock does not run backwards.
+        or (answers != NO_NONCE and (one_way or sent_ns < received_ns))
+        or (told_nonce != NO_NONCE and sent_ns < told_ns)
+    ):
+        raise Refused("malformed")
+    others: tuple[Answer, ...] = ()
+    if count:
+        others = tuple(_ANSWER.iter_unpack(view[BASE_BYTES:begin]))
+        if max(at_ns for _, at_ns in others) > sent_ns:
+            raise Refused("malformed")
     try:
         sender = Self(
-            name[:name_length].decode("ascii"),
+            name[:length].decode("ascii"),
             boot,
             raw_era,
             era,
@@ -266,12 +348,12 @@ def decode(data: bytes, key: MeshKey | None) -> Message:
         receiver = peer[:peer_length].decode("ascii")
     except ValueError:
         raise Refused("malformed") from None
-    # What is answered was received before the answer was sent: the sender's raw clock does not run backwards.
-    backwards = answers != NO_NONCE and sent_ns < received_ns
-    if (receiver and not is_name(receiver)) or nonce == NO_NONCE or backwards or max(name_length, peer_length) > 63:
+    if receiver and not is_name(receiver):
         raise Refused("malformed")
-    return Message(Kind(kind), nonce, answers, sent_ns, received_ns, sender, receiver)
+    told = None if told_nonce == NO_NONCE else (told_nonce, told_ns)
+    attachment = data[begin : begin + attached]
+    return Message(Kind(kind), nonce, answers, sent_ns, received_ns, sender, receiver, key_id, told, others, attachment)
 
 
-def _mac(secret: bytes, content: bytes | bytearray) -> bytes:
+def _mac(secret: bytes, content: bytes | bytearray | memoryview) -> bytes:
     return blake2s(content, key=secret, digest_size=MAC_BYTES, person=_PERSON).digest()

@@ -222,8 +222,8 @@ async def test_random_datagrams_do_not_end_it(bench: Bench) -> None:
     a = await bench.start("a", mesh=mesh("a"))
     host, _, port = bench.addresses["a"]["mesh"].rpartition(":")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
-        for size in (0, 1, 4, 63, 319, 320, 512, 1400):
-            sender.sendto(bytes(range(256)) * 6 if size == 1400 else b"skwd\x01\x01" + bytes(size), (host, int(port)))
+        for size in (0, 1, 4, 63, 335, 336, 512, 1400):
+            sender.sendto(bytes(range(256)) * 6 if size == 1400 else b"skwd\x02\x01" + bytes(size), (host, int(port)))
     counters = a.status()["links"][0]["counters"]
     await until(
         lambda: sum(a.status()["links"][0]["counters"].values()) > sum(counters.values()), "the refusals to be counted"

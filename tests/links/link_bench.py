@@ -9,9 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from hashlib import blake2b
+from typing import Any
 
 from skewd.interval import Interval
-from skewd.keys import MeshKey
+from skewd.keys import KeyRing, MeshKey
 from skewd.links.protocol import LinkProtocol, Proofs, Received, Self, Timebases
 
 KEY = MeshKey.from_secret(bytes(range(32)))
@@ -63,10 +64,10 @@ class Node:
 
     name: str
     clock: ExactClock = field(default_factory=ExactClock)
-    key: MeshKey | None = KEY
+    key: KeyRing | MeshKey | None = KEY
     timebases: Timebases | None = None
     seed: str = ""
-    options: dict[str, int] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.me = described(self.name)

@@ -276,7 +276,7 @@ async def test_noise_is_counted_and_changes_nothing(start: Start, dealer: Dealer
     await b.open(address, listen=ipc(tmp_path, "b"))
     noise = dealer(address)
     await noise.send(os.urandom(100))
-    await noise.send(b"\x00" * 320)
+    await noise.send(b"\x00" * 336)
     await noise.send(b"")
     await noise.send_multipart([b"one", b"two"])
     await noise.send_multipart([b"many"] * 100)
