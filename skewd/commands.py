@@ -305,12 +305,24 @@ def probe(
 
 @app.command()
 def keygen(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write; it must not exist.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write; it must not exist yet.")],
+    rotate: Annotated[bool, typer.Option(help="Take the next step from FILE's key to a new one.")] = False,
 ) -> int:
     """Write a new mesh key; every node of a mesh has the same one."""
-    from skewd.keys import MeshKeyError, generate_key_file
+    from skewd.keys import MeshKeyError, Rotation, generate_key_file, rotate_key_file
 
     try:
+        if rotate:
+            step, ring = rotate_key_file(file)
+            ids = [f"{each.key_id:08x}" for each in ring.keys]
+            then = f"copy it to every node; once all have it, run 'skewd keygen --rotate {file}' again"
+            said = {
+                Rotation.ADDED: f"step 1 of 3: {ids[-1]} is accepted from now on, {ids[0]} still sends; {then}",
+                Rotation.PROMOTED: f"step 2 of 3: {ids[0]} sends from now on, {ids[-1]} is still accepted; {then}",
+                Rotation.RETIRED: f"step 3 of 3: {ids[0]} stands alone; copy it to every node",
+            }
+            print(f"{file}: {said[step]}")
+            return 0
         key = generate_key_file(file)
     except (MeshKeyError, OSError) as error:
         raise _RefusedError(str(error)) from None

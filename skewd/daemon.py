@@ -34,7 +34,7 @@ from skewd.clock import NodeClock, VirtualClock, read_wall
 from skewd.config import Config, LinkConfig, SourceConfig, split_address
 from skewd.durations import format_duration
 from skewd.kernel_clock import RawFacts, continued, disturbance
-from skewd.keys import MeshKey, load_key
+from skewd.keys import KeyFile, MeshKey
 from skewd.links.protocol import LinkProtocol, Proofs, Timebases
 from skewd.logs import set_level
 from skewd.node import KNOT_PERIOD_NS, Node
@@ -92,6 +92,8 @@ class Daemon:
         self.clock = clock
         self._log = structlog.get_logger().bind(node=config.node.name)
         self._links: list[tuple[str, str, LinkProtocol]] = []
+        self._key_file: KeyFile | None = None
+        self._key_complaint: str | None = None
         self._udp: UdpLink | None = None
         self._opened: dict[str, NtpSource | LocalSource] = {}
         self._opened_as: dict[str, SourceConfig] = {}
@@ -185,6 +187,8 @@ class Daemon:
         for reason, count in refused.items():
             if count:
                 told["messages"].append(_REFUSED[reason].format(count=count))
+        if self._key_complaint is not None:
+            told["messages"].append(self._key_complaint)
         told["messages"] += [f"source {one.name}: {one.reason}" for one in self._opened.values() if one.reason]
         told["found"] = self._found
         told["messages"] += [f"no source of UTC is configured, and {refused}" for refused in self._refusals]
@@ -316,12 +320,14 @@ class Daemon:
 
     async def _open_links(self, stack: contextlib.AsyncExitStack, ready: dict[str, Any]) -> None:
         config = self.config
-        key = load_key(config.mesh.key_file) if config.mesh.key_file is not None else None
+        if config.mesh.key_file is not None:
+            self._key_file = KeyFile(config.mesh.key_file)
+        key = self._key_file.keys.sending if self._key_file is not None else None
         timebases = Timebases()
         if config.mesh.dns is not None:
             raise StartError("[mesh] dns is not available in this version; list the peers in [mesh] peers")
         if config.mesh.listen is not None:
-            from skewd.kernel_stamps import ReceiveStamps
+            from skewd.kernel_stamps import SocketStamps
             from skewd.links.udp import UdpLink
 
             protocol = self._protocol("udp", key, timebases)
@@ -332,7 +338,7 @@ class Daemon:
                 self._on_proofs,
                 list(config.mesh.peers),
                 config.mesh.interval,
-                stamps=ReceiveStamps(self.clock, lambda: self.node.wall.slew_ppb()),
+                stamps=SocketStamps(self.clock, lambda: self.node.wall.slew_ppb()),
             )
             stack.push_async_callback(udp.close)
             self._udp = udp
@@ -358,8 +364,25 @@ class Daemon:
 
     def _protocol(self, link: str, key: MeshKey | None, timebases: Timebases) -> LinkProtocol:
         return LinkProtocol(
-            link=link, key=key, describe=self.node.describe, random=secrets.token_bytes, timebases=timebases
+            link=link,
+            key=key if self._key_file is None else self._key_file.keys,
+            describe=self.node.describe,
+            random=secrets.token_bytes,
+            timebases=timebases,
         )
+
+    def reload_keys(self, *, anyway: bool = True) -> None:
+        """Has the links use the key file as it is now; it is looked at every ten seconds besides."""
+        if self._key_file is None:
+            return
+        if self._key_file.changed(anyway=anyway):
+            for _, _, protocol in self._links:
+                protocol.use_keys(self._key_file.keys)
+            ids = [f"{key.key_id:08x}" for key in self._key_file.keys.keys]
+            self._log.info("the mesh keys have changed", sends=ids[0], accepts=ids)
+        if self._key_file.complaint is not None and self._key_file.complaint != self._key_complaint:
+            self._log.warning(self._key_file.complaint)
+        self._key_complaint = self._key_file.complaint
 
     def _open_clockbound(self, stack: contextlib.AsyncExitStack) -> None:
         if not self.config.clockbound.enabled:
@@ -528,7 +551,8 @@ class Daemon:
         self.node.on_proofs(proofs, self.clock.raw_ns())
 
     async def reload(self, load: Load) -> None:
-        """Takes up what changed in the configuration, as far as a running daemon can (``reload.py``)."""
+        """Takes up what changed in the key file, and in the configuration as far as can be (``reload.py``)."""
+        self.reload_keys()
         before = self.config
         try:
             wanted = plan(before, load())
@@ -573,6 +597,7 @@ class Daemon:
                 self._source = hostclock.clock_source()
             if now >= next_minute_ns:
                 next_minute_ns = now + 10_000_000_000
+                self.reload_keys(anyway=False)
                 self.node.forget_departed(self.clock.raw_ns())
                 self._keep()
                 self._say()

@@ -6,8 +6,13 @@ for: the kernel stamps a send before the driver has the packet, so once an answe
 will be. Some drivers announce send stamps and deliver none, some kernels and sandboxes refuse the option: then there
 are none, and user space's stamps serve.
 
-Limits: stamps by software; a network card's own are not asked for. The stamps are the *host's* wall clock, whatever
-clock the node is on; ``stamps.py`` says what they mean in raw, and :meth:`NodeClock.at_host_raw` in the node's raw.
+Which send a stamp belongs to: a socket that asks one question numbers its sends. A socket that stays open must not: a
+send that fails may or may not have been numbered, and a stamp one send too *late* would make a proof false. There the
+packet itself comes back with its stamp (``Sends.RETURNED``), and its content says which it was.
+
+Limits: stamps by software; a network card's own are not asked for. Packets come back only where the kernel lets them
+(``net.core.tstamp_allow_data``, on by default). The stamps are the *host's* wall clock, whatever clock the node is on;
+``stamps.py`` says what they mean in raw, and :meth:`NodeClock.at_host_raw` in the node's raw.
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ import errno
 import socket
 from collections import deque
 from collections.abc import Callable
+from enum import IntFlag
 from typing import Any, NamedTuple, Protocol
 
 from skewd.clock import HostClock, WallSample, read_wall
@@ -34,6 +40,14 @@ _CLEARANCE_NS = 200_000
 _HOST = HostClock()
 
 
+class Sends(IntFlag):
+    """How sends are stamped: not at all, numbered, or with the packet returned."""
+
+    NOT = 0
+    NUMBERED = _TX_SOFTWARE | _OPT_ID | _OPT_TSONLY
+    RETURNED = _TX_SOFTWARE
+
+
 class Received(NamedTuple):
     """A datagram, whom it is from, and the host's wall clock when the kernel got it, if it says."""
 
@@ -42,12 +56,12 @@ class Received(NamedTuple):
     wall_ns: int | None
 
 
-def ask_for_stamps(sock: socket.socket, *, sends: bool = True) -> bool:
+def ask_for_stamps(sock: socket.socket, *, sends: Sends = Sends.NUMBERED) -> bool:
     """Ask the kernel to stamp what this socket receives and, unless told otherwise, what it sends.
 
     False where it refuses; the socket works as before.
     """
-    flags = _RX_SOFTWARE | _SOFTWARE | (_TX_SOFTWARE | _OPT_ID | _OPT_TSONLY if sends else 0)
+    flags = _RX_SOFTWARE | _SOFTWARE | sends
     try:
         sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPING, flags)
     except OSError:
@@ -68,17 +82,25 @@ def receive(sock: socket.socket, size: int) -> Received:
 
 def sent(sock: socket.socket) -> list[SendStamp]:
     """Empties the error queue of a non-blocking socket: the send stamps that have come since the last time."""
-    stamps: list[SendStamp] = []
-    for _ in range(_BATCH):
+    return [stamp for _, stamp in returned(sock, 0)]
+
+
+def returned(sock: socket.socket, size: int, *, limit: int = _BATCH) -> list[tuple[bytes, SendStamp]]:
+    """The same where packets come back: the first ``size`` bytes of each, the headers of all layers included.
+
+    Not more than ``limit``: what is left keeps the socket readable.
+    """
+    stamps: list[tuple[bytes, SendStamp]] = []
+    for _ in range(limit):
         try:
-            _, control, _, _ = sock.recvmsg(0, _CONTROL_BYTES, socket.MSG_ERRQUEUE)
+            data, control, _, _ = sock.recvmsg(size, _CONTROL_BYTES, socket.MSG_ERRQUEUE)
         except OSError as error:
             if error.errno == errno.EINTR:
                 continue
             break
         stamp = send_stamp(control)
         if stamp is not None:
-            stamps.append(stamp)
+            stamps.append((data, stamp))
     return stamps
 
 
@@ -88,8 +110,8 @@ class RawAtHost(Protocol):
     def at_host_raw(self, host_raw_ns: int) -> int: ...
 
 
-class ReceiveStamps:
-    """Receive stamps of a socket that stays open, as raw instants of the node.
+class SocketStamps:
+    """The stamps of a socket that stays open, as raw instants of the node.
 
     Args:
         clock: the node's.
@@ -122,3 +144,24 @@ class ReceiveStamps:
         if host is None or self._clock.at_host_raw(host.lo) > read_raw_ns:
             return None
         return min(self._clock.at_host_raw(host.hi), read_raw_ns)
+
+    def earliest_ns(self, wall_ns: int, before: WallSample, sent_raw_ns: int, now_raw_ns: int) -> int | None:
+        """The node's raw clock when a packet left at the earliest, by the kernel's stamp of its send.
+
+        Args:
+            wall_ns: the stamp.
+            before: a look taken before the send: here a stamp that is too late would be believed, so the readings it
+                is measured from are known to lie on either side of it, and not guessed from the stamp.
+            sent_raw_ns: the node's raw clock, read before the send.
+            now_raw_ns: the same, read after the stamp was.
+
+        Returns:
+            None if the stamp is of no use: the wall clock was stepped meanwhile, or it contradicts the other two.
+        """
+        host = raw_of_stamp(wall_ns, before, self.look(), self._slew_ppb())
+        if host is None:
+            return None
+        earliest_ns = self._clock.at_host_raw(host.lo)
+        if earliest_ns > now_raw_ns or self._clock.at_host_raw(host.hi) < sent_raw_ns:
+            return None
+        return max(earliest_ns, sent_raw_ns)

@@ -116,8 +116,8 @@ class Proofs:
         address: as it was requested, or where the message came from.
         outgoing: pairs (sent by us on our raw clock, received by the peer on its raw clock), ns.
         incoming: pairs (sent by the peer on its raw clock, received by us on our raw clock), ns.
-        rtt_ns: the path's round trip, the peer's holding time taken out, where this message completes one.
-            Slightly negative values are possible: the two clocks' rates differ.
+        rtt_ns: the path's round trip, the peer's holding time taken out, where this message completes one (or two:
+            the shorter). Slightly negative values are possible: the two clocks' rates differ.
         attachment: what a fresh message brought beyond this; empty if nothing, or if the message was not fresh.
     """
 
@@ -696,6 +696,8 @@ class LinkProtocol:
         reply: Callable[[int], bytes] | None = None,
     ) -> Received:
         """What a message proves that has passed every rule, with what it tells of an earlier one."""
+        # A stamp that follows shortens the round trip of an exchange that ended with this message.
+        last = _Last(message.nonce, message.sent_ns, now_ns, None if message.kind is Kind.REQUEST else rtt_ns)
         if message.told is not None:
             earlier, told_ns = self._told_of(peer, message.told)
             if earlier is not None:
@@ -705,9 +707,7 @@ class LinkProtocol:
                     sharper_ns = earlier.rtt_ns - (told_ns - earlier.sent_ns)
                     rtt_ns = sharper_ns if rtt_ns is None else min(rtt_ns, sharper_ns)
         incoming = (*incoming, (message.sent_ns, now_ns))
-        # A stamp that follows shortens the round trip of an exchange that ended with this message.
-        ended = message.kind is not Kind.REQUEST
-        peer.last.append(_Last(message.nonce, message.sent_ns, now_ns, rtt_ns if ended else None))
+        peer.last.append(last)
         peer.used_ns = now_ns
         if rtt_ns is not None:
             peer.rtts.append((now_ns, rtt_ns))

@@ -2,15 +2,20 @@
 
 The stamps are what a link is for, so the socket is read by our own callback, and each datagram is stamped right
 after the call that returned it, before any other code runs; a request or reply is stamped right before its bytes
-are made and sent. What is received is stamped by the kernel too, where it does that, which takes the wait for the
-scheduler out. An asyncio datagram transport would stamp later, and would keep the kernel's stamps from us.
+are made and sent. The kernel stamps both too, where it does that, which takes the wait for the scheduler out: what is
+received is used with the kernel's stamp at once, and the stamp of a send, which is known after it only, is given to the
+protocol, which tells the peer in the next message. An asyncio datagram transport would stamp later, and would keep the
+kernel's stamps from us.
+
+Some drivers announce send stamps and never deliver one. When ``_SENDS_WITHOUT_STAMP`` messages in a row had none, they
+are not looked for any more (``kernel_gave_none`` counts), and tried again ten minutes later.
 
 Requests are spread over the interval. Names are resolved in the background, again every half minute, so a slow
 resolver delays nobody. Without a key nothing beyond loopback is listened on or asked.
 
 Limits: one address per configured peer (the first that resolves in the socket's family). A datagram that can't be
-sent is counted and forgotten: the next interval asks again. Sends are stamped by user space only: the stamp is in
-the message, and the kernel's comes after it.
+sent is counted and forgotten: the next interval asks again. A send stamp that is not there when its answer is, or a
+second after the send, is not waited for.
 """
 
 from __future__ import annotations
@@ -21,23 +26,49 @@ import errno
 import ipaddress
 import random
 import socket
+from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from skewd import kernel_stamps
+from skewd.clock import WallSample
+from skewd.kernel_stamps import Sends
 from skewd.keys import KeyNeeded
 from skewd.links.protocol import LinkProtocol
 from skewd.links.shell import OnProofs, RawClock, Schedule, Shell
-from skewd.links.wire import MAX_MESSAGE_BYTES
+from skewd.links.wire import MAGIC, MAX_MESSAGE_BYTES, VERSION, nonce_of
 from skewd.ports import ListenError, PortTaken, format_address, is_loopback, split_address
 
-_COUNTERS = ("send_dropped", "send_failed", "receive_failed", "unresolved", "kernel_stamped", "kernel_unusable")
+_COUNTERS = (
+    "send_dropped",
+    "send_failed",
+    "receive_failed",
+    "unresolved",
+    "kernel_stamped",  # received with a kernel's stamp that was used
+    "kernel_sent",  # the same of sent
+    "kernel_unusable",
+    "kernel_gave_none",
+)
+_SENDS_WITHOUT_STAMP = 256
+_TRY_AGAIN_S = 600.0
+_WAITING = 64
+# Of a packet that comes back: Ethernet with two VLAN tags, IPv6 with room for options, UDP, and our header with nonce.
+_RETURNED_BYTES = 192
+_FIRST_BYTES = MAGIC + bytes([VERSION])
 _BATCH = 64
 _RESOLVE_AGAIN_S = 30.0
 _RESOLVE_RETRY_S = 2.0
 _S = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """A datagram whose send stamp has not come yet."""
+
+    raw_ns: int
+    before: WallSample
 
 
 @dataclass(slots=True)
@@ -53,7 +84,7 @@ class UdpLink:
     """Make one with :meth:`open`."""
 
     def __init__(
-        self, sock: socket.socket, shell: Shell, interval_ns: int, stamps: kernel_stamps.ReceiveStamps | None
+        self, sock: socket.socket, shell: Shell, interval_ns: int, stamps: kernel_stamps.SocketStamps | None
     ) -> None:
         self._socket, self._shell, self._stamps = sock, shell, stamps
         self._peers: dict[str, _Peer] = {}
@@ -62,6 +93,10 @@ class UdpLink:
         self._resolve_now = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._closed = False
+        self._unstamped: OrderedDict[bytes, _Sent] = OrderedDict()
+        self._sends_stamped = stamps is not None
+        self._without_stamp = 0
+        self._try_again_s = 0.0
 
     @classmethod
     async def open(
@@ -74,7 +109,7 @@ class UdpLink:
         interval_ns: int,
         *,
         setting: str = "[mesh] listen",
-        stamps: kernel_stamps.ReceiveStamps | None = None,
+        stamps: kernel_stamps.SocketStamps | None = None,
     ) -> UdpLink:
         """Listen, and ask ``peers`` once per ``interval_ns``.
 
@@ -83,7 +118,7 @@ class UdpLink:
             on_proofs: called in the event loop with every message's proofs.
             peers: ``host:port`` each, names or addresses.
             setting: what the user changes to listen elsewhere, for the message.
-            stamps: to have the kernel stamp what is received; user space does, if None or if the kernel refuses.
+            stamps: to have the kernel stamp what is received and sent; user space does, if None or if it refuses.
 
         Raises:
             PortTaken: naming the holder.
@@ -115,7 +150,7 @@ class UdpLink:
                     f"{listen} can't be listened on: {error.strerror}; choose another with {setting}"
                 ) from None
             shell = Shell(protocol, clock, on_proofs, _COUNTERS)
-            if stamps is not None and not kernel_stamps.ask_for_stamps(sock, sends=False):
+            if stamps is not None and not kernel_stamps.ask_for_stamps(sock, sends=Sends.RETURNED):
                 stamps = None
             link = cls(sock, shell, interval_ns, stamps)
             link.set_peers(peers)
@@ -184,10 +219,15 @@ class UdpLink:
     # -- receiving and sending
 
     def _readable(self) -> None:
-        for _ in range(_BATCH):
+        if self._unstamped:
+            # First: a stamp that is here sharpens the answer that is here.
+            self._collect(_BATCH)
+        for number in range(_BATCH):
             try:
                 data, source, wall_ns = kernel_stamps.receive(self._socket, MAX_MESSAGE_BYTES + 1)
             except (BlockingIOError, InterruptedError):
+                if number == 0:
+                    self._collect(_BATCH)  # it is the error queue that was readable
                 return
             except OSError:
                 self._shell.count("receive_failed")
@@ -200,19 +240,61 @@ class UdpLink:
             self._shell.handle(data, _text(source), stamp, partial(self._send, to=source))
 
     def _send(self, build: Callable[[int], bytes], to: Any) -> None:
+        before = self._stamps.look() if self._stamps is not None and self._sends_stamped else None
+        sent_ns = self._shell.clock.raw_ns()
+        data = build(sent_ns)
         try:
-            self._socket.sendto(build(self._shell.clock.raw_ns()), to)
+            self._socket.sendto(data, to)
         except (BlockingIOError, InterruptedError):
             self._shell.count("send_dropped")
         except OSError as error:
             self._shell.count("send_failed")
             self._shell.log.warning("link_send_failed", address=_text(to), error=error.strerror)
+        else:
+            if before is not None:
+                self._unstamped[nonce_of(data)] = _Sent(sent_ns, before)
+                if len(self._unstamped) > _WAITING:
+                    self._unstamped.popitem(last=False)
+                self._without_stamp += 1
+                # Most drivers have taken the packet by now, and their stamp is here.
+                self._collect(1)
+                if self._without_stamp > _SENDS_WITHOUT_STAMP:
+                    self._ask_for_no_more()
+
+    def _collect(self, limit: int) -> None:
+        """Take the send stamps that have come: the error queue must be emptied whether or not any is of use."""
+        if self._stamps is None:
+            return
+        for packet, stamp in kernel_stamps.returned(self._socket, _RETURNED_BYTES, limit=limit):
+            self._without_stamp = 0
+            at = packet.find(_FIRST_BYTES)
+            nonce = nonce_of(packet[at:]) if at >= 0 else b""
+            # The first stamp of a packet counts: where it passes several devices, each may give one.
+            sent = self._unstamped.pop(nonce, None)
+            if sent is None:
+                continue
+            now_ns = self._shell.clock.raw_ns()
+            earliest_ns = None
+            if now_ns - sent.raw_ns <= _S:
+                earliest_ns = self._stamps.earliest_ns(stamp.wall_ns, sent.before, sent.raw_ns, now_ns)
+            self._shell.count("kernel_unusable" if earliest_ns is None else "kernel_sent")
+            if earliest_ns is not None:
+                self.protocol.transmitted(nonce, earliest_ns)
+
+    def _ask_for_no_more(self) -> None:
+        """This driver stamps no sends."""
+        self._shell.count("kernel_gave_none")
+        self._sends_stamped = False
+        self._try_again_s = asyncio.get_running_loop().time() + _TRY_AGAIN_S
+        self._unstamped.clear()
 
     def _ask(self, key: Hashable) -> None:
         peer = self._peers.get(str(key))
         if peer is not None and peer.sockaddr is not None:
             if self._stamps is not None:
                 self._stamps.look()
+                if not self._sends_stamped and asyncio.get_running_loop().time() >= self._try_again_s:
+                    self._sends_stamped, self._without_stamp = True, 0
             self._send(self.protocol.prepare(peer.text), peer.sockaddr)
 
     # -- names

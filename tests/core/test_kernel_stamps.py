@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from skewd.clock import HostClock, VirtualClock, VirtualPage, read_wall
-from skewd.kernel_stamps import ask_for_stamps, receive, sent
+from skewd.kernel_stamps import Sends, ask_for_stamps, receive, sent
 from skewd.stamps import raw_of_stamp
 
 S = 1_000_000_000
@@ -55,7 +55,7 @@ def until_stamped(sender: socket.socket, receiver: socket.socket) -> int:
 
 def test_both_ends_are_stamped_and_the_stamps_lie_between_ours(pair: tuple[socket.socket, socket.socket]) -> None:
     sender, receiver = pair
-    if not (ask_for_stamps(sender) and ask_for_stamps(receiver, sends=False)):
+    if not (ask_for_stamps(sender) and ask_for_stamps(receiver, sends=Sends.NOT)):
         pytest.skip("this kernel refuses SO_TIMESTAMPING")
     host = HostClock()
     skipped = until_stamped(sender, receiver)

@@ -31,7 +31,7 @@ class Daemon:
         stamped: bool = False,
     ) -> None:
         self.name, self.clock = name, clock
-        self.stamps = kernel_stamps.ReceiveStamps(clock, lambda: 1_000_000) if stamped else None
+        self.stamps = kernel_stamps.SocketStamps(clock, lambda: 1_000_000) if stamped else None
         self.me = described(name, **({"boot": boot} if boot else {}))
         self.protocol = LinkProtocol(link="udp", key=key, describe=lambda: self.me, random=os.urandom)
         self.proofs: list[Proofs] = []

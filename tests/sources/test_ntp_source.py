@@ -362,7 +362,7 @@ async def test_stamps_that_cannot_be_are_not_believed(bench: Bench, monkeypatch:
 
 async def test_a_driver_without_send_stamps_is_no_hindrance(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     def only_receives(sock: socket.socket) -> bool:
-        return asked(sock, sends=False)
+        return asked(sock, sends=kernel_stamps.Sends.NOT)
 
     asked = kernel_stamps.ask_for_stamps
     monkeypatch.setattr(kernel_stamps, "ask_for_stamps", only_receives)
