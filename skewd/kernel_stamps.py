@@ -116,15 +116,19 @@ class SocketStamps:
     Args:
         clock: the node's.
         slew_ppb: how fast the host's wall clock may be moving against its raw clock, now.
+
+    Attributes:
+        last: what was seen at the last look.
     """
 
     def __init__(self, clock: RawAtHost, slew_ppb: Callable[[], int]) -> None:
         self._clock, self._slew_ppb = clock, slew_ppb
-        self._readings: deque[WallSample] = deque([read_wall(_HOST)], maxlen=_READINGS)
+        self.last = read_wall(_HOST)
+        self._readings: deque[WallSample] = deque([self.last], maxlen=_READINGS)
 
     def look(self) -> WallSample:
         """Compare the host's clocks now. Worth it before a question: the closer to the answer, the sharper."""
-        reading = read_wall(_HOST)
+        self.last = reading = read_wall(_HOST)
         if reading.raw_ns - self._readings[-1].raw_ns >= _READ_AGAIN_NS:
             self._readings.append(reading)
         return reading
@@ -150,8 +154,8 @@ class SocketStamps:
 
         Args:
             wall_ns: the stamp.
-            before: a look taken before the send: here a stamp that is too late would be believed, so the readings it
-                is measured from are known to lie on either side of it, and not guessed from the stamp.
+            before: a look taken shortly before the send: here a stamp that is too late would be believed, so the
+                readings it is measured from are known to lie on either side of it, and not guessed from the stamp.
             sent_raw_ns: the node's raw clock, read before the send.
             now_raw_ns: the same, read after the stamp was.
 

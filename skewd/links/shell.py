@@ -10,7 +10,6 @@ it.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Hashable
 from typing import Protocol
 
@@ -128,9 +127,14 @@ class Shell:
                     ask(key)
                 except Exception:
                     self.failed()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(schedule.wait_s(loop.time())):
-                    await changed.wait()
+            # A timer that sets the event costs a fraction of a timeout that cancels the wait for it.
+            wait_s = schedule.wait_s(loop.time())
+            timer = None if wait_s is None else loop.call_later(wait_s, changed.set)
+            try:
+                await changed.wait()
+            finally:
+                if timer is not None:
+                    timer.cancel()
 
     def failed(self) -> None:
         """Something of our own broke (called from an ``except``): say it, count it, go on."""

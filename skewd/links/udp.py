@@ -234,13 +234,15 @@ class UdpLink:
                 return
             stamp = self._shell.clock.raw_ns()
             if wall_ns is not None and self._stamps is not None:
-                sharper = self._stamps.latest_ns(wall_ns, stamp)
+                sharper = self._stamps.latest_ns(wall_ns, stamp)  # looks at the clocks, which serves the reply too
                 self._shell.count("kernel_unusable" if sharper is None else "kernel_stamped")
                 stamp = stamp if sharper is None else sharper
+            elif self._stamps is not None:
+                self._stamps.look()
             self._shell.handle(data, _text(source), stamp, partial(self._send, to=source))
 
     def _send(self, build: Callable[[int], bytes], to: Any) -> None:
-        before = self._stamps.look() if self._stamps is not None and self._sends_stamped else None
+        before = self._stamps.last if self._stamps is not None and self._sends_stamped else None
         sent_ns = self._shell.clock.raw_ns()
         data = build(sent_ns)
         try:
