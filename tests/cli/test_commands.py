@@ -229,6 +229,28 @@ class TestKeygen:
         assert "exists and is not overwritten" in capsys.readouterr().err
         assert file.read_bytes() == before
 
+    def test_rotation_says_each_step_and_what_comes_next(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        from skewd.keys import load_keys
+
+        file = tmp_path / "mesh.key"
+        assert main(["keygen", "--rotate", str(file)]) == 1
+        assert f"{file} is missing" in capsys.readouterr().err
+        assert main(["keygen", str(file)]) == 0
+        (old,) = load_keys(file).keys
+        capsys.readouterr()
+        assert main(["keygen", "--rotate", str(file)]) == 0
+        new = load_keys(file).keys[1]
+        said = capsys.readouterr().out
+        assert f"step 1 of 3: {new.key_id:08x} is accepted from now on, {old.key_id:08x} still sends; copy it" in said
+        assert f"run 'skewd keygen --rotate {file}' again" in said
+        assert main(["keygen", "--rotate", str(file)]) == 0
+        assert f"step 2 of 3: {new.key_id:08x} sends from now on" in capsys.readouterr().out
+        assert main(["keygen", "--rotate", str(file)]) == 0
+        assert f"step 3 of 3: {new.key_id:08x} stands alone" in capsys.readouterr().out
+        assert load_keys(file).keys == (new,)
+
     def test_without_a_file(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["keygen"]) == 64
         assert "FILE" in capsys.readouterr().err
