@@ -521,13 +521,18 @@ class LinkProtocol:
                 self._requests.pop(nonce, None)
             self._limiter.forget(address)
 
-    def receive(self, data: bytes, address: str, received_raw_ns: int) -> Received:
+    def receive(
+        self, data: bytes, address: str, received_raw_ns: int, sharpen: Callable[[int], int] | None = None
+    ) -> Received:
         """What came of ``data``, which arrived from ``address`` at ``received_raw_ns`` (read just after).
 
         Never raises for anything in ``data``.
+
+        Args:
+            sharpen: of an authentic message: given ``received_raw_ns``, when it came at the latest; not later.
         """
         try:
-            received = self._receive(data, address, received_raw_ns)
+            received = self._receive(data, address, received_raw_ns, sharpen)
         except Refused as refused:
             received = _REFUSALS.get(refused.reason) or Received(error=refused.reason)
         self.counters[received.error or "accepted"] += 1
@@ -568,13 +573,15 @@ class LinkProtocol:
 
     # -- receiving
 
-    def _receive(self, data: bytes, address: str, now_ns: int) -> Received:
+    def _receive(self, data: bytes, address: str, now_ns: int, sharpen: Callable[[int], int] | None) -> Received:
         reason = wire.refusal(data)
         if reason is not None:
             raise Refused(reason)
         if not self._expected(data) and not self._limiter.admit(address, now_ns):
             raise Refused("rate_limited")
         message = wire.decode(data, self._secrets)
+        if sharpen is not None:
+            now_ns = sharpen(now_ns)
         me = self._me()
         self._expire(now_ns)
         if message.sender.name == me.name:

@@ -102,11 +102,16 @@ class Shell:
         self._own[name] += 1
 
     def handle(
-        self, data: bytes, address: str, received_raw_ns: int, send: Callable[[Callable[[int], bytes]], object]
+        self,
+        data: bytes,
+        address: str,
+        received_raw_ns: int,
+        send: Callable[[Callable[[int], bytes]], object],
+        sharpen: Callable[[int], int] | None = None,
     ) -> None:
-        """One message's way; ``send`` stamps and sends a reply. Never raises."""
+        """One message's way; ``send`` stamps and sends a reply, ``sharpen`` as of the protocol. Never raises."""
         try:
-            received = self.protocol.receive(data, address, received_raw_ns)
+            received = self.protocol.receive(data, address, received_raw_ns, sharpen)
             if received.reply is not None:
                 send(received.reply)
             if received.proofs is not None:

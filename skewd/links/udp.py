@@ -233,16 +233,23 @@ class UdpLink:
                 self._shell.count("receive_failed")
                 return
             stamp = self._shell.clock.raw_ns()
-            if wall_ns is not None and self._stamps is not None:
-                sharper = self._stamps.latest_ns(wall_ns, stamp)  # looks at the clocks, which serves the reply too
-                self._shell.count("kernel_unusable" if sharper is None else "kernel_stamped")
-                stamp = stamp if sharper is None else sharper
-            elif self._stamps is not None:
-                self._stamps.look()
-            self._shell.handle(data, _text(source), stamp, partial(self._send, to=source))
+            # What the kernel's stamp means is worked out for authentic messages only: a flood must cost little.
+            sharpen = None if wall_ns is None or self._stamps is None else partial(self._sharper, wall_ns)
+            send = partial(self._send, to=source, looked=sharpen is not None)
+            self._shell.handle(data, _text(source), stamp, send, sharpen)
 
-    def _send(self, build: Callable[[int], bytes], to: Any) -> None:
-        before = self._stamps.last if self._stamps is not None and self._sends_stamped else None
+    def _sharper(self, wall_ns: int, stamp: int) -> int:
+        """When a message came at the latest that was read at ``stamp``."""
+        assert self._stamps is not None
+        sharper = self._stamps.latest_ns(wall_ns, stamp)
+        self._shell.count("kernel_unusable" if sharper is None else "kernel_stamped")
+        return stamp if sharper is None else sharper
+
+    def _send(self, build: Callable[[int], bytes], to: Any, *, looked: bool) -> None:
+        """Stamp and send; ``looked``: whether the clocks were compared just before."""
+        before = None
+        if self._stamps is not None and self._sends_stamped:
+            before = self._stamps.last if looked else self._stamps.look()
         sent_ns = self._shell.clock.raw_ns()
         data = build(sent_ns)
         try:
@@ -297,7 +304,7 @@ class UdpLink:
                 self._stamps.look()
                 if not self._sends_stamped and asyncio.get_running_loop().time() >= self._try_again_s:
                     self._sends_stamped, self._without_stamp = True, 0
-            self._send(self.protocol.prepare(peer.text), peer.sockaddr)
+            self._send(self.protocol.prepare(peer.text), peer.sockaddr, looked=True)
 
     # -- names
 

@@ -7,6 +7,7 @@ import gc
 import os
 import sys
 import tracemalloc
+from collections.abc import Callable
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -149,10 +150,12 @@ class Recorded(LinkProtocol):
 
     recorded: list[bytes]
 
-    def receive(self, data: bytes, address: str, received_raw_ns: int) -> Received:
+    def receive(
+        self, data: bytes, address: str, received_raw_ns: int, sharpen: Callable[[int], int] | None = None
+    ) -> Received:
         if len(self.recorded) < RECORDED:
             self.recorded.append(data)
-        return super().receive(data, address, received_raw_ns)
+        return super().receive(data, address, received_raw_ns, sharpen)
 
 
 def rss_bytes() -> int:
