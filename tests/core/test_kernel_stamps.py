@@ -10,8 +10,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from skewd import kernel_stamps
 from skewd.clock import HostClock, VirtualClock, VirtualPage, read_wall
-from skewd.kernel_stamps import Sends, ask_for_stamps, receive, sent
+from skewd.kernel_stamps import Sends, SocketStamps, ask_for_stamps, receive, sent
 from skewd.stamps import raw_of_stamp
 
 S = 1_000_000_000
@@ -115,3 +116,73 @@ def test_a_virtual_node_reads_its_own_raw_clock_at_the_host_s_instants() -> None
     between = clock.raw_ns()
     assert before <= between <= clock.at_host_raw(HostClock().raw_ns())
     assert HostClock().at_host_raw(5) == 5
+
+
+class _Shifted:
+    """Made-up clocks of the host: raw as it is, wall at a difference that a test sets."""
+
+    virtual = False
+
+    def __init__(self) -> None:
+        self.raw, self.wall_minus_raw = 10 * S, 1_790_000_000 * S
+
+    def raw_ns(self) -> int:
+        self.raw += 100
+        return self.raw
+
+    def wall_ns(self) -> int:
+        self.raw += 100
+        return self.raw + self.wall_minus_raw
+
+    def at_host_raw(self, host_raw_ns: int) -> int:
+        return host_raw_ns + 7 * S
+
+
+@pytest.fixture
+def shifted(monkeypatch: pytest.MonkeyPatch) -> _Shifted:
+    clock = _Shifted()
+    monkeypatch.setattr(kernel_stamps, "_HOST", clock)
+    return clock
+
+
+class TestEarliest:
+    def test_it_is_not_later_than_the_send_and_hardly_earlier(self, shifted: _Shifted) -> None:
+        stamps = SocketStamps(shifted, lambda: 500_000)
+        before = stamps.look()
+        user = shifted.raw_ns()
+        left = shifted.raw_ns() + 30_000
+        shifted.raw = left + 5_000
+        earliest = stamps.earliest_ns(left + shifted.wall_minus_raw, before, user + 7 * S, shifted.raw_ns() + 7 * S)
+        assert earliest is not None
+        assert user + 7 * S <= left + 7 * S - 500 < earliest <= left + 7 * S
+
+    @pytest.mark.parametrize("step_ns", [-1_000_000, -5_000, 5_000, 1_000_000])
+    def test_a_step_in_between_makes_it_useless_whichever_side_it_is_on(self, shifted: _Shifted, step_ns: int) -> None:
+        for stepped_first in (False, True):
+            stamps = SocketStamps(shifted, lambda: 500_000)
+            before = stamps.look()
+            user = shifted.raw_ns()
+            if stepped_first:
+                shifted.wall_minus_raw += step_ns
+            left = shifted.raw_ns() + 10_000
+            stamp = left + shifted.wall_minus_raw
+            shifted.raw = left
+            if not stepped_first:
+                shifted.wall_minus_raw += step_ns
+            earliest = stamps.earliest_ns(stamp, before, user + 7 * S, shifted.raw_ns() + 7 * S)
+            assert earliest is None
+
+    def test_what_contradicts_our_own_readings_is_not_used(self, shifted: _Shifted) -> None:
+        stamps = SocketStamps(shifted, lambda: 500_000)
+        before = stamps.look()
+        user = shifted.raw_ns()
+        for off in (-50_000, 50_000):
+            stamp = user + shifted.wall_minus_raw + off
+            assert stamps.earliest_ns(stamp, before, user + 7 * S, shifted.raw_ns() + 7 * S) is None
+
+    def test_user_space_s_own_stamp_is_the_least(self, shifted: _Shifted) -> None:
+        stamps = SocketStamps(shifted, lambda: 500_000)
+        before = stamps.look()
+        user = shifted.raw_ns()
+        stamp = user + shifted.wall_minus_raw  # at once: the reading's width would round it to before
+        assert stamps.earliest_ns(stamp, before, user + 7 * S, shifted.raw_ns() + 7 * S) == user + 7 * S

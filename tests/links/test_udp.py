@@ -11,9 +11,11 @@ import pytest
 
 from skewd import kernel_stamps
 from skewd.keys import KeyNeeded, MeshKey
+from skewd.links import udp
 from skewd.links.protocol import LinkProtocol, Proofs
 from skewd.links.udp import UdpLink
 from skewd.ports import ListenError, PortTaken
+from skewd.stamps import SendStamp
 from tests.links.link_bench import KEY, OTHER_KEY, ExactClock, HostTime, S, assert_true, described, until
 
 INTERVAL_NS = 20_000_000
@@ -265,3 +267,72 @@ async def test_stamps_that_contradict_the_clock_are_not_used(start: Start, monke
     assert_bounds(a, b, "b")
     assert_bounds(b, a, "a")
     assert a.link.counters["kernel_stamped"] == 0
+
+
+@pytest.mark.parametrize("off_ns", [-600 * S, 600 * S], ids=["early", "late"])
+async def test_send_stamps_that_contradict_the_clock_are_not_used(
+    start: Start, monkeypatch: pytest.MonkeyPatch, off_ns: int
+) -> None:
+    real = kernel_stamps.returned
+
+    def wrong(sock: socket.socket, size: int, *, limit: int) -> list[tuple[bytes, SendStamp]]:
+        return [(data, SendStamp(0, stamp.wall_ns + off_ns)) for data, stamp in real(sock, size, limit=limit)]
+
+    monkeypatch.setattr(kernel_stamps, "returned", wrong)
+    a = start("a", HostTime(epoch_ns=10**15), stamped=True)
+    b = start("b", HostTime(), stamped=True)
+    await a.open(await b.open())
+    await until(lambda: len(a.complete("b")) >= 10 and len(b.complete("a")) >= 10)
+    assert_bounds(a, b, "b")
+    assert_bounds(b, a, "a")
+    for node in (a, b):
+        assert node.link.counters["kernel_sent"] == node.link.counters["sharpened"] == 0
+
+
+async def test_a_driver_that_stamps_no_sends_is_left_alone_and_tried_again(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = 0
+    real = kernel_stamps.returned
+
+    def none(sock: socket.socket, size: int, *, limit: int) -> list[tuple[bytes, SendStamp]]:
+        nonlocal asked
+        asked += limit == 1
+        real(sock, size)
+        return []
+
+    monkeypatch.setattr(kernel_stamps, "returned", none)
+    monkeypatch.setattr(udp, "_SENDS_WITHOUT_STAMP", 5)
+    a, b = start("a", HostTime(epoch_ns=5), stamped=True), start("b", HostTime())
+    await a.open(await b.open())
+    await until(lambda: a.link.counters["kernel_gave_none"] == 1)
+    looked, complete = asked, len(a.complete("b"))
+    await until(lambda: len(a.complete("b")) >= complete + 5)
+    assert asked == looked
+    monkeypatch.setattr(kernel_stamps, "returned", real)
+    a.link._try_again_s = 0.0  # ten minutes later
+    await until(lambda: a.link.counters["kernel_sent"] or a.link.counters["kernel_gave_none"] > 1)
+    assert_bounds(a, b, "b")
+
+
+async def test_a_send_that_fails_gives_no_other_message_its_stamp(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stamp is found by what its packet says, so lost sends shift nothing."""
+    a = start("a", HostTime(epoch_ns=10**15, drift_ppb=40_000), stamped=True)
+    b = start("b", HostTime(), stamped=True)
+    await a.open(await b.open())
+    asks = itertools.count()
+    real = a.protocol.prepare
+
+    def now_and_then_too_large(address: str) -> Callable[[int], bytes]:
+        build = real(address)
+        return build if next(asks) % 3 else lambda now: build(now) + bytes(70_000)
+
+    monkeypatch.setattr(a.protocol, "prepare", now_and_then_too_large)
+    await until(lambda: a.link.counters["send_failed"] >= 5 and len(a.complete("b")) >= 15)
+    assert_bounds(a, b, "b")
+    assert_bounds(b, a, "a")
+    if not a.link.counters["kernel_sent"]:
+        pytest.skip("this kernel gives no stamps of sends")
+    assert b.link.counters["sharpened"] > 0
