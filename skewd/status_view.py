@@ -15,6 +15,7 @@ from typing import Any
 from skewd import assumptions
 from skewd.check import VIRTUAL, describe, rounded_up, short
 from skewd.interval import Interval
+from skewd.links.protocol import REASONS
 
 ROWS_MAX = 50
 NAME_MAX = 63
@@ -174,10 +175,8 @@ def _links(status: Mapping[str, Any]) -> list[str]:
     return _table(rows, columns, "")
 
 
-_NOT_REFUSALS = frozenset(
-    {"requests", "replies", "accepted", "timebase_changes", "own_timebase_changes", "unconfirmed"}
-)
-"""Counters of a link that count no message that was turned away; the first of a new peer is ``unconfirmed``."""
+_REFUSALS = frozenset(REASONS) - {"unconfirmed", "one_way_unconfirmed"} | {"bad_frames", "attach_refused"}
+"""Counters of a link that count messages that were turned away; a new peer's first ones are ``unconfirmed``."""
 
 
 def _counters(row: _Row) -> Mapping[str, Any]:
@@ -195,7 +194,7 @@ def _refused(row: _Row) -> str:
     refused = {
         str(key): value
         for key, value in _counters(row).items()
-        if key not in _NOT_REFUSALS and isinstance(value, int) and value > 0
+        if key in _REFUSALS and isinstance(value, int) and value > 0
     }
     if not refused:
         return "0" if _counters(row) else _UNKNOWN

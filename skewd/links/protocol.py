@@ -370,6 +370,7 @@ class LinkProtocol:
         peer_lifetime_ns: int = 300 * _SECOND,
     ) -> None:
         self.link = link
+        # Whoever does the I/O counts here too, so that one place tells all of a link.
         self.counters: dict[str, int] = dict.fromkeys(
             (
                 "requests",

@@ -90,16 +90,16 @@ class Shell:
         self.protocol, self.clock = protocol, clock
         self.log = QuietLog(f"skewd.links.{protocol.link}")
         self._on_proofs = on_proofs
-        self._own = dict.fromkeys(("internal_errors", *own_counters), 0)
+        protocol.counters |= dict.fromkeys(("internal_errors", *own_counters), 0)
 
     @property
     def counters(self) -> dict[str, int]:
         """The protocol's counters and the shell's."""
-        return {**self.protocol.counters, **self._own}
+        return dict(self.protocol.counters)
 
     def count(self, name: str) -> None:
         """One more of the shell's own."""
-        self._own[name] += 1
+        self.protocol.counters[name] += 1
 
     def handle(
         self,
