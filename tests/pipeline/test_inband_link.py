@@ -14,7 +14,7 @@ from skewd.clock import VirtualClock, VirtualPage
 from skewd.interval import Interval
 from skewd.keys import MeshKey
 from skewd.links.protocol import LinkProtocol, Proofs
-from skewd.links.wire import Self
+from skewd.links.wire import MAX_ATTACHMENT_BYTES, Self
 from skewd.links.zmq import ZmqLink
 from skewd_pipeline.kafka_broker import free_ports
 from skewd_pipeline.transports import HopConfig, Message, open_inbox, open_outbox
@@ -32,7 +32,9 @@ class Daemon:
         self.clock = VirtualClock(VirtualPage.create(None, epoch_ns=epoch_ns, at_host_raw_ns=0))
         self.proofs: list[Proofs] = []
         me = Self(name, os.urandom(16), 0, 0, Interval(0, 200), 0, 500_000, 100, 10)
-        self.protocol = LinkProtocol(link="zmq", key=KEY, describe=lambda: me, random=os.urandom)
+        self.protocol = LinkProtocol(
+            link="zmq", key=KEY, describe=lambda: me, random=os.urandom, attach=lambda peer, room: b"x" * room
+        )
         self.link: ZmqLink
 
     async def open(self, address: str) -> None:
@@ -101,6 +103,8 @@ async def test_daemons_measure_each_other_through_the_stages() -> None:
     assert numbers == [str(number) for number in range(MESSAGES)]
     for local, remote, offset_ns in ((a, "b", EPOCH_NS), (b, "a", -EPOCH_NS)):
         assert {proofs.peer.name for proofs in local.proofs} == {remote}
+        # The largest messages there are fit through the stages.
+        assert max(len(proofs.attachment) for proofs in local.proofs) == MAX_ATTACHMENT_BYTES
         # Nothing arrives before it leaves: every proof allows the true offset of the two raw clocks.
         assert all(received - sent >= offset_ns for proofs in local.proofs for sent, received in proofs.outgoing)
         assert all(sent - received <= offset_ns for proofs in local.proofs for sent, received in proofs.incoming)

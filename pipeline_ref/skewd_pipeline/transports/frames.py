@@ -7,8 +7,8 @@ by their first frame, and the applications pass the daemons' payloads on without
 - work: ``[b"w", headers as JSON object of text, body]``
 - clock: ``[b"c", payload]``
 
-Limits: those of ``base.py`` for work; a clock payload is at most ``MAX_CLOCK_BYTES`` (the daemons' own limit is half
-of that). What is not exactly one of the two is malformed, whoever sent it.
+Limits: those of ``base.py`` for work; a clock payload is at most ``MAX_CLOCK_BYTES`` (the daemons' own limit is
+1,400 bytes). What is not exactly one of the two is malformed, whoever sent it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from skewd_pipeline.transports.base import MAX_BODY_BYTES, MAX_HEADER_BYTES, MAX
 WORK = b"w"
 CLOCK = b"c"
 ATTACH = b"\x00attach:"
-MAX_CLOCK_BYTES = 1024
+MAX_CLOCK_BYTES = 2048
 # JSON escapes a control character into six bytes, so the encoded headers may be longer than the headers.
 MAX_HEADER_FRAME_BYTES = 6 * MAX_HEADER_BYTES + 8 * MAX_HEADERS
 MAX_FRAME_BYTES = max(MAX_BODY_BYTES, MAX_HEADER_FRAME_BYTES)
