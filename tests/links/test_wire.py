@@ -155,3 +155,30 @@ def test_an_authentic_message_of_random_content_never_raises_anything_else(data:
 def test_a_node_cannot_describe_itself_so(field: str, value: object) -> None:
     with pytest.raises(ValueError, match=r".+"):
         described("a", **{field: value})
+
+
+def test_whom_a_message_claims_to_be_from_can_be_read_before_it_is_checked() -> None:
+    assert wire.claimed_sender(message()) == "a"
+    forged = message()[:-1] + b"?"
+    assert wire.claimed_sender(forged) == "a"
+    assert wire.claimed_sender(message()[:100]) is None
+    for length in (0, 64, 255):
+        odd = bytearray(message())
+        odd[120] = length
+        assert wire.claimed_sender(bytes(odd)) is None
+
+
+@given(
+    st.lists(st.tuples(NONCES, st.integers(-1000, 1000)), max_size=wire.MAX_ANSWERS),
+    st.one_of(st.none(), st.tuples(NONCES, st.integers(-1000, 1000))),
+    st.binary(max_size=wire.MAX_ATTACHMENT_BYTES - wire.ANSWER_BYTES * wire.MAX_ANSWERS),
+    st.integers(0, wire.MAX_MESSAGE_BYTES),
+)
+def test_what_a_one_way_message_brings_along_is_read(
+    others: list[wire.Answer], told: wire.Answer | None, attachment: bytes, size: int
+) -> None:
+    data = draft(kind=Kind.ONE_WAY, others=others, told=told, attachment=attachment, size=size)(1000)
+    assert size <= len(data) <= wire.MAX_MESSAGE_BYTES
+    decoded = decode(data)
+    assert (decoded.others, decoded.told, decoded.attachment) == (tuple(others), told, attachment)
+    assert (decoded.key_id, wire.nonce_of(data)) == (KEY.key_id, decoded.nonce)
