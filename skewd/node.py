@@ -1014,7 +1014,7 @@ class Node:
             messages.append("joining the mesh: listening which reference it follows; this takes some seconds")
         elif told["offset_ns"] is None:
             if reference == "utc" and not self._sources:
-                messages.append("the reference is utc, and neither a source of it nor enough members have it; add [[source]]")
+                messages.append("the reference is utc, and neither this node nor enough others have it; add [[source]]")
             elif reference == "utc":
                 messages.append(
                     "the sources disagree and no majority tells which is right; add a source"

@@ -89,14 +89,15 @@ def passage(before: WallSample, after: WallSample, rate_ppb: Interval) -> Interv
     # The reading before was made up to its width earlier than its instant says.
     gap = max(after.raw_ns - before.raw_ns, 0) + before.wall_minus_raw.width
     up, down = gap * rate_ppb.hi // _PPB + 1, gap * -rate_ppb.lo // _PPB + 1
-    # Each reading is in whole nanoseconds, so it may be one off.
-    old, new = before.wall_minus_raw.widen(1), after.wall_minus_raw.widen(1)
-    if Interval(old.lo - down, old.hi + up).intersect(new) is None:
+    # Each reading is in whole nanoseconds, so it may be one off. In plain numbers: this is done for every packet.
+    old_lo, old_hi = before.wall_minus_raw.lo - 1, before.wall_minus_raw.hi + 1
+    new_lo, new_hi = after.wall_minus_raw.lo - 1, after.wall_minus_raw.hi + 1
+    if max(old_lo - down, new_lo) > min(old_hi + up, new_hi):
         return None
     both = up + down
-    highest = -(-(down * old.hi + up * new.hi + up * down) // both)
-    lowest = (up * old.lo + down * new.lo - up * down) // both
-    return old.hull(new).hull(Interval(min(lowest, highest), max(lowest, highest)))
+    highest = -(-(down * old_hi + up * new_hi + up * down) // both)
+    lowest = (up * old_lo + down * new_lo - up * down) // both
+    return Interval(min(old_lo, new_lo, lowest, highest), max(old_hi, new_hi, lowest, highest))
 
 
 class WallMap:

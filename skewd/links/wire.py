@@ -15,7 +15,7 @@ that the reply may carry as much as it without ever being larger.
     120 sender: length u8, 63 bytes | receiver: length u8, 63 bytes (length 0: whoever gets it)
     248 told nonce 16 (zeros: none) | told i64: the message of that nonce left the sender at this instant or later
     272 attachment's length u16 | number of answers u8 | zeros, room for later fields
-    320 answers: nonce 16 | received i64, each | attachment | zeros | the last 16 bytes: keyed BLAKE2s over all before
+    320 answers: nonce 16 | received i64, each | attachment | zeros | the last 16 bytes: keyed BLAKE2b over all before
 
 Big-endian; stamps are nanoseconds of the sender's *raw* clock, any epoch. A request or reply answers one message at
 most, in the base. A one-way message may be meant for many, so it brings a list of answers instead.
@@ -32,7 +32,7 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from hashlib import blake2s
+from hashlib import blake2b
 
 from skewd.interval import Interval
 from skewd.keys import SECRET_BYTES, KeyRing, MeshKey
@@ -356,4 +356,5 @@ def decode(data: bytes, secrets: Mapping[int, bytes]) -> Message:
 
 
 def _mac(secret: bytes, content: bytes | bytearray | memoryview) -> bytes:
-    return blake2s(content, key=secret, digest_size=MAC_BYTES, person=_PERSON).digest()
+    # BLAKE2b rather than 2s: half the time for a kilobyte on 64-bit machines.
+    return blake2b(content, key=secret, digest_size=MAC_BYTES, person=_PERSON).digest()
