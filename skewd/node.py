@@ -32,7 +32,7 @@ import math
 from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from skewd.assumptions import violations
 from skewd.bounds import applied
@@ -119,7 +119,8 @@ class _Peer:
     address: str
     link: str
     observed: Observed
-    contradictions_before: int = 0
+    wander_ppb_per_s: int
+    """The pair's limit; like that on drift it stays for as long as this entry does."""
 
     @property
     def epoch(self) -> tuple[object, ...]:
@@ -160,8 +161,7 @@ class _Source:
         return self.leap_at_ns is not None and utc_ns >= self.leap_at_ns - LEAP_BEFORE_NS
 
 
-@dataclass(frozen=True, slots=True)
-class Estimate:
+class Estimate(NamedTuple):
     """other - own wall at one instant: the bound, how fast it moves, how well it is kept up."""
 
     bound: Interval
@@ -222,6 +222,7 @@ class Node:
         self._recent: deque[Knot] = deque(maxlen=TIGHTEN_NS // KNOT_PERIOD_NS)
         self._last_wall_ns: tuple[int, int] | None = None
         self._improved = False
+        self._knot_reference: str | None = None
         self._found = False
         self._slew_told_ppb = 0
         self._widened = False
@@ -351,7 +352,17 @@ class Node:
             pair = self._fresh(declared.max_drift_ppm, declared.max_wander_ppb_per_s)
             self._resume_peer(declared, pair)
             observed = self._unseen(declared.max_drift_ppm, declared.max_wander_ppb_per_s)
-            peer = _Peer(declared, pair, _RttMinimum(), now_raw_ns, proofs.address, proofs.link, observed)
+            _, wander = self._limits(declared.max_drift_ppm, declared.max_wander_ppb_per_s)
+            peer = _Peer(
+                declared,
+                pair,
+                _RttMinimum(),
+                now_raw_ns,
+                proofs.address,
+                proofs.link,
+                observed,
+                wander_ppb_per_s=math.ceil(wander) + 1,
+            )
             self._peers[declared.name] = peer
         _learn(peer.pair, peer.observed, proofs.outgoing, proofs.incoming)
         if declared.wall_raw_at_ns >= peer.declared.wall_raw_at_ns or declared.era > peer.declared.era:
@@ -360,7 +371,8 @@ class Node:
             peer.rtt.add(now_raw_ns, max(proofs.rtt_ns, 0))
         peer.heard_ns, peer.address, peer.link = now_raw_ns, proofs.address, proofs.link
         self._peers.move_to_end(declared.name)
-        self._improved = True
+        if declared.name == self._knot_reference:
+            self._improved = True  # what other peers say makes no knot narrower
 
     def on_utc(
         self,
@@ -525,7 +537,7 @@ class Node:
             return configured
         if self._sources and not self._found:
             return "utc"
-        bounded = [name for name, peer in self._peers.items() if peer.pair.offset(peer.heard_ns) is not None]
+        bounded = [name for name, peer in self._peers.items() if peer.pair.known]
         return min([self.name, *bounded]) if bounded else "utc" if self._sources else None
 
     def _own_slew(self, bound: Interval, at_raw_ns: int) -> Interval:
@@ -544,11 +556,10 @@ class Node:
         there = at_raw_ns + raws.midpoint - declared.wall_raw_at_ns
         moved = (abs(there) + raws.width) * declared.wall_slew_ppb // _PPB + 1
         bound = self._own_slew(raws + declared.wall_minus_raw.widen(moved), at_raw_ns)
-        _, wander = self._limits(declared.max_drift_ppm, declared.max_wander_ppb_per_s)
         return Estimate(
             bound,
             self._wall_drift(drift, declared.wall_slew_ppb),
-            math.ceil(wander) + 1,
+            peer.wander_ppb_per_s,
             at_raw_ns - peer.heard_ns,
             self.config.mesh.interval,
             peer.epoch,
@@ -597,7 +608,10 @@ class Node:
 
     def reference_estimate(self, at_raw_ns: int) -> Estimate | None:
         """reference - own wall at an own raw instant."""
-        name = self.reference_name()
+        return self._estimate(self.reference_name(), at_raw_ns)
+
+    def _estimate(self, name: str | None, at_raw_ns: int) -> Estimate | None:
+        """The same for a reference that is known by name."""
         if name is None:
             return None
         if name == "utc":
@@ -626,7 +640,8 @@ class Node:
         at_wall = at_raw + self.wall.wall_minus_raw(at_raw).midpoint
         if self._last_wall_ns is not None and self._last_wall_ns >= (self.wall.era, at_wall):
             return None  # within an era knots only go forwards
-        estimate = self.reference_estimate(at_raw)
+        self._knot_reference = self.reference_name()
+        estimate = self._estimate(self._knot_reference, at_raw)
         if estimate is None:
             if self._line_key is None:
                 return None
@@ -677,10 +692,11 @@ class Node:
         if not self._improved:
             return better
         self._improved = False
+        reference = self.reference_name()
         for index, knot in enumerate(self._recent):
             if knot.era != self.wall.era or knot.bound is None:
                 continue
-            estimate = self.reference_estimate(knot.raw_ns)
+            estimate = self._estimate(reference, knot.raw_ns)
             if estimate is None or (self.wall.era, *estimate.epoch) != self._line_key:
                 return better
             bound = knot.bound.intersect(estimate.bound)
