@@ -19,6 +19,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from skewd.durations import parse_duration_ns
@@ -38,6 +39,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return check(words[1:])
         if words[:1] == ["now"]:
             return now(words[1:])
+        if words[:1] == ["run"]:
+            from skewd import start
+
+            options = start.plain_options(words[1:])
+            if options is not None:
+                file = options.get("--config")
+                return start.run(None if file is None else Path(file), options.get("--virtual-clock"))
         from skewd.commands import dispatch
 
         return dispatch(words)

@@ -26,7 +26,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-import structlog
+from skewd.structured import structlog
 
 import skewd
 from skewd import hostclock, resume, sd_notify

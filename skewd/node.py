@@ -69,6 +69,12 @@ KNOT_PERIOD_NS = 250_000_000
 LEAD_NS = 20_000_000
 """Knots begin this far in the future, so that the line in force at a stamp was known before the stamp was made."""
 
+DESCRIBE_AGAIN_NS = 250_000_000
+"""How old the reading of this node's clocks that goes out with messages may be; it is told with the reading."""
+
+DESCRIBE_WIDER_NS = 500
+"""And by how much less sharp than the newest."""
+
 TIGHTEN_NS = 2_000_000_000
 """How far back knots are improved by what arrived since."""
 
@@ -221,6 +227,7 @@ class Node:
         self._epoch = 0
         self._recent: deque[Knot] = deque(maxlen=TIGHTEN_NS // KNOT_PERIOD_NS)
         self._last_wall_ns: tuple[int, int] | None = None
+        self._described: Self | None = None
         self._improved = False
         self._knot_reference: str | None = None
         self._found = False
@@ -271,19 +278,35 @@ class Node:
     # -- what comes in -------------------------------------------------------------------------------------------
 
     def describe(self) -> Self:
-        """What this node says about itself in each message."""
-        clock, latest = self.config.clock, self.wall.latest
-        return Self(
+        """What this node says about itself in each message.
+
+        The same again for ``DESCRIBE_AGAIN_NS``, unless an era or a faster slew began, or the newest reading tells
+        more: what was said stays true, and making and checking it anew for each message would cost as much as the
+        message's proofs.
+        """
+        clock, latest, slew = self.config.clock, self.wall.latest, self.wall.slew_ppb()
+        said = self._described
+        if (
+            said is not None
+            and (said.raw_era, said.era) == (self.raw_era, self.wall.era)
+            and slew <= said.wall_slew_ppb
+            and 0 <= (age := latest.raw_ns - said.wall_raw_at_ns) < DESCRIBE_AGAIN_NS
+            and age * slew <= DESCRIBE_WIDER_NS * _PPB
+            and said.wall_minus_raw.width <= latest.wall_minus_raw.width + DESCRIBE_WIDER_NS
+        ):
+            return said
+        self._described = Self(
             name=self.name,
             boot=self.boot,
             raw_era=self.raw_era,
             era=self.wall.era,
             wall_minus_raw=latest.wall_minus_raw,
             wall_raw_at_ns=latest.raw_ns,
-            wall_slew_ppb=self.wall.slew_ppb(),
+            wall_slew_ppb=slew,
             max_drift_ppm=clock.max_drift_ppm,
             max_wander_ppb_per_s=clock.max_wander_ppb_per_s,
         )
+        return self._described
 
     def on_wall(self, reading: WallSample, kernel_rate_ppb: int | None = None) -> bool:
         """Takes a reading of this node's clocks; True when the wall clock was stepped since the last.

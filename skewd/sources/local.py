@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Protocol
 
-import structlog
+from skewd.structured import structlog
 
 from skewd.clock import Clock, HostClock, WallSample, read_wall
 from skewd.hostclock import KernelReader

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
 
-import structlog
+from skewd.structured import structlog
 
 from skewd import kernel_stamps
 from skewd.clock import HostClock, WallSample, read_wall
