@@ -26,8 +26,6 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from skewd.structured import structlog
-
 import skewd
 from skewd import hostclock, resume, sd_notify
 from skewd.clock import NodeClock, VirtualClock, read_wall
@@ -35,6 +33,7 @@ from skewd.config import Config, LinkConfig, SourceConfig, split_address
 from skewd.durations import format_duration
 from skewd.kernel_clock import RawFacts, continued, disturbance
 from skewd.keys import MeshKey, load_key
+from skewd.lean import structlog
 from skewd.links.protocol import LinkProtocol, Proofs, Timebases
 from skewd.logs import set_level
 from skewd.node import KNOT_PERIOD_NS, Node

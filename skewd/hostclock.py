@@ -22,7 +22,6 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from skewd.interval import Interval
 from skewd.kernel_clock import (
