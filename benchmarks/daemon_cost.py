@@ -37,7 +37,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-
 PAGE_BYTES = resource.getpagesize()
 MIB = 1 << 20
 STARTED_LIMIT_S = 60.0
@@ -353,7 +352,9 @@ def main() -> None:
     parser.add_argument("--many", type=int, default=100, help="peers of the one daemon")
     parser.add_argument("--checks", type=int, default=21, help="runs of each command")
     parser.add_argument("--only", default="mesh,check,many", help="which of them")
-    parser.add_argument("--no-metrics", dest="metrics", action="store_false", help="daemons without their HTTP listener")
+    parser.add_argument(
+        "--no-metrics", dest="metrics", action="store_false", help="daemons without their HTTP listener"
+    )
     parser.add_argument("--json", action="store_true")
     for hidden, count in (("--yardstick", 1), ("--neighbour", 2), ("--swarm", 1)):
         parser.add_argument(hidden, nargs=count, help=argparse.SUPPRESS)
