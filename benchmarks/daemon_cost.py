@@ -7,6 +7,7 @@ and receives and answers as many datagrams (16 a second: each peer asks and is a
 
 - **mesh**: nine daemons, each with the other eight as peers at 1 Hz, on this host's real clocks. All nine have the
   same work, so all are measured: median and range of the processor time, and of the resident memory.
+- **asking**: one daemon that asks eight peers at 1 Hz and is asked by none: half of the mesh's work.
 - **many**: one daemon with 100 peers at 1 Hz, of whom a single process speaks the real protocol for all 100 names,
   each on a socket of its own. They ask it too: 200 requests and 200 replies a second.
 - **check**: ``skewd check`` against a daemon of the mesh, beside ``python -c pass`` and ``python -S -c pass``, in turn;
@@ -234,7 +235,7 @@ async def be_swarm(target: int, ports: Sequence[int]) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The three measurements
+# The measurements
 
 
 def measure_mesh(options: argparse.Namespace, directory: Path, started: Children) -> dict[str, Any]:
@@ -263,6 +264,28 @@ def measure_mesh(options: argparse.Namespace, directory: Path, started: Children
         "rss_mb": {"median": statistics.median(memory), "most": max(memory)},
         "pss_mb": statistics.median(pss_bytes(pid) / MIB for pid in daemons),
         "yardstick_rss_mb": rss_bytes(yardstick) / MIB,
+    }
+
+
+def measure_asking(options: argparse.Namespace, directory: Path, started: Children) -> dict[str, Any]:
+    """One daemon that asks its peers and is asked by nobody, as where each pair is configured on one side only."""
+    target, *ports = free_ports(options.nodes)
+    for number, port in enumerate(ports):
+        env = daemon_environment(directory, f"quiet-{number}", port, [], options.metrics)
+        started.start([*SKEWD, "run"], env)
+    env = daemon_environment(directory, "z-asks", target, ports, options.metrics)
+    daemon = started.start([*SKEWD, "run"], env).pid
+    yardstick = start_yardstick(started, len(ports))
+    until_bounded(directory / "z-asks" / "skewd.sock", len(ports))
+    time.sleep(options.warm)
+    share, unit = shares([daemon, yardstick], options.seconds)
+    return {
+        "peers": len(ports),
+        "seconds": options.seconds,
+        "cpu_percent": share,
+        "yardstick_percent": unit,
+        "ratio": share / unit,
+        "rss_mb": rss_bytes(daemon) / MIB,
     }
 
 
@@ -325,9 +348,9 @@ def say(result: dict[str, Any]) -> None:
     if (mesh := result.get("mesh")) is not None:
         cpu, rss = mesh["cpu_percent"], mesh["rss_mb"]
         print(
-            f"{mesh['peers']} peers at 1 Hz: {cpu['median']:.2f} % of a core ({cpu['least']:.2f} to {cpu['most']:.2f},"
-            f" {mesh['daemons']} daemons, {mesh['seconds']:g} s); yardstick {mesh['yardstick_percent']:.2f} %:"
-            f" x {mesh['ratio']:.1f}"
+            f"{mesh['peers']} peers at 1 Hz, and asked by them: {cpu['median']:.2f} % of a core"
+            f" ({cpu['least']:.2f} to {cpu['most']:.2f}, {mesh['daemons']} daemons, {mesh['seconds']:g} s);"
+            f" yardstick {mesh['yardstick_percent']:.2f} %: x {mesh['ratio']:.1f}"
         )
         print(
             f"  resident {rss['median']:.1f} MiB (at most {rss['most']:.1f}; its share of what is shared counted once:"
@@ -337,9 +360,12 @@ def say(result: dict[str, Any]) -> None:
         for name, ms in check["cpu_ms"].items():
             print(f"{name:20} {ms:6.1f} ms of processor time, {check['wall_ms'][name]:6.1f} ms in all")
         print(f"  x {check['ratio']:.1f} python -c pass, x {check['ratio_bare']:.1f} python -S -c pass")
-    if (many := result.get("many")) is not None:
+    for name in ("asking", "many"):
+        if (many := result.get(name)) is None:
+            continue
+        how = "asked by none" if name == "asking" else "and asked by them"
         print(
-            f"{many['peers']} peers at 1 Hz: {many['cpu_percent']:.2f} % of a core ({many['seconds']:g} s),"
+            f"{many['peers']} peers at 1 Hz, {how}: {many['cpu_percent']:.2f} % of a core ({many['seconds']:g} s),"
             f" yardstick {many['yardstick_percent']:.2f} %: x {many['ratio']:.1f}; {many['rss_mb']:.1f} MiB"
         )
 
@@ -351,7 +377,7 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=9)
     parser.add_argument("--many", type=int, default=100, help="peers of the one daemon")
     parser.add_argument("--checks", type=int, default=21, help="runs of each command")
-    parser.add_argument("--only", default="mesh,check,many", help="which of them")
+    parser.add_argument("--only", default="mesh,check,asking,many", help="which of them")
     parser.add_argument(
         "--no-metrics", dest="metrics", action="store_false", help="daemons without their HTTP listener"
     )
@@ -391,6 +417,9 @@ def main() -> None:
                     until_bounded(runtime / "skewd.sock", 0)
                 if "check" in wanted:
                     result["check"] = measure_check(options, runtime)
+        if "asking" in wanted:
+            with children() as started:
+                result["asking"] = measure_asking(options, directory, started)
         if "many" in wanted:
             with children() as started:
                 result["many"] = measure_many(options, directory, started)
