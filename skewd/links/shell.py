@@ -19,7 +19,7 @@ from skewd.quiet import QuietLog
 
 _START_ROUNDS = 4
 _START_INTERVAL_S = 0.1
-_LATER = 0.02
+_LATER = 0.02  # of an interval: who was brought on leaves the next beginning to the other side
 
 # What a person can do about a refused message; other reasons are the network's noise and only counted.
 _ADVICE = {
@@ -78,7 +78,8 @@ class Schedule:
         """Whether ``key``, which has just asked us, is asked back at once: it is due within half an interval anyway.
 
         Both sides then meet once an interval and not twice, which halves how often each must wake for the other. The
-        one that was brought on is due a little later the next time, so that the same side begins again.
+        one that was brought on is due a little later the next time, so that the same side begins again. Whoever sends
+        from a peer's address can bring it on, but not to more than two questions an interval.
         """
         at_s, asked = self._keys.get(key, (0.0, 0))
         if asked < _START_ROUNDS or not 0 < at_s - now_s <= self._interval_s * (0.5 + _LATER):
