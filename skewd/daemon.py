@@ -49,7 +49,10 @@ if TYPE_CHECKING:
     from skewd.sources.local import LocalSource
     from skewd.sources.ntp import NtpSource
 
-TICK_S = 0.05
+TICK_S = 0.1
+"""How often at least the two clocks are compared where the kernel tells when one is set: what is left to find by
+looking is a slew that begins, and that this machine slept."""
+
 POLL_S = 0.007
 """The same where the kernel does not tell when the wall clock is set (a virtual node's)."""
 
@@ -585,7 +588,9 @@ class Daemon:
                 self.node.forget_departed(self.clock.raw_ns())
                 self._keep()
                 self._say()
-            await self._pausing(TICK_S if self._set_watch is not None else POLL_S)
+            longest_s = TICK_S if self._set_watch is not None else POLL_S
+            knot_s = (self._next_knot_ns - self.clock.raw_ns()) / 1e9
+            await self._pausing(min(longest_s, knot_s) if knot_s > 0 else longest_s)
 
     async def _pausing(self, longest_s: float) -> None:
         """Until the next look at the clocks is due, or a message has woken this process late enough to take it now."""
