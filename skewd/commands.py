@@ -21,7 +21,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from skewd import __version__, cli, sd_notify
-from skewd.config import Config, ConfigError, Loaded, load_config, load_with_origins, not_yet
+from skewd.config import Config, ConfigError, Loaded, load_with_origins, not_yet
 from skewd.durations import parse_duration_ns
 
 app = typer.Typer(
