@@ -19,6 +19,7 @@ from skewd.quiet import QuietLog
 
 _START_ROUNDS = 4
 _START_INTERVAL_S = 0.1
+_LATER = 0.02  # of an interval: who was brought on leaves the next beginning to the other side
 
 # What a person can do about a refused message; other reasons are the network's noise and only counted.
 _ADVICE = {
@@ -72,6 +73,19 @@ class Schedule:
             at_s = max(self._keys[key][0] + gap_s, now_s + gap_s / 2)
             self._keys[key] = (at_s, asked)
         return due
+
+    def brought_on(self, key: Hashable, now_s: float) -> bool:
+        """Whether ``key``, which has just asked us, is asked back at once: it is due within half an interval anyway.
+
+        Both sides then meet once an interval and not twice, which halves how often each must wake for the other. The
+        one that was brought on is due a little later the next time, so that the same side begins again. Whoever sends
+        from a peer's address can bring it on, but not to more than two questions an interval.
+        """
+        at_s, asked = self._keys.get(key, (0.0, 0))
+        if asked < _START_ROUNDS or not 0 < at_s - now_s <= self._interval_s * (0.5 + _LATER):
+            return False
+        self._keys[key] = (now_s + self._interval_s * (1 + _LATER), asked + 1)
+        return True
 
     def wait_s(self, now_s: float) -> float | None:
         """How long until someone is due; ``None`` when nobody is asked."""

@@ -197,7 +197,11 @@ class UdpLink:
                 sharper = self._stamps.latest_ns(wall_ns, stamp)
                 self._shell.count("kernel_unusable" if sharper is None else "kernel_stamped")
                 stamp = stamp if sharper is None else sharper
-            self._shell.handle(data, _text(source), stamp, partial(self._send, to=source))
+            address = _text(source)
+            self._shell.handle(data, address, stamp, partial(self._send, to=source))
+            if self._schedule.brought_on(address, asyncio.get_running_loop().time()):
+                self._ask(address)
+                self._changed.set()
 
     def _send(self, build: Callable[[int], bytes], to: Any) -> None:
         try:

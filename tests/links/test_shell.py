@@ -50,6 +50,20 @@ class TestSchedule:
             assert len(schedule.take(now)) == 100
         assert 40 <= len(schedule.take(1.08)) <= 60
 
+    def test_who_asks_is_asked_back_at_once_if_due_soon_and_a_little_later_the_next_time(self) -> None:
+        schedule = Schedule(1.0, lambda: 1.0)
+        schedule.add("a", 0.0)
+        assert not schedule.brought_on("a", 0.0), "the first questions keep their own pace"
+        for now in (0.0, 0.11, 0.22, 0.33):
+            schedule.take(now)
+        assert not schedule.brought_on("a", 0.5), "it is due in 0.8 s"
+        assert schedule.brought_on("a", 0.9)
+        assert schedule.take(1.9) == [], "the other side begins"
+        assert not schedule.brought_on("a", 1.1), "however often it asks"
+        assert schedule.brought_on("a", 1.9)
+        assert schedule.take(2.93) == ["a"], "and when it asks no more, we do"
+        assert not schedule.brought_on("stranger", 3.0)
+
     def test_who_is_removed_is_asked_no_more_and_nobody_is_asked_twice(self) -> None:
         schedule = Schedule(1.0, lambda: 1.0)
         schedule.add("a", 0.0)
