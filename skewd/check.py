@@ -28,8 +28,7 @@ so a peer not heard of for ``max_age_s`` is stale. Pure.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from skewd.interval import Interval
 
@@ -40,8 +39,7 @@ MAX_AGE_S = 60.0
 VIRTUAL = "VIRTUAL CLOCK: a test hook, not this host's time"
 
 
-@dataclass(frozen=True, slots=True)
-class CheckResult:
+class CheckResult(NamedTuple):
     """What a check found.
 
     Attributes:
@@ -54,11 +52,10 @@ class CheckResult:
     code: int
     line: str
     perfdata: str
-    data: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class _Question:
+class _Question(NamedTuple):
     warning_ns: int
     critical_ns: int
     peer: str | None
@@ -66,8 +63,7 @@ class _Question:
     max_age_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class _Facts:
+class _Facts(NamedTuple):
     """What the daemon says about the clock in question."""
 
     node: str

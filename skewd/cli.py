@@ -1,8 +1,9 @@
 """The command line: ``check`` and ``now`` here, everything else in ``commands.py``.
 
 A monitoring system runs ``skewd check`` every few seconds on every node, and a script may call ``skewd now`` in a
-loop. What they cost is the import of what they use, so these two are parsed by the standard library and load neither
-the command framework nor any library of the daemon's. All others are for people and services, where a tenth of a
+loop. What they cost is the import of what they use, so these two load neither the command framework nor any library of
+the daemon's. Their options are told here once, and read twice: in a dozen lines of our own as long as all is plain,
+by the standard library for help and for whatever is not. All others are for people and services, where a tenth of a
 second is nothing.
 
 Exit codes: ``check`` has those of monitoring plugins (0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN, and 3 for whatever goes
@@ -12,14 +13,16 @@ is useless), 1 that it could not be done now.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
+import gc
 import json
 import os
 import sys
 import time
-from collections.abc import Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 from skewd.durations import parse_duration_ns
 
@@ -35,9 +38,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if words[:1] == ["check"]:
-            return check(words[1:])
+            return _briefly(check, words[1:])
         if words[:1] == ["now"]:
-            return now(words[1:])
+            return _briefly(now, words[1:])
+        if words[:1] == ["run"]:
+            from skewd import start
+
+            options = start.plain_options(words[1:])
+            if options is not None:
+                file = options.get("--config")
+                return start.run(None if file is None else Path(file), options.get("--virtual-clock"))
         from skewd.commands import dispatch
 
         return dispatch(words)
@@ -50,30 +60,111 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
+def _briefly(command: Callable[[Sequence[str]], int], words: Sequence[str]) -> int:
+    """Runs a command that ends before there is garbage worth looking for, neither now nor at the interpreter's end."""
+    gc.disable()
+    try:
+        return command(words)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 class _UsageError(Exception):
     """The words of a command make no sense; the message says which."""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise _UsageError(f"{message}; see 'skewd {self.prog.split()[-1]} --help'")
+class _Option(NamedTuple):
+    """One option of ``check`` or ``now``; a flag without ``metavar``."""
+
+    name: str
+    help: str
+    metavar: str = ""
+    duration: bool = False
+
+    @property
+    def key(self) -> str:
+        return self.name.removeprefix("--").replace("-", "_")
+
+
+_COMMON = (
+    _Option("--config", "the daemon's configuration; default /etc/skewd/skewd.toml", "FILE"),
+    _Option("--json", "answer as one JSON object"),
+)
+_CHECK = (
+    *_COMMON,
+    _Option("--peer", "judge against this peer instead of the reference", "NAME"),
+    _Option("--warning", "default: [check] warning, 1ms", "D", duration=True),
+    _Option("--critical", "default: [check] critical, 3ms", "D", duration=True),
+    _Option("--strict", "CRITICAL, not WARNING, if --critical cannot be proven"),
+    _Option("--max-age", "UNKNOWN if last heard longer ago; default 60s or 4 intervals", "D", duration=True),
+    _Option("--assumptions", "judge whether clocks keep to their declared drift and wander"),
+)
+
+
+def _parsed(command: str, description: str, known: Sequence[_Option], words: Sequence[str]) -> Any:
+    """The options' values by their keys.
+
+    Raises:
+        _UsageError: the words make no sense.
+        SystemExit: help was asked for, and printed.
+    """
+    options = _plainly(known, words)
+    return _carefully(command, description, known, words) if options is None else options
+
+
+def _plainly(known: Sequence[_Option], words: Sequence[str]) -> SimpleNamespace | None:
+    """The values, where all words are known options written out; None for everything else."""
+    by_name = {option.name: option for option in known}
+    values: dict[str, Any] = {option.key: None if option.metavar else False for option in known}
+    left = list(words)
+    while left:
+        name, equals, value = left.pop(0).partition("=")
+        option = by_name.get(name)
+        if option is None or (equals and not option.metavar):
+            return None
+        if not option.metavar:
+            values[option.key] = True
+            continue
+        if not equals:
+            if not left or left[0].startswith("-"):
+                return None
+            value = left.pop(0)
+        try:
+            values[option.key] = _duration(value) if option.duration else value
+        except ValueError:
+            return None
+    return SimpleNamespace(**values)
+
+
+def _carefully(command: str, description: str, known: Sequence[_Option], words: Sequence[str]) -> Any:
+    import argparse
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> Any:
+            raise _UsageError(f"{message}; see 'skewd {command} --help'")
+
+    def duration(text: str) -> int:
+        try:
+            return _duration(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    parser = Parser(prog=f"skewd {command}", description=description, allow_abbrev=False)
+    for option in known:
+        if option.metavar:
+            kind = duration if option.duration else str
+            parser.add_argument(option.name, metavar=option.metavar, help=option.help, type=kind)
+        else:
+            parser.add_argument(option.name, help=option.help, action="store_true")
+    return parser.parse_args(words)
 
 
 def _duration(text: str) -> int:
-    try:
-        value = parse_duration_ns(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+    value = parse_duration_ns(text)
     if value <= 0:
-        raise argparse.ArgumentTypeError(f"'{text}' is not above zero; write one that is, as 1ms")
+        raise ValueError(f"'{text}' is not above zero; write one that is, as 1ms")
     return value
-
-
-def _parser(name: str, description: str) -> _Parser:
-    parser = _Parser(prog=f"skewd {name}", description=description, allow_abbrev=False)
-    parser.add_argument("--config", metavar="FILE", help="the daemon's configuration; default /etc/skewd/skewd.toml")
-    parser.add_argument("--json", action="store_true", help="answer as one JSON object")
-    return parser
 
 
 def check(words: Sequence[str]) -> int:
@@ -101,18 +192,7 @@ def _judge(words: Sequence[str]) -> Any:
     from skewd.check import judge, short, unknown
     from skewd.config import ConfigError, load_config
 
-    parser = _parser("check", CHECK_HELP)
-    parser.add_argument("--peer", metavar="NAME", help="judge against this peer instead of the reference")
-    parser.add_argument("--warning", type=_duration, metavar="D", help="default: [check] warning, 1ms")
-    parser.add_argument("--critical", type=_duration, metavar="D", help="default: [check] critical, 3ms")
-    parser.add_argument("--strict", action="store_true", help="CRITICAL, not WARNING, if --critical cannot be proven")
-    parser.add_argument(
-        "--max-age", type=_duration, metavar="D", help="UNKNOWN if last heard longer ago; default 60s or 4 intervals"
-    )
-    parser.add_argument(
-        "--assumptions", action="store_true", help="judge whether clocks keep to their declared drift and wander"
-    )
-    options = parser.parse_args(words)
+    options = _parsed("check", CHECK_HELP, _CHECK, words)
     if options.assumptions and (options.warning or options.critical):
         raise _UsageError(
             "--assumptions has no --warning or --critical; the limits are [clock] max_drift_ppm and so on"
@@ -154,7 +234,7 @@ def now(words: Sequence[str]) -> int:
     from skewd.config import ConfigError, load_config
 
     try:
-        options = _parser("now", NOW_HELP).parse_args(words)
+        options = _parsed("now", NOW_HELP, _COMMON, words)
         config = load_config(options.config, os.environ)
     except (_UsageError, ConfigError) as error:
         print(f"skewd now: {error}", file=sys.stderr)

@@ -269,15 +269,14 @@ def read_wall(clock: Clock, *, width_ns: int = 1_000, attempts: int = 3) -> Wall
     With raw0 <= (instant of the wall reading) <= raw1, wall - raw at that instant lies in
     [wall - raw1, wall - raw0], whatever the scheduler did in between.
     """
-    best: WallSample | None = None
+    raw_ns, wall_ns = clock.raw_ns, clock.wall_ns
+    best: tuple[int, int, int] | None = None
     for _ in range(attempts):
-        before = clock.raw_ns()
-        wall = clock.wall_ns()
-        after = clock.raw_ns()
-        sample = WallSample(after, Interval(wall - after, wall - before))
-        if best is None or sample.wall_minus_raw.width < best.wall_minus_raw.width:
-            best = sample
-        if sample.wall_minus_raw.width <= width_ns:
+        before, wall, after = raw_ns(), wall_ns(), raw_ns()
+        if best is None or after - before < best[2] - best[0]:
+            best = before, wall, after
+        if after - before <= width_ns:
             break
     assert best is not None, "attempts is at least 1"
-    return best
+    before, wall, after = best
+    return WallSample(after, Interval(wall - after, wall - before))

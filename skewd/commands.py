@@ -21,7 +21,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from skewd import __version__, cli, sd_notify
-from skewd.config import Config, ConfigError, Loaded, load_config, load_with_origins, not_yet
+from skewd.config import Config, ConfigError, Loaded, load_with_origins, not_yet
 from skewd.durations import parse_duration_ns
 
 app = typer.Typer(
@@ -131,21 +131,9 @@ def run(
     ] = None,
 ) -> int:
     """Run this node's daemon until SIGINT or SIGTERM. SIGHUP reads the configuration again."""
-    loaded = _load(config)
-    for line in not_yet(loaded.config):
-        print(f"skewd: {line}", file=sys.stderr)
-    _configure_logs(loaded.config)
-    from skewd.clock import clock_from_option
+    from skewd import start
 
-    try:
-        clock = clock_from_option(virtual_clock)
-    except (ValueError, OSError) as error:
-        raise _RefusedError(str(error), cli.EX_USAGE) from None
-    if clock.virtual:
-        print("skewd: VIRTUAL CLOCK: a test hook; nothing here says anything about this host's time", file=sys.stderr)
-    from skewd import daemon
-
-    return daemon.run(loaded.config, clock, _say_ready, lambda: load_config(config, os.environ))
+    return start.run(config, virtual_clock)
 
 
 @app.command()

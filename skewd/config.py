@@ -20,12 +20,9 @@ be read is found out by whoever uses it; the one thing read here is the file its
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
-
-import msgspec
 
 from skewd.config_keys import (
     SECTIONS,
@@ -44,6 +41,7 @@ from skewd.config_keys import (
     SourceConfig,
     SpoolConfig,
 )
+from skewd.lean import msgspec
 from skewd.ports import is_loopback, split_address
 from skewd.written import (
     NODE_NAME,
@@ -161,6 +159,8 @@ def parse_config(data: bytes | None, path: Path | None, env: Mapping[str, str]) 
 
 
 def _read_toml(data: bytes, file: str) -> dict[str, Any]:
+    import tomllib  # only where there is a file: `skewd check` counts milliseconds
+
     if len(data) > FILE_BYTES_MAX:
         raise ConfigError([f"{file}: larger than {FILE_BYTES_MAX} bytes; is it the right file?"])
     try:

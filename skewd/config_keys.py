@@ -12,8 +12,7 @@ import re
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
-
+from skewd.lean import msgspec
 from skewd.written import (
     LISTEN,
     NODE_NAME,

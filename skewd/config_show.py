@@ -10,10 +10,9 @@ import json
 import re
 from typing import Any
 
-import msgspec
-
 from skewd.config import Loaded, how_written
 from skewd.config_keys import SECTIONS, TABLES
+from skewd.lean import msgspec
 
 _COLUMN = 44
 

@@ -28,8 +28,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
-import structlog
-
 import skewd
 from skewd import hostclock, resume, sd_notify
 from skewd.clock import NodeClock, VirtualClock, read_wall
@@ -37,6 +35,7 @@ from skewd.config import Config, LinkConfig, SourceConfig, split_address
 from skewd.durations import format_duration
 from skewd.kernel_clock import RawFacts, continued, disturbance
 from skewd.keys import KeyFile, KeyRing
+from skewd.lean import structlog
 from skewd.links.protocol import LinkProtocol, Proofs, Timebases
 from skewd.logs import set_level
 from skewd.membership import Membership, new_plan
@@ -58,9 +57,18 @@ if TYPE_CHECKING:
     from skewd.sources.local import LocalSource
     from skewd.sources.ntp import NtpSource
 
-TICK_S = 0.05
+TICK_S = 0.1
+"""How often at least the two clocks are compared where the kernel tells when one is set: what is left to find by
+looking is a slew that begins, and that this machine slept."""
+
 POLL_S = 0.007
 """The same where the kernel does not tell when the wall clock is set (a virtual node's)."""
+
+EARLY = 0.4
+"""From this part of the time between two looks on, a message that wakes the process anyway brings the next one on.
+
+Waking a sleeping process costs more than the look itself. The time between two looks is never longer for it.
+"""
 
 FIND_S = 10.0
 """How often a machine without a configured source is searched for one."""
@@ -142,6 +150,8 @@ class Daemon:
         self.node = self._resumed_node()
         self._source = self._facts.clock_source
         self._set_watch: hostclock.SetWatch | None = None
+        self._pause: asyncio.Future[None] | None = None
+        self._early_ns = 0
         self._said: dict[str, Any] = {}
         self._writer: SegmentWriter | None = None
         self._next_knot_ns = 0
@@ -711,6 +721,8 @@ class Daemon:
             self._member.heard(proofs, now)
         else:
             self._plan.answered(proofs.address, proofs.peer.name)
+        if self._pause is not None and not self._pause.done() and time.monotonic_ns() >= self._early_ns:
+            self._pause.set_result(None)
 
     async def reload(self, load: Load) -> None:
         """Takes up what changed in the configuration, as far as a running daemon can (``reload.py``)."""
@@ -765,7 +777,20 @@ class Daemon:
                 self._keep()
                 self._keep_pins()
                 self._say()
-            await asyncio.sleep(TICK_S if self._set_watch is not None else POLL_S)
+            longest_s = TICK_S if self._set_watch is not None else POLL_S
+            knot_s = (self._next_knot_ns - self.clock.raw_ns()) / 1e9
+            await self._pausing(min(longest_s, knot_s) if knot_s > 0 else longest_s)
+
+    async def _pausing(self, longest_s: float) -> None:
+        """Until the next look at the clocks is due, or a message has woken this process late enough to take it now."""
+        loop = asyncio.get_running_loop()
+        self._early_ns = time.monotonic_ns() + round(longest_s * EARLY * 1e9)
+        self._pause = loop.create_future()
+        timer = loop.call_later(longest_s, _over, self._pause)
+        try:
+            await self._pause
+        finally:
+            timer.cancel()
 
     def tick(self) -> None:
         """Reads the clocks; publishes at once after a step, and otherwise when a knot is due."""
@@ -842,6 +867,11 @@ def _locked(runtime: Path) -> Any:
         lock.write(f"{os.getpid()}\n")
         lock.flush()
         yield
+
+
+def _over(pause: asyncio.Future[None]) -> None:
+    if not pause.done():
+        pause.set_result(None)
 
 
 async def _cancelled(task: asyncio.Task[Any]) -> None:

@@ -20,8 +20,8 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from skewd.interval import Interval
 from skewd.kernel_clock import (
@@ -94,10 +94,10 @@ class KernelReader:
 
     def __init__(self) -> None:
         self._timex = _Timex()
-        self._argument = ctypes.byref(self._timex)
-        self._call: Callable[[Any], int] | None = None
+        self._call: Callable[[], int] | None = None
         if ctypes.sizeof(ctypes.c_long) == 8 and hasattr(_libc, "adjtimex"):
-            self._call = _libc.adjtimex
+            # Bound to the one argument there will ever be: this is called at every look at the clocks.
+            self._call = partial(_libc.adjtimex, ctypes.byref(self._timex))
             if self._read() < 0:
                 self._call = None
 
@@ -105,8 +105,7 @@ class KernelReader:
         self._timex.modes = 0  # nothing is set
         if self._call is None:
             return -1
-        result: int = self._call(self._argument)
-        return result
+        return self._call()
 
     def rate_ppb(self) -> int | None:
         """The rate that the kernel's tick and frequency are set to now; None where it can't be read."""
@@ -253,9 +252,15 @@ def suspended_ns() -> Interval:
 def clock_source() -> str | None:
     """The kernel's clock source; None where it isn't told."""
     try:
-        return CLOCK_SOURCE.read_text().strip() or None
+        descriptor = os.open(CLOCK_SOURCE, os.O_RDONLY | os.O_CLOEXEC)  # asked once a second: no file object for it
     except OSError:
         return None
+    try:
+        return os.read(descriptor, 256).decode("ascii", "replace").strip() or None
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
 
 
 def shift_ns() -> int:

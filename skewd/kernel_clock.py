@@ -147,7 +147,7 @@ class RawFacts:
 
 def disturbance(before: RawFacts, now: RawFacts) -> str | None:
     """Why the raw clock is not the one of before, in words for a log; None while it is."""
-    if now.suspended_ns.intersect(before.suspended_ns) is None:
+    if now.suspended_ns.lo > before.suspended_ns.hi or now.suspended_ns.hi < before.suspended_ns.lo:
         slept = abs(now.suspended_ns.midpoint - before.suspended_ns.midpoint)
         return f"the host slept for {format_duration(slept)}"
     if now.clock_source != before.clock_source and None not in (now.clock_source, before.clock_source):
@@ -161,7 +161,14 @@ def disturbance(before: RawFacts, now: RawFacts) -> str | None:
 
 def continued(before: RawFacts, now: RawFacts) -> RawFacts:
     """The facts of an undisturbed raw clock, with the time slept as closely as both tell."""
-    both = before.suspended_ns.intersect(now.suspended_ns)
+    slept, slept_now = before.suspended_ns, now.suspended_ns
+    if (
+        slept_now.lo <= slept.lo
+        and slept.hi <= slept_now.hi
+        and (before.clock_source, before.machine, before.shift_ns) == (now.clock_source, now.machine, now.shift_ns)
+    ):
+        return before  # as nearly always: nothing new, and nothing told more closely
+    both = slept.intersect(slept_now)
     return RawFacts(now.clock_source, both or now.suspended_ns, now.machine, now.shift_ns)
 
 

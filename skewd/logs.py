@@ -12,7 +12,7 @@ import sys
 from collections.abc import MutableMapping
 from typing import Any
 
-import structlog
+from skewd.lean import structlog
 
 _NUMBERS = logging.getLevelNamesMapping()
 _least = logging.INFO

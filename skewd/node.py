@@ -34,7 +34,7 @@ import math
 from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from skewd.assumptions import violations
 from skewd.bounds import applied
@@ -72,6 +72,12 @@ PEER_GONE_NS = 900_000_000_000
 KNOT_PERIOD_NS = 250_000_000
 LEAD_NS = 20_000_000
 """Knots begin this far in the future, so that the line in force at a stamp was known before the stamp was made."""
+
+DESCRIBE_AGAIN_NS = 250_000_000
+"""How old the reading of this node's clocks that goes out with messages may be; it is told with the reading."""
+
+DESCRIBE_WIDER_NS = 500
+"""And by how much less sharp than the newest."""
 
 TIGHTEN_NS = 2_000_000_000
 """How far back knots are improved by what arrived since."""
@@ -124,7 +130,8 @@ class _Peer:
     address: str
     link: str
     observed: Observed
-    contradictions_before: int = 0
+    wander_ppb_per_s: int
+    """The pair's limit; like that on drift it stays for as long as this entry does."""
 
     @property
     def epoch(self) -> tuple[object, ...]:
@@ -165,8 +172,7 @@ class _Source:
         return self.leap_at_ns is not None and utc_ns >= self.leap_at_ns - LEAP_BEFORE_NS
 
 
-@dataclass(frozen=True, slots=True)
-class Estimate:
+class Estimate(NamedTuple):
     """other - own wall at one instant: the bound, how fast it moves, how well it is kept up."""
 
     bound: Interval
@@ -233,7 +239,9 @@ class Node:
         self._epoch = 0
         self._recent: deque[Knot] = deque(maxlen=TIGHTEN_NS // KNOT_PERIOD_NS)
         self._last_wall_ns: tuple[int, int] | None = None
+        self._described: Self | None = None
         self._improved = False
+        self._knot_reference: str | None = None
         self._found = False
         self._slew_told_ppb = 0
         self._widened = False
@@ -286,19 +294,35 @@ class Node:
     # -- what comes in -------------------------------------------------------------------------------------------
 
     def describe(self) -> Self:
-        """What this node says about itself in each message."""
-        clock, latest = self.config.clock, self.wall.latest
-        return Self(
+        """What this node says about itself in each message.
+
+        The same again for ``DESCRIBE_AGAIN_NS``, unless an era or a faster slew began, or the newest reading tells
+        more: what was said stays true, and making and checking it anew for each message would cost as much as the
+        message's proofs.
+        """
+        clock, latest, slew = self.config.clock, self.wall.latest, self.wall.slew_ppb()
+        said = self._described
+        if (
+            said is not None
+            and (said.raw_era, said.era) == (self.raw_era, self.wall.era)
+            and slew <= said.wall_slew_ppb
+            and 0 <= (age := latest.raw_ns - said.wall_raw_at_ns) < DESCRIBE_AGAIN_NS
+            and age * slew <= DESCRIBE_WIDER_NS * _PPB
+            and said.wall_minus_raw.width <= latest.wall_minus_raw.width + DESCRIBE_WIDER_NS
+        ):
+            return said
+        self._described = Self(
             name=self.name,
             boot=self.boot,
             raw_era=self.raw_era,
             era=self.wall.era,
             wall_minus_raw=latest.wall_minus_raw,
             wall_raw_at_ns=latest.raw_ns,
-            wall_slew_ppb=self.wall.slew_ppb(),
+            wall_slew_ppb=slew,
             max_drift_ppm=clock.max_drift_ppm,
             max_wander_ppb_per_s=clock.max_wander_ppb_per_s,
         )
+        return self._described
 
     def on_wall(self, reading: WallSample, kernel_rate_ppb: int | None = None) -> bool:
         """Takes a reading of this node's clocks; True when the wall clock was stepped since the last.
@@ -375,7 +399,17 @@ class Node:
             pair = self._fresh(declared.max_drift_ppm, declared.max_wander_ppb_per_s)
             self._resume_peer(declared, pair)
             observed = self._unseen(declared.max_drift_ppm, declared.max_wander_ppb_per_s)
-            peer = _Peer(declared, pair, _RttMinimum(), now_raw_ns, proofs.address, proofs.link, observed)
+            _, wander = self._limits(declared.max_drift_ppm, declared.max_wander_ppb_per_s)
+            peer = _Peer(
+                declared,
+                pair,
+                _RttMinimum(),
+                now_raw_ns,
+                proofs.address,
+                proofs.link,
+                observed,
+                wander_ppb_per_s=math.ceil(wander) + 1,
+            )
             self._peers[declared.name] = peer
         _learn(peer.pair, peer.observed, proofs.outgoing, proofs.incoming)
         if declared.wall_raw_at_ns >= peer.declared.wall_raw_at_ns or declared.era > peer.declared.era:
@@ -384,7 +418,8 @@ class Node:
             peer.rtt.add(now_raw_ns, max(proofs.rtt_ns, 0))
         peer.heard_ns, peer.address, peer.link = now_raw_ns, proofs.address, proofs.link
         self._peers.move_to_end(declared.name)
-        self._improved = True
+        if declared.name == self._knot_reference:
+            self._improved = True  # what other peers say makes no knot narrower
 
     def on_utc(
         self,
@@ -553,7 +588,7 @@ class Node:
             return None  # it listens which one the others follow
         if self._sources and not self._found:
             return "utc"
-        bounded = [name for name, peer in self._peers.items() if peer.pair.offset(peer.heard_ns) is not None]
+        bounded = [name for name, peer in self._peers.items() if peer.pair.known]
         return min([self.name, *bounded]) if bounded else "utc" if self._sources else None
 
     def _own_slew(self, bound: Interval, at_raw_ns: int) -> Interval:
@@ -620,8 +655,7 @@ class Node:
     def _wander_of(self, name: str) -> int:
         peer = self._peers.get(name)
         if peer is not None:
-            declared = peer.declared
-            return math.ceil(self._limits(declared.max_drift_ppm, declared.max_wander_ppb_per_s)[1]) + 1
+            return peer.wander_ppb_per_s
         known = None if self.mesh is None else self.mesh.known.get(name)
         return 0 if known is None else known.wander_ppb_per_s
 
@@ -675,7 +709,7 @@ class Node:
             else max(estimate.age_ns, HOLDOVER_AFTER * estimate.interval_ns + LEAD_NS + 1)
         )
         name = "utc" if timescale == UTC else f"node:{timescale.origin}"
-        return replace(estimate, age_ns=age, name=name, scale=scale)
+        return estimate._replace(age_ns=age, name=name, scale=scale)
 
     def _own_estimate(self, timescale: Timescale, at_raw_ns: int) -> Estimate | None:
         if timescale.k_ns is None:
@@ -812,6 +846,8 @@ class Node:
         at_wall = at_raw + self.wall.wall_minus_raw(at_raw).midpoint
         if self._last_wall_ns is not None and self._last_wall_ns >= (self.wall.era, at_wall):
             return None  # within an era knots only go forwards
+        following = None if self.mesh is None else self.mesh.timescale
+        self._knot_reference = self.reference_name() if following is None else following.keeper
         estimate = self.reference_estimate(at_raw)
         if estimate is None:
             if self._line_key is None:

@@ -10,7 +10,6 @@ The process may be gone by the time it is looked for. Linux (and whatever else p
 from __future__ import annotations
 
 import errno
-import ipaddress
 import re
 import socket
 from typing import Literal
@@ -72,6 +71,8 @@ def split_address(text: str, default_port: int | None = None) -> tuple[str, int]
 
 
 def _is_ipv6(text: str) -> bool:
+    import ipaddress
+
     try:
         return ipaddress.ip_address(text.partition("%")[0]).version == 6
     except ValueError:
@@ -80,10 +81,14 @@ def _is_ipv6(text: str) -> bool:
 
 def is_loopback(host: str) -> bool:
     """Whether ``host`` is an address (or the name ``localhost``) that never leaves this machine."""
+    if host in ("127.0.0.1", "::1", "localhost"):
+        return True  # the usual ones, for which `skewd check` need not load a library
+    import ipaddress
+
     try:
         return ipaddress.ip_address(host.partition("%")[0].removeprefix("::ffff:")).is_loopback
     except ValueError:
-        return host == "localhost"
+        return False
 
 
 def describe_holder(host: str, port: int, kind: Kind = "tcp") -> str:

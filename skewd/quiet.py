@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-import structlog
+from skewd.lean import structlog
 
 _EVERY_NS = 60_000_000_000
 

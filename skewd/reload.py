@@ -12,9 +12,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import msgspec
-
 from skewd.config import Config
+from skewd.lean import msgspec
 
 LIVE = ("source", "mesh.peers", "clock.max_uncertainty", "log.level")
 """What is taken up while running."""

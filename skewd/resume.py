@@ -38,11 +38,10 @@ import math
 from datetime import UTC, datetime
 from typing import Annotated, NamedTuple
 
-import msgspec
-
 from skewd.bounds.pair import CONSTRAINTS_MAX, PairBound, Proof, pair_limits
 from skewd.interval import Interval
 from skewd.kernel_clock import RawFacts, disturbance
+from skewd.lean import msgspec
 
 BYTES_MAX = 1 << 20
 PAIRS_MAX = 512

@@ -58,9 +58,11 @@ _PPB = 1_000_000_000
 def _rate_ppb(earlier: WallSample, later: WallSample) -> tuple[int, int]:
     """At least and at most how fast wall - raw moved between two readings (magnitudes)."""
     elapsed = later.raw_ns - earlier.raw_ns
-    moved = later.wall_minus_raw - earlier.wall_minus_raw
-    most = max(abs(moved.lo), abs(moved.hi)) * _PPB // elapsed + 1
-    least = 0 if moved.contains(0) else min(abs(moved.lo), abs(moved.hi)) * _PPB // elapsed
+    one, two = earlier.wall_minus_raw, later.wall_minus_raw
+    lo, hi = two.lo - one.hi, two.hi - one.lo
+    # The interval [lo, hi] without making one: this is asked several times for each reading.
+    most = max(abs(lo), abs(hi)) * _PPB // elapsed + 1
+    least = 0 if lo <= 0 <= hi else min(abs(lo), abs(hi)) * _PPB // elapsed
     return least, most
 
 

@@ -13,17 +13,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from skewd.durations import parse_duration_ns
+from skewd.lean import msgspec
 from skewd.ports import format_address, split_address
 
 ENTRIES_MAX = 1024
 """Entries in one list."""
 
-_NAME = re.compile(r"[A-Za-z0-9._-]{1,63}")
-_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,252})")
-_DOTTED = re.compile(r"(25[0-5]|2[0-4]\d|1?\d?\d)(\.(25[0-5]|2[0-4]\d|1?\d?\d)){3}")
+# As text: ``re`` compiles (and keeps) those that are used, and `skewd check` counts milliseconds.
+_NAME = r"[A-Za-z0-9._-]{1,63}"
+_HOST = r"[A-Za-z0-9]([A-Za-z0-9._-]{0,252})"
+_DOTTED = r"(25[0-5]|2[0-4]\d|1?\d?\d)(\.(25[0-5]|2[0-4]\d|1?\d?\d)){3}"
 _FORWARD_SCHEMES = ("grpc", "grpcs", "http", "https", "kafka")
 _SECOND = 1_000_000_000
 
@@ -62,7 +62,7 @@ def address_parts(text: str) -> tuple[str, int]:
         raise ValueError(f"'{text}' has no host; write 127.0.0.1:{port}, or 0.0.0.0:{port} for every address")
     name, number = split_address(text)
     dotted = re.fullmatch(r"[\d.]+", name) is not None
-    if ":" not in name and (not _HOST.fullmatch(name) or (dotted and not _DOTTED.fullmatch(name))):
+    if ":" not in name and (not re.fullmatch(_HOST, name) or (dotted and not re.fullmatch(_DOTTED, name))):
         raise ValueError(f"'{name[:80]}' is neither a host name nor an IP address; write host:port, as 10.0.0.5:{port}")
     return name, number
 
@@ -109,11 +109,11 @@ def choice(*known: str) -> Written:
     return Written(kind=str, parse=parse)
 
 
-def text_like(pattern: re.Pattern[str], advice: str) -> Written:
+def text_like(pattern: str, advice: str) -> Written:
     """Text of a certain form; ``advice`` ends the sentence that begins with what was written."""
 
     def parse(text: str) -> str:
-        if not pattern.fullmatch(text):
+        if not re.fullmatch(pattern, text):
             raise ValueError(f"'{text[:80]}' {advice}")
         return text
 
@@ -139,7 +139,7 @@ def parse_reference(text: str) -> str:
     """``auto``, ``utc`` or a node's name, with or without ``node:`` before it."""
     # The attribute `clock.reference` spells it node:x, and people copy what they see.
     name = text.removeprefix("node:")
-    if not _NAME.fullmatch(name):
+    if not re.fullmatch(_NAME, name):
         raise ValueError(f"'{text[:80]}' is neither auto, utc nor a node's name (letters, digits, '.', '_', '-')")
     return name
 
@@ -188,11 +188,11 @@ def parse_link_peer(text: str) -> str:
 LISTEN = Written(kind=str, parse=_parse_listen, show=lambda value: "off" if value is None else value)
 PATH = Written(kind=str, parse=_parse_path, show=lambda value: None if value is None else str(value))
 NODE_NAME = text_like(_NAME, "is not a node name; use 1 to 63 letters, digits, '.', '_' or '-'")
-PLAIN = text_like(re.compile(r"[^\x00-\x1f\x7f]{1,255}"), "is empty, too long, or has control characters")
+PLAIN = text_like(r"[^\x00-\x1f\x7f]{1,255}", "is empty, too long, or has control characters")
 PREFIX = text_like(
-    re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,62}[._]"), "is not an attribute prefix; write letters and a dot, as clock."
+    r"[A-Za-z][A-Za-z0-9._-]{0,62}[._]", "is not an attribute prefix; write letters and a dot, as clock."
 )
-TOPIC = text_like(re.compile(r"[A-Za-z0-9._-]{1,249}"), "is not a topic name; use letters, digits, '.', '_' or '-'")
+TOPIC = text_like(r"[A-Za-z0-9._-]{1,249}", "is not a topic name; use letters, digits, '.', '_' or '-'")
 
 
 def nearest(word: str, known: tuple[str, ...], cutoff: float = 0.6) -> str:

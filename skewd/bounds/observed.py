@@ -131,9 +131,18 @@ class Observed:
         carry = apart * self._carry_ppb // _SECOND_NS + 1
         if low - carry > high + carry:
             return  # a contradiction, which the filter sees too
-        at_ns, offset = max(up_ns, low_ns), Interval(low - carry, high + carry)
+        at_ns, lo, hi = max(up_ns, low_ns), low - carry, high + carry
         for window in self._windows:
-            self._take(window, at_ns, offset)
+            # Most messages do not change a window: it is open, and knows a narrower offset or is in its second half.
+            begin = window.open_period * window.period_ns
+            known = window.open
+            if (
+                known is not None
+                and begin <= at_ns <= begin + window.period_ns // 2
+                and hi - lo > known[1].hi - known[1].lo
+            ):
+                continue
+            self._take(window, at_ns, Interval(lo, hi))
 
     def _take(self, window: _Window, at_ns: int, offset: Interval) -> None:
         period, into = divmod(at_ns, window.period_ns)

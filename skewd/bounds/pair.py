@@ -267,6 +267,11 @@ class PairBound:
 
     # -- what is known -------------------------------------------------------------------------------------------
 
+    @property
+    def known(self) -> bool:
+        """Whether both sides are known, so that :meth:`offset` and :meth:`drift` are not None."""
+        return self._whole
+
     def offset(self, at_local_ns: int) -> Interval | None:
         """remote - local at a local instant, before or after the latest message; None while a side is unknown."""
         if not self._whole:

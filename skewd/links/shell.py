@@ -20,6 +20,7 @@ from skewd.quiet import QuietLog
 _SECOND_NS = 1_000_000_000
 _START_ROUNDS = 4
 _START_INTERVAL_S = 0.1
+_LATER = 0.02  # of an interval: who was brought on leaves the next beginning to the other side
 
 # What a person can do about a refused message; other reasons are the network's noise and only counted.
 _ADVICE = {

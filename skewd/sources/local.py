@@ -19,10 +19,9 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Protocol
 
-import structlog
-
 from skewd.clock import Clock, HostClock, WallSample, read_wall
 from skewd.hostclock import KernelReader
+from skewd.lean import structlog
 from skewd.quiet import QuietLog
 from skewd.sources.claim import Claim, Look, Refused
 from skewd.sources.ntp import State

@@ -25,11 +25,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
 
-import structlog
-
 from skewd import kernel_stamps
 from skewd.clock import HostClock, WallSample, read_wall
 from skewd.interval import Interval
+from skewd.lean import structlog
 from skewd.ports import format_address, split_address
 from skewd.quiet import QuietLog
 from skewd.sources.ntp_wire import MAX_PACKET_BYTES, KissOfDeath, NtpRefused, NtpSample, parse, request

@@ -21,10 +21,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import structlog
-
 from skewd.clock import HostClock, NodeClock, WallSample, read_wall
 from skewd.interval import Interval
+from skewd.lean import structlog
 from skewd.sources.claim import ERROR_MAX_NS, Claim, Refused
 from skewd.sources.local import HostWall
 from skewd.sources.phc_wire import Ways, crossing, question, raw_of

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,6 +36,19 @@ def test_ends_in_the_wrong_order_are_refused() -> None:
         Interval(2, 1)
     with pytest.raises(ValueError, match="outward"):
         Interval(1, 2).widen(-1)
+
+
+def test_an_interval_is_a_value() -> None:
+    interval = Interval(1, 2)
+    with pytest.raises(AttributeError, match="lo cannot be set"):
+        interval.lo = 5
+    with pytest.raises(AttributeError, match="hi cannot be removed"):
+        del interval.hi
+    assert interval == Interval(1, 2) != Interval(1, 3)
+    assert interval != (1, 2)
+    assert len({interval, Interval(1, 2), Interval(0, 2)}) == 2
+    assert pickle.loads(pickle.dumps(interval)) == copy.deepcopy(interval) == interval
+    assert repr(interval) == "Interval(lo=1, hi=2)"
 
 
 @pytest.mark.parametrize(

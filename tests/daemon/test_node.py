@@ -387,3 +387,61 @@ def test_a_slew_that_begins_between_two_knots_is_covered() -> None:
         stamp, truth = here.wall(mesh.true_ns), mesh.truth()
         correction = mesh.history.at(stamp)
         assert abs(correction.offset_ns - truth) <= correction.uncertainty_ns, step
+
+
+class TestWhatIsSaidOfOneself:
+    """The same words serve many messages, as long as fresh ones would tell nothing more."""
+
+    def node(self) -> tuple[Node, Clocks]:
+        clocks = Clocks()
+        node = Node(Config(node=NodeConfig(name="here")), boot=bytes(15) + b"1", first=clocks.sample(0), virtual=False)
+        for step in range(1, 200):  # ten seconds: the slew is known by now
+            node.on_wall(clocks.sample(step * 50 * MS))
+        return node, clocks
+
+    def test_it_is_repeated_for_a_quarter_of_a_second(self) -> None:
+        node, clocks = self.node()
+        said = node.describe()
+        node.on_wall(clocks.sample(10 * SECOND))
+        assert node.describe() is said
+        node.on_wall(clocks.sample(10 * SECOND + 250 * MS))
+        assert node.describe().wall_raw_at_ns == clocks.raw(10 * SECOND + 250 * MS)
+
+    def test_a_step_is_told_at_once(self) -> None:
+        node, clocks = self.node()
+        said = node.describe()
+        clocks.wall_ahead_ns += 5 * MS
+        assert node.on_wall(clocks.sample(10 * SECOND))
+        assert node.describe().era == said.era + 1
+        assert node.describe().wall_minus_raw.contains(clocks.wall(10 * SECOND) - clocks.raw(10 * SECOND))
+
+    def test_a_faster_slew_is_told_at_once(self) -> None:
+        node, clocks = self.node()
+        said = node.describe()
+        clocks.wall_ahead_ns += 30_000  # 600 ppm over 50 ms
+        assert not node.on_wall(clocks.sample(10 * SECOND))
+        assert node.describe().wall_slew_ppb > said.wall_slew_ppb
+
+    def test_a_wide_reading_is_replaced_by_the_next_narrow_one(self) -> None:
+        node, clocks = self.node()
+        narrow = clocks.sample(10 * SECOND + 300 * MS)
+        wide = clocks.sample(10 * SECOND + 250 * MS)
+        node.on_wall(WallSample(wide.raw_ns, wide.wall_minus_raw.widen(20_000)))
+        assert node.describe().wall_minus_raw.width > 40_000
+        node.on_wall(narrow)
+        assert node.describe().wall_minus_raw == narrow.wall_minus_raw
+
+
+def test_a_peer_that_is_not_the_reference_makes_no_knot_narrower() -> None:
+    mesh = Mesh(Clocks(), Clocks(wall_ahead_ns=3 * MS))
+    mesh.run(5)
+    node = mesh.nodes["here"]
+    node.tightened()
+    other = Node(
+        Config(node=NodeConfig(name="other")), boot=b"o" * 16, first=mesh.clocks["there"].sample(0), virtual=False
+    )
+    now = mesh.true_ns
+    proof = Proofs(other.describe(), "udp", "other:1", ((now, now + 50_000),), ((now + 50_000, now + 90_000),), 90_000)
+    node.on_proofs(proof, now + 90_000)
+    assert node.tightened() == []
+    assert node.peer_estimate("other", now) is not None
