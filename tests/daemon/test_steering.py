@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from skewd import discipline, steering
+from skewd.config import SourceConfig
 from skewd.kernel_clock import Adjuster, frequency_of
 from skewd.node import Node
 from skewd.reader import reference_time
@@ -310,3 +311,13 @@ def test_a_reference_that_is_this_node_is_refused(tmp_path: Path) -> None:
     lab.tick()
     assert lab.told()["state"] == "waiting"
     assert "this node itself" in lab.told()["reason"]
+
+
+def test_a_source_that_judges_by_who_steers_ends_it(tmp_path: Path) -> None:
+    """As after a reload of the configuration: such a source's claims would no longer hold."""
+    lab = steered(tmp_path)
+    lab.node.found_source(SourceConfig(type="kernel"))
+    lab.tick()
+    assert lab.told()["state"] == "stopped"
+    assert "source kernel judges this clock by how another steers it" in lab.told()["reason"]
+    assert lab.kernel.frequency == 0
