@@ -225,7 +225,8 @@ def test_what_cannot_be_undone_is_said_and_kept(tmp_path: Path) -> None:
 
 
 def test_without_a_place_to_remember_nothing_is_set(tmp_path: Path) -> None:
-    lab = Lab(tmp_path / "missing", offset_ns=20 * MS)
+    (tmp_path / "file").touch()
+    lab = Lab(tmp_path / "file", offset_ns=20 * MS)  # no directory, not even for root
     lab.run(60)
     assert lab.told()["state"] == "stopped"
     assert "choose another [node] state_dir" in lab.told()["reason"]
