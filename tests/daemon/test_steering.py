@@ -87,6 +87,7 @@ def test_this_world_would_notice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     lab = Lab(tmp_path, offset_ns=20 * MS, wire=Wire(minimum_us=0, jitter="none"))
     if broken == "own bounds":
         monkeypatch.setattr(Node, "will_steer", lambda self, rate_ppb: None)
+        monkeypatch.setattr(Node, "tightened", lambda self: [])  # nor repaired at the next tick
     else:
         monkeypatch.setattr(Node, "steer_limit_ppb", property(lambda self: 0, lambda self, limit: None), raising=False)
     with pytest.raises(AssertionError):
