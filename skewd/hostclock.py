@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from skewd.interval import Interval
 from skewd.kernel_clock import (
@@ -178,7 +179,7 @@ class KernelAdjuster(KernelReader):
         """
         self._timex.modes, self._timex.freq = _ADJ_FREQUENCY, frequency
         try:
-            state = self._adjust(_CLOCK_REALTIME, self._argument)
+            state = self._adjust(_CLOCK_REALTIME, ctypes.byref(self._timex))
         finally:
             self._timex.modes = 0
         if state < 0:

@@ -291,7 +291,8 @@ class Node:
         more: what was said stays true, and making and checking it anew for each message would cost as much as the
         message's proofs.
         """
-        clock, latest, slew = self.config.clock, self.wall.latest, self.wall.slew_ppb()
+        clock, latest = self.config.clock, self.wall.latest
+        slew = max(self.wall.slew_ppb(), self.steer_limit_ppb + STEER_PPB)
         said = self._described
         if (
             said is not None
@@ -309,7 +310,7 @@ class Node:
             era=self.wall.era,
             wall_minus_raw=latest.wall_minus_raw,
             wall_raw_at_ns=latest.raw_ns,
-            wall_slew_ppb=max(slew, self.steer_limit_ppb + STEER_PPB),
+            wall_slew_ppb=slew,
             max_drift_ppm=clock.max_drift_ppm,
             max_wander_ppb_per_s=clock.max_wander_ppb_per_s,
         )
