@@ -38,21 +38,20 @@ from typing import TYPE_CHECKING
 from skewd.keys import KeyNeeded
 from skewd.links.protocol import LinkProtocol
 from skewd.links.shell import OnProofs, RawClock, Schedule, Shell
+from skewd.links.unavailable import LinkUnavailable
 from skewd.links.wire import is_name
 from skewd.ports import ListenError, PortTaken, is_loopback, split_address
 
 if TYPE_CHECKING:
     import zmq
 
+__all__ = ["ATTACH", "MAX_ATTACHMENTS", "LinkUnavailable", "ZmqLink"]
+
 ATTACH = b"\x00attach:"
 MAX_ATTACHMENTS = 64
 _MAX_FRAME_BYTES = 2048
 _BATCH = 64
 _S = 1_000_000_000
-
-
-class LinkUnavailable(RuntimeError):
-    """A link's library is not installed; the message says which to install."""
 
 
 @dataclass(slots=True)
