@@ -5,8 +5,8 @@ messages go through a topic, as records keyed by the receiver's name (the sender
 is stamped right before it is handed to the client and right after ``poll`` returned it, in the thread that polled.
 
 A broker costs more than a packet, so nobody asks without need. A request carries the receipt of the reply before it:
-whoever is asked has both proofs too. A node therefore does not ask a peer that has asked it within the last interval,
-which halves the records (``asked_already``).
+whoever is asked has both proofs too. A node therefore does not ask a peer that keeps asking it, which halves the
+records (``asked_already``); of two that would, the one whose name comes first asks.
 
 Settings for latency, each measured in the reference pipeline: ``linger.ms`` 0, Nagle off, ``acks`` 1. A partition is
 *assigned*, from the end: no consumer group has to form, nothing is committed, old records are never read. A real
@@ -108,6 +108,7 @@ class KafkaLink:
         self._changed = asyncio.Event()
         self._names = {self._address(name): name for name in peers}
         self._asked_by: dict[str, int] = {}
+        self._answering: str | None = None
         self._partitions = 0  # until the topic is found: a record for an unknown one would have the broker make it
         self._handover: Handover[_Arrived] = Handover(self._take)
         self._condition = Condition(shell.protocol.link, f"waiting for the broker at {bootstrap}")
@@ -218,24 +219,29 @@ class KafkaLink:
         return f"{self._topic}/{name}"
 
     def _note(self, proofs: Proofs) -> None:
-        """A peer whose request completed an exchange need not be asked within this interval."""
-        if proofs.rtt_ns is not None and proofs.address in self._names:
+        """A peer whose own request completed an exchange need not be asked within this interval."""
+        if proofs.rtt_ns is not None and self._answering == proofs.address:
             self._asked_by[proofs.address] = self._shell.clock.raw_ns()
 
     def _ask(self, key: Hashable) -> None:
         address = str(key)
+        name = self._names[address]
         asked_ns = self._asked_by.get(address)
-        now_ns = self._shell.clock.raw_ns()
-        if asked_ns is not None and 0 <= now_ns - asked_ns < self._interval_ns * 3 // 4:
+        quarters = 3 if self.protocol.name < name else 5
+        if asked_ns is not None and 0 <= self._shell.clock.raw_ns() - asked_ns < self._interval_ns * quarters // 4:
             self._shell.count("asked_already")
             return
-        self._send(self.protocol.prepare(address), self._names[address])
+        self._send(self.protocol.prepare(address), name)
 
     def _take(self, arrived: _Arrived) -> None:
+        address = self._address(arrived.sender)
+        self._answering = None
+
         def reply(build: Callable[[int], bytes]) -> None:
+            self._answering = address if address in self._names else None
             self._send(build, arrived.sender)
 
-        self._shell.handle(arrived.data, self._address(arrived.sender), arrived.received_ns, reply)
+        self._shell.handle(arrived.data, address, arrived.received_ns, reply)
 
     def _send(self, build: Callable[[int], bytes], receiver: str) -> None:
         if self._producer is None:
