@@ -17,6 +17,9 @@ would cost a core. But a conversation is short: after anything was sent or heard
 poller, its answer triggers the second, which finds both sides awake and makes the narrow bound (``second_asks``). What
 that costs and gives is measured by ``benchmarks/link_width.py``.
 
+Direction: ``both``; ``send`` only publishes, ``receive`` only subscribes. Then nobody is asked: a message an interval
+goes out to all, and each that came over such a link proves one side of a bound.
+
 The client library's own answer to a driver that is gone is to end the process. An error handler of ours takes its
 place: the client is closed, and opened again with growing pauses, which is said once.
 
@@ -218,6 +221,8 @@ class AeronLink:
         channel = parse_channel(address)
         if not channel.stays_here and not protocol.keyed:
             raise KeyNeeded(address)
+        if peers and direction != "both" and (channel.shared or direction == "receive"):
+            raise ValueError(f"an aeron link that only {direction}s on {address} asks nobody; remove its peers")
         for peer in peers:
             if channel.shared:
                 if not is_name(peer):
@@ -240,6 +245,8 @@ class AeronLink:
         link._thread.start()
         if direction != "receive":
             now_s = asyncio.get_running_loop().time()
+            if direction == "send" and channel.shared:
+                link._schedule.add("", now_s)
             for key in link._peers:
                 link._schedule.add(key, now_s)
             link._task = asyncio.create_task(
@@ -287,6 +294,9 @@ class AeronLink:
 
     def _ask(self, key: Hashable) -> None:
         address = str(key)
+        if self._direction == "send":
+            self._send(self.protocol.prepare_one_way(), "", (address,))
+            return
         self._second.add(address)
         self._request(address)
 

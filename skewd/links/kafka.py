@@ -4,9 +4,11 @@ Nothing arrives before it leaves, whatever lies between: a record's way through 
 messages go through a topic, as records keyed by the receiver's name (the sender's is in the header ``from``). A record
 is stamped right before it is handed to the client and right after ``poll`` returned it, in the thread that polled.
 
-A broker costs more than a packet, so nobody asks without need. A request carries the receipt of the reply before it:
-whoever is asked has both proofs too. A node therefore does not ask a peer that keeps asking it, which halves the
-records (``asked_already``); of two that would, the one whose name comes first asks.
+A broker costs more than a packet, so nobody asks without need. Each node writes one record an interval, for everybody,
+which says when it received the newest records of the others: one topic that all write and read makes whole exchanges
+between all pairs, with N records where asking would take N x k x 2. Only a configured peer that this does not reach (a
+record answers the newest 32; a link may be slow to start) is asked by name, and answers; a peer that asks is not asked
+in turn (``asked_already``).
 
 Settings for latency, each measured in the reference pipeline: ``linger.ms`` 0, Nagle off, ``acks`` 1. A partition is
 *assigned*, from the end: no consumer group has to form, nothing is committed, old records are never read. A real
@@ -18,8 +20,8 @@ whole closed segments: a record is gone two to three minutes after it was writte
 topic with more partitions, made by hand, a node's records go to the partition that its name hashes to, and it reads
 that one and number 0: this is how a large mesh keeps a node from reading everybody's records.
 
-Direction: ``both``; ``send`` only writes, ``receive`` only reads. A message that came over a one-way link proves one
-side of a bound; it is believed while another link of this daemon completes exchanges with its sender.
+Direction: ``both``; ``send`` only writes, ``receive`` only reads. What came over a one-way link proves one side of a
+bound; it is believed while anything else confirms its sender's clock: another link, or a topic in the other direction.
 
 The event loop never waits for a broker: its client queues (``QUEUE_MESSAGES``, 5 s), a thread connects, makes the
 topic, polls, and starts anew with growing pauses when something is gone. That is said once, and once when it is over.
@@ -45,7 +47,7 @@ from skewd.links.protocol import LinkProtocol, Proofs
 from skewd.links.shell import OnProofs, RawClock, Schedule, Shell
 from skewd.links.threaded import Budget, Condition, Handover
 from skewd.links.unavailable import LinkUnavailable
-from skewd.links.wire import is_name
+from skewd.links.wire import Kind, is_name
 from skewd.ports import is_loopback, split_address
 
 if TYPE_CHECKING:
@@ -81,6 +83,13 @@ class _Arrived(NamedTuple):
     received_ns: int
 
 
+class _Taking(NamedTuple):
+    """A peer's message that is being looked at."""
+
+    address: str
+    kind: int
+
+
 class _Anew(Exception):
     """What was connected to is of no use any more; the message says why."""
 
@@ -107,8 +116,8 @@ class KafkaLink:
         self._schedule = Schedule(interval_ns / _S, random.random)
         self._changed = asyncio.Event()
         self._names = {self._address(name): name for name in peers}
-        self._asked_by: dict[str, int] = {}
-        self._answering: str | None = None
+        self._quiet_until: dict[str, int] = {}
+        self._taking: _Taking | None = None
         self._partitions = 0  # until the topic is found: a record for an unknown one would have the broker make it
         self._handover: Handover[_Arrived] = Handover(self._take)
         self._condition = Condition(shell.protocol.link, f"waiting for the broker at {bootstrap}")
@@ -143,7 +152,8 @@ class KafkaLink:
         Args:
             bootstrap: ``host:port``, or several with commas.
             on_proofs: called in the event loop with every message's proofs.
-            peers: names of nodes. Others that ask are answered.
+            peers: names of nodes that are asked if the records for everybody don't reach them. All that write to the
+                topic are measured, and all that ask are answered.
             direction: ``send`` or ``receive`` where only one is possible or allowed.
             properties: further settings of the client, for TLS and SASL (see :func:`read_properties`).
 
@@ -161,6 +171,8 @@ class KafkaLink:
         for text in bootstrap.split(","):
             if not is_loopback(split_address(text.strip())[0]) and not protocol.keyed:
                 raise KeyNeeded(text)
+        if peers and direction != "both":
+            raise ValueError(f"a kafka link that only {direction}s asks nobody; remove its peers")
         for name in peers:
             if not is_name(name):
                 raise ValueError(f"'{name[:80]}' is no node's name; a kafka link's peers are names, as node-b")
@@ -174,6 +186,7 @@ class KafkaLink:
         link._thread.start()
         if direction != "receive":
             now_s = asyncio.get_running_loop().time()
+            link._schedule.add("", now_s)
             for address in link._names:
                 link._schedule.add(address, now_s)
             link._task = asyncio.create_task(
@@ -219,26 +232,32 @@ class KafkaLink:
         return f"{self._topic}/{name}"
 
     def _note(self, proofs: Proofs) -> None:
-        """A peer whose own request completed an exchange need not be asked within this interval."""
-        if proofs.rtt_ns is not None and self._answering == proofs.address:
-            self._asked_by[proofs.address] = self._shell.clock.raw_ns()
+        """A peer whose own message completed an exchange need not be asked."""
+        if proofs.rtt_ns is None or self._taking is None or self._taking.address != proofs.address:
+            return
+        if self._taking.kind == Kind.REPLY:
+            return
+        # Of two that ask each other, the one whose name comes first goes on; else both would stop and start at once.
+        mine = self._taking.kind == Kind.REQUEST and self.protocol.name < proofs.peer.name
+        quiet_ns = self._interval_ns * (3 if mine else 6) // 4
+        self._quiet_until[proofs.address] = self._shell.clock.raw_ns() + quiet_ns
 
     def _ask(self, key: Hashable) -> None:
         address = str(key)
-        name = self._names[address]
-        asked_ns = self._asked_by.get(address)
-        quarters = 3 if self.protocol.name < name else 5
-        if asked_ns is not None and 0 <= self._shell.clock.raw_ns() - asked_ns < self._interval_ns * quarters // 4:
+        if not address:
+            self._send(self.protocol.prepare_one_way(), "")
+            return
+        until_ns = self._quiet_until.get(address)
+        if until_ns is not None and self._shell.clock.raw_ns() < until_ns:
             self._shell.count("asked_already")
             return
-        self._send(self.protocol.prepare(address), name)
+        self._send(self.protocol.prepare(address), self._names[address])
 
     def _take(self, arrived: _Arrived) -> None:
         address = self._address(arrived.sender)
-        self._answering = None
+        self._taking = _Taking(address, _kind(arrived.data)) if address in self._names else None
 
         def reply(build: Callable[[int], bytes]) -> None:
-            self._answering = address if address in self._names else None
             self._send(build, arrived.sender)
 
         self._shell.handle(arrived.data, address, arrived.received_ns, reply)
@@ -255,7 +274,7 @@ class KafkaLink:
             self._producer.produce(
                 self._topic,
                 data,
-                receiver.encode(),
+                receiver.encode() or None,
                 self._partition_of(receiver),
                 on_delivery=self._on_delivery,
                 headers=[(_FROM, self.protocol.name.encode())],
@@ -505,6 +524,11 @@ def read_properties(path: Path) -> dict[str, str]:
             raise ValueError(f"{path}, line {number}: '{key[:60]}' is not for TLS or SASL; remove it")
         settings[key] = value
     return settings
+
+
+def _kind(data: bytes) -> int:
+    """What a message says it is (``wire.py`` has the layout); only asked for one that was found authentic."""
+    return data[5] if len(data) > 5 else 0
 
 
 def _sender(record: ck.Message) -> str | None:

@@ -16,9 +16,24 @@ Sockets are read by our own callback on ZeroMQ's descriptor and stamped right af
 frame over one turn of the event loop later. That descriptor is edge-triggered: it must be drained until empty, and
 looked at again after each send.
 
+**CURVE.** What leaves this machine goes through CurveZMQ (Curve25519), with key pairs that every node derives from the
+mesh key: there is nothing to configure and no public key to hand round. A client's first message is sealed with the
+server's public key, which is never sent and known to members only, so:
+
+- an outsider, who can listen and send, reads nothing, and gets nothing past the handshake: not a frame of his reaches
+  our code (``handshakes_failed`` counts him);
+- sessions have keys of their own, made for each connection and forgotten with it: who records today and steals the mesh
+  key tomorrow still can't read it;
+- it says nothing about *which* member speaks: all share the pair. That a message is from whom it says, and is no
+  replay, is shown by the MAC inside, as on every link.
+
+A ROUTER has one key at a time, that of the ring's first. A DEALER that gets no answer tries the ring's next one, so a
+rotation separates nobody. On this machine (``ipc://``, loopback) frames are plain: applications that attach have no
+key. A DEALER to loopback tries plain first and then CURVE, as the one there may listen beyond loopback too.
+
 Limits: 64 attachments, the least recently used gives way. Attaching is for this machine's applications: refused on a
 ROUTER that listens beyond it, and without a key (what is carried in-band leaves the machine). Frames of one
-multi-part message have no limit in libzmq, so beyond loopback listen on networks you trust until CURVE comes.
+multi-part message have no limit in libzmq: a member, or a process of this machine, could use that.
 """
 
 from __future__ import annotations
@@ -32,10 +47,11 @@ import stat
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from hashlib import blake2s
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from skewd.keys import KeyNeeded
+from skewd.keys import KeyNeeded, KeyRing, MeshKey
 from skewd.links.protocol import LinkProtocol
 from skewd.links.shell import OnProofs, RawClock, Schedule, Shell
 from skewd.links.unavailable import LinkUnavailable
@@ -45,13 +61,50 @@ from skewd.ports import ListenError, PortTaken, is_loopback, split_address
 if TYPE_CHECKING:
     import zmq
 
-__all__ = ["ATTACH", "MAX_ATTACHMENTS", "LinkUnavailable", "ZmqLink"]
+__all__ = ["ATTACH", "MAX_ATTACHMENTS", "CurvePair", "LinkUnavailable", "ZmqLink", "client_pair", "server_pair"]
 
 ATTACH = b"\x00attach:"
 MAX_ATTACHMENTS = 64
 _MAX_FRAME_BYTES = 2048
 _BATCH = 64
+_TRIES_PER_KEY = 3
+_REBIND_S = 0.05
+_REBIND_TRIES = 100
 _S = 1_000_000_000
+
+
+class CurvePair(NamedTuple):
+    """A key pair of CurveZMQ, each half 40 characters of Z85."""
+
+    public: bytes
+    secret: bytes
+
+
+def server_pair(key: MeshKey) -> CurvePair:
+    """The pair of every node that listens, derived from the mesh key."""
+    return _derived(key, b"skewd-cs")
+
+
+def client_pair(key: MeshKey) -> CurvePair:
+    """The pair of every node that connects, derived from the mesh key."""
+    return _derived(key, b"skewd-cc")
+
+
+def _derived(key: MeshKey, purpose: bytes) -> CurvePair:
+    import zmq
+    from zmq.utils import z85
+
+    secret = z85.encode(blake2s(b"CurveZMQ", key=key.secret, digest_size=32, person=purpose).digest())
+    return CurvePair(zmq.curve_public(secret), secret)
+
+
+@dataclass(slots=True)
+class _Dealer:
+    """A connection to another daemon, and the key that is tried on it (``None``: plain)."""
+
+    sock: _Socket
+    key: MeshKey | None
+    tries: int = 0
 
 
 @dataclass(slots=True)
@@ -66,13 +119,17 @@ class _Attached:
 class ZmqLink:
     """Make one with :meth:`open`."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], shell: Shell, interval_ns: int) -> None:
-        self._context, self._shell = context, shell
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], shell: Shell, interval_ns: int, keys: tuple[MeshKey, ...]
+    ) -> None:
+        self._context, self._shell, self._keys = context, shell, keys
         self._schedule = Schedule(interval_ns / _S, random.random)
         self._changed = asyncio.Event()
         self._router: _Socket | None = None
         self._attachable = False
-        self._dealers: dict[str, _Socket] = {}
+        self._bound_key: MeshKey | None = None
+        self._rebinding: asyncio.Task[None] | None = None
+        self._dealers: dict[str, _Dealer] = {}
         self._attached: OrderedDict[bytes, _Attached] = OrderedDict()
         self._task: asyncio.Task[None] | None = None
         self._closed = False
@@ -87,6 +144,7 @@ class ZmqLink:
         peers: Sequence[str],
         interval_ns: int,
         *,
+        keys: KeyRing | MeshKey | None = None,
         setting: str = "[[link]] address",
     ) -> ZmqLink:
         """Bind at ``address`` and ask ``peers`` and every attached neighbour once per ``interval_ns``.
@@ -95,6 +153,7 @@ class ZmqLink:
             address: ``ipc:///path`` or ``tcp://host:port`` (port 0 lets the system choose, see :attr:`address`).
             on_proofs: called in the event loop with every message's proofs.
             peers: other daemons' addresses, of the same forms.
+            keys: the protocol's, from which CURVE's are derived.
             setting: what the user changes to listen elsewhere, for the message.
 
         Raises:
@@ -109,8 +168,13 @@ class ZmqLink:
         except ImportError:
             raise LinkUnavailable("the zmq link needs pyzmq; install it with: pip install 'skewd[zmq]'") from None
         for text in (address, *peers):
-            if not _stays_here(text) and not protocol.keyed:
-                raise KeyNeeded(text)
+            if not _stays_here(text):
+                if not protocol.keyed or keys is None:
+                    raise KeyNeeded(text)
+                if not zmq.has("curve"):
+                    raise LinkUnavailable(
+                        f"{text} is beyond this machine, and this libzmq has no CURVE; install pyzmq from its wheel"
+                    )
         shell = Shell(
             protocol,
             clock,
@@ -123,9 +187,11 @@ class ZmqLink:
                 "attach_refused",
                 "attachments_dropped",
                 "detached",
+                "handshakes_failed",
+                "keys_tried",
             ),
         )
-        link = cls(zmq.Context(), shell, interval_ns)
+        link = cls(zmq.Context(), shell, interval_ns, _ring(keys))
         try:
             link._bind(address, setting)
             for peer in peers:
@@ -161,13 +227,45 @@ class ZmqLink:
         if self._closed:
             return
         self._closed = True
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-        for sock in (self._router, *self._dealers.values()):
+        tasks = [task for task in (self._task, self._rebinding) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for sock in (self._router, *(dealer.sock for dealer in self._dealers.values())):
             if sock is not None:
                 sock.close()
         self._context.term()
+
+    def use_keys(self, keys: KeyRing | MeshKey) -> None:
+        """From now on send with this key (of several, the first) and accept all of these, inside CURVE and in it.
+
+        Connections that stand go on; new ones are made with the new keys.
+        """
+        self.protocol.use_keys(keys)
+        self._keys = _ring(keys)
+        if self._bound_key is not None and self._bound_key != self._keys[0] and self._rebinding is None:
+            self._rebinding = asyncio.create_task(self._rebind(), name="skewd-zmq-rebind")
+
+    async def _rebind(self) -> None:
+        """Listens with the ring's first key: libzmq takes a key with ``bind`` only, and lets a port go in its time."""
+        import zmq
+
+        assert self._router is not None, "it is bound"
+        endpoint = self._router.endpoint
+        try:
+            self._router.unbind(endpoint)
+            for _ in range(_REBIND_TRIES):
+                try:
+                    self._bound_key = self._keys[0]
+                    self._router.serve_with(self._bound_key)
+                    self._router.bind(endpoint)
+                except zmq.ZMQError:
+                    await asyncio.sleep(_REBIND_S)
+                else:
+                    return
+            self._shell.log.warning("link_not_bound_again", address=endpoint, advice="restart skewd")
+        finally:
+            self._rebinding = None
 
     # -- sockets
 
@@ -182,6 +280,10 @@ class ZmqLink:
         # Without it, a frame for an application that is gone vanishes without a word.
         sock.setsockopt(zmq.ROUTER_MANDATORY, 1)
         sock.setsockopt(zmq.IPV6, int("[" in address))
+        if not _stays_here(address):
+            self._bound_key = self._keys[0]
+            self._router.serve_with(self._bound_key)
+            self._router.watch_handshakes(self._on_handshake_failed)
         try:
             sock.bind(address)
         except zmq.ZMQError as error:
@@ -190,7 +292,23 @@ class ZmqLink:
                 raise PortTaken.at(host, port, "tcp", setting=setting) from None
             raise ListenError(f"{address} can't be bound: {error.strerror}; choose another with {setting}") from None
 
+    def _on_handshake_failed(self) -> None:
+        self._shell.count("handshakes_failed")
+        self._shell.log.warning(
+            "link_handshake_failed", advice="no member, or one with another mesh key: give all the same [mesh] key_file"
+        )
+
     def _connect(self, address: str) -> None:
+        self._dealers[address] = self._dealer(address, self._ways_to(address)[0])
+        self._schedule.add(address, asyncio.get_running_loop().time())
+
+    def _ways_to(self, address: str) -> list[MeshKey | None]:
+        """With which keys to try, in order; ``None`` is plain, which never leaves this machine."""
+        if address.startswith("ipc://"):
+            return [None]
+        return [None, *self._keys] if _stays_here(address) else [*self._keys]
+
+    def _dealer(self, address: str, key: MeshKey | None) -> _Dealer:
         import zmq
 
         sock = self._context.socket(zmq.DEALER)
@@ -198,17 +316,31 @@ class ZmqLink:
         def take(frames: list[bytes], stamp: int) -> None:
             self._from_dealer(address, frames, stamp)
 
-        self._dealers[address] = _Socket(sock, take, self._shell)
+        made = _Dealer(_Socket(sock, take, self._shell), key)
         # A request that waits for a connection is stale when it leaves: better none.
         sock.setsockopt(zmq.IMMEDIATE, 1)
         sock.setsockopt(zmq.IPV6, 1)
         sock.setsockopt(zmq.RECONNECT_IVL, 100)
         sock.setsockopt(zmq.RECONNECT_IVL_MAX, 5000)
+        if key is not None:
+            made.sock.connect_with(key)
         try:
             sock.connect(address)
         except zmq.ZMQError as error:
+            made.sock.close()
             raise ValueError(f"'{address}' can't be connected to: {error.strerror}; write tcp://host:port") from None
-        self._schedule.add(address, asyncio.get_running_loop().time())
+        return made
+
+    def _try_next_key(self, address: str) -> None:
+        """Nobody has answered for a while: perhaps the other side has another key of the ring in front."""
+        dealer = self._dealers[address]
+        ways = self._ways_to(address)
+        at = ways.index(dealer.key) + 1 if dealer.key in ways else 0
+        if len(ways) == 1 and dealer.key in ways:
+            return
+        dealer.sock.close()
+        self._dealers[address] = self._dealer(address, ways[at % len(ways)])
+        self._shell.count("keys_tried")
 
     # -- receiving
 
@@ -216,7 +348,8 @@ class ZmqLink:
         if len(frames) != 1:
             self._shell.count("bad_frames")
             return
-        self._shell.handle(frames[0], address, stamp, lambda build: self._send(self._dealers[address], build))
+        self._dealers[address].tries = 0
+        self._shell.handle(frames[0], address, stamp, lambda build: self._send(self._dealers[address].sock, build))
 
     def _from_router(self, frames: list[bytes], stamp: int) -> None:
         if len(frames) != 2:
@@ -280,7 +413,10 @@ class ZmqLink:
             if entry is not None:
                 self._send(self._router, self.protocol.prepare(entry.address), entry.routing_id)
         elif isinstance(key, str):
-            self._send(self._dealers[key], self.protocol.prepare(key))
+            self._dealers[key].tries += 1
+            if self._dealers[key].tries % (_TRIES_PER_KEY + 1) == 0:
+                self._try_next_key(key)
+            self._send(self._dealers[key].sock, self.protocol.prepare(key))
 
     def _send(self, sock: _Socket | None, build: Callable[[int], bytes], routing_id: bytes | None = None) -> None:
         import zmq
@@ -319,6 +455,7 @@ class _Socket:
             sock.setsockopt(option, value)
         self._descriptor = sock.fileno()
         self._loop.add_reader(self._descriptor, self._drain)
+        self._monitor: zmq.Socket[bytes] | None = None
 
     @property
     def endpoint(self) -> str:
@@ -326,6 +463,52 @@ class _Socket:
 
         endpoint = self._sock.getsockopt(zmq.LAST_ENDPOINT)
         return endpoint.rstrip(b"\0").decode() if isinstance(endpoint, bytes) else ""
+
+    def serve_with(self, key: MeshKey) -> None:
+        """CURVE as the listening side, from the next ``bind`` on."""
+        import zmq
+
+        self._sock.setsockopt(zmq.CURVE_SERVER, 1)
+        self._sock.setsockopt(zmq.CURVE_SECRETKEY, server_pair(key).secret)
+
+    def connect_with(self, key: MeshKey) -> None:
+        """CURVE as the connecting side, from the next ``connect`` on."""
+        import zmq
+
+        mine = client_pair(key)
+        self._sock.setsockopt(zmq.CURVE_SERVERKEY, server_pair(key).public)
+        self._sock.setsockopt(zmq.CURVE_PUBLICKEY, mine.public)
+        self._sock.setsockopt(zmq.CURVE_SECRETKEY, mine.secret)
+
+    def bind(self, endpoint: str) -> None:
+        self._sock.bind(endpoint)
+
+    def unbind(self, endpoint: str) -> None:
+        self._sock.unbind(endpoint)
+
+    def watch_handshakes(self, failed: Callable[[], None]) -> None:
+        """Be told of every handshake that fails: nothing of it arrives as a message."""
+        import zmq
+        from zmq.utils.monitor import recv_monitor_message
+
+        monitor: zmq.Socket[bytes] = self._sock.get_monitor_socket(
+            zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+        )
+        self._monitor = monitor
+
+        def drain() -> None:
+            if self._closed:
+                return
+            for _ in range(_BATCH):
+                try:
+                    recv_monitor_message(monitor, zmq.NOBLOCK)
+                except zmq.ZMQError:
+                    return
+                failed()
+            self._loop.call_soon(drain)
+
+        self._loop.add_reader(monitor.fileno(), drain)
+        drain()
 
     def send(self, build: Callable[[int], bytes], routing_id: bytes | None) -> None:
         import zmq
@@ -340,6 +523,9 @@ class _Socket:
     def close(self) -> None:
         self._closed = True
         self._loop.remove_reader(self._descriptor)
+        if self._monitor is not None:
+            self._loop.remove_reader(self._monitor.fileno())
+            self._sock.disable_monitor()
         self._sock.close(linger=0)
 
     def _drain(self) -> None:
@@ -364,6 +550,12 @@ class _Socket:
         except Exception:
             self._shell.failed()
         self._loop.call_soon(self._drain)
+
+
+def _ring(keys: KeyRing | MeshKey | None) -> tuple[MeshKey, ...]:
+    if keys is None:
+        return ()
+    return keys.keys if isinstance(keys, KeyRing) else (keys,)
 
 
 def _stays_here(address: str) -> bool:
