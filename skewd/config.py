@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -46,6 +46,7 @@ from skewd.config_keys import (
 )
 from skewd.ports import is_loopback, split_address
 from skewd.written import (
+    NODE_NAME,
     Duration,
     Written,
     address_parts,
@@ -386,10 +387,13 @@ class _Reading:
             if (link.transport, link.address, link.topic) in seen:
                 self.rule("link", heading, f"is the same as another ({link.transport} {link.address}); remove one")
             seen.add((link.transport, link.address, link.topic))
+            for key in ("topic", "stream", "directory", "properties"):
+                if getattr(link, key) is not None and link.transport not in _LINK_KEYS[key]:
+                    self.rule("link", f"{heading} {key}", f"has no meaning for {link.transport}; remove it")
             if link.transport == "kafka" and link.topic is None:
                 self.rule("link", heading, 'is of transport kafka and has no topic; add topic = "skewd-clock"')
-            if link.transport == "zmq" and link.topic is not None:
-                self.rule("link", f"{heading} topic", "has no meaning for zmq; remove it")
+            if link.transport == "zmq" and link.direction != "both":
+                self.rule("link", f"{heading} direction", "has no meaning for zmq, which always answers; remove it")
             try:
                 if link.transport == "zmq":
                     zmq_host(link.address)
@@ -398,8 +402,41 @@ class _Reading:
                 elif link.transport == "kafka":
                     for bootstrap in link.address.split(","):
                         parse_peer(bootstrap)
+                    self.names(heading, link, one_way=link.direction != "both")
+                else:
+                    self.aeron(heading, link)
             except ValueError as error:
                 self.rule("link", heading, str(error))
+
+    def aeron(self, heading: str, link: LinkConfig) -> None:
+        """
+        Raises:
+            ValueError: a channel that can't be.
+        """
+        from skewd.links.channel import parse_channel
+
+        if parse_channel(link.address).shared:
+            self.names(heading, link, one_way=link.direction != "both")
+            return
+        for peer in link.peers:
+            if parse_channel(peer).shared:
+                raise ValueError(f"peer '{peer}' is not where one node listens; write its host:port")
+        if link.direction == "receive" and link.peers:
+            self.rule("link", f"{heading} peers", "are asked, which a link that only receives can't; remove them")
+        if link.direction != "receive" and not link.peers:
+            self.rule("link", heading, "has no peers, so it could not even answer; list where they listen")
+
+    def names(self, heading: str, link: LinkConfig, *, one_way: bool) -> None:
+        """Peers of a medium that all share are named.
+
+        Raises:
+            ValueError: one that is no node's name.
+        """
+        for peer in link.peers:
+            NODE_NAME.parse(peer)
+        if one_way and link.peers:
+            fix = f"are asked, which a link that only {link.direction}s can't; remove them"
+            self.rule("link", f"{heading} peers", fix)
 
     def without_key(self, config: Config) -> None:
         """Nothing that is not signed leaves the machine, or is believed from beyond it."""
@@ -418,9 +455,9 @@ class _Reading:
         if mesh.dns is not None and not is_loopback(address_parts(mesh.dns)[0]):
             self.rule("mesh.dns", "[mesh] dns", f"{mesh.dns} is beyond loopback: {fix}")
         for number, link in enumerate(config.link, 1):
-            for address in (link.address, *link.peers) if link.transport == "zmq" else ():
+            for address in _link_addresses(link):
                 try:
-                    host = zmq_host(address)
+                    host = _LINK_HOST[link.transport](address)
                 except ValueError:
                     continue  # said above
                 if host is not None and not is_loopback(host):
@@ -431,14 +468,35 @@ class _Reading:
         self.problem(place, "" if place == f"environment {_variable(key)}" else label, message)
 
 
+_LINK_KEYS = {"topic": ("kafka",), "stream": ("aeron",), "directory": ("aeron",), "properties": ("kafka",)}
+"""Keys of ``[[link]]`` that some transports only have."""
+
+
+def _aeron_host(text: str) -> str | None:
+    from skewd.links.channel import parse_channel
+
+    return parse_channel(text).host
+
+
+_LINK_HOST: dict[str, Callable[[str], str | None]] = {
+    "zmq": zmq_host,
+    "kafka": lambda text: address_parts(text)[0],
+    "aeron": _aeron_host,
+}
+
+
+def _link_addresses(link: LinkConfig) -> tuple[str, ...]:
+    """Where a link's messages come from and go to."""
+    if link.transport == "kafka":
+        return tuple(link.address.split(","))
+    return (link.address, *(peer for peer in link.peers if ":" in peer))
+
+
 def not_yet(config: Config) -> list[str]:
     """Keys that are understood and set, but that this version does not act upon: a line for each, to be said aloud."""
     lines = []
     if config.mesh.dns is not None:
         lines.append("[mesh] dns is not available in this version; list the peers in [mesh] peers")
-    for link in config.link:
-        if link.transport != "zmq":
-            lines.append(f"[[link]] {link.transport} {link.address}: not available in this version; use zmq, or UDP")
     if config.sidecar.attributes != "span":
         lines.append(f'[sidecar] attributes = "{config.sidecar.attributes}": this version writes them on each span')
     if config.sidecar.forward is not None and config.sidecar.forward.startswith("kafka://"):

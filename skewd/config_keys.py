@@ -99,9 +99,20 @@ class LinkConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     transport: Annotated[str, choice("zmq", "kafka", "aeron")]
     address: Annotated[str, PLAIN]
-    """zmq: ``tcp://host:port`` or ``ipc://path`` that the daemon binds; kafka: the bootstrap ``host:port``."""
+    """zmq: ``tcp://host:port`` or ``ipc://path`` that the daemon binds; kafka: the bootstrap ``host:port``; aeron: the
+    channel to listen on."""
     topic: Annotated[str | None, TOPIC] = None
+    """kafka only, where it is required."""
     peers: Annotated[tuple[str, ...], many(parse_link_peer)] = ()
+    """zmq: addresses; kafka: nodes' names; aeron: channels, on a shared channel nodes' names."""
+    direction: Annotated[str, choice("both", "send", "receive")] = "both"
+    """kafka and aeron: ``send`` or ``receive`` where only one is possible or allowed."""
+    stream: Annotated[int | None, Written(kind=int, parse=whole(1, 2**31 - 1).parse)] = None
+    """aeron only: the stream id, the same on all nodes; 9957 when not given."""
+    directory: Annotated[Path | None, PATH] = None
+    """aeron only: of a running media driver; the daemon runs one of its own when not given."""
+    properties: Annotated[Path | None, PATH] = None
+    """kafka only: a file of client settings for TLS and SASL."""
 
 
 class SidecarConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -23,8 +23,9 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import structlog
 
@@ -34,7 +35,7 @@ from skewd.clock import NodeClock, VirtualClock, read_wall
 from skewd.config import Config, LinkConfig, SourceConfig, split_address
 from skewd.durations import format_duration
 from skewd.kernel_clock import RawFacts, continued, disturbance
-from skewd.keys import KeyFile, MeshKey
+from skewd.keys import KeyFile, KeyRing
 from skewd.links.protocol import LinkProtocol, Proofs, Timebases
 from skewd.logs import set_level
 from skewd.node import KNOT_PERIOD_NS, Node
@@ -45,7 +46,10 @@ from skewd.reload import plan
 from skewd.state_file import StateFile
 
 if TYPE_CHECKING:
+    from skewd.links.aeron import AeronLink
+    from skewd.links.kafka import KafkaLink
     from skewd.links.udp import UdpLink
+    from skewd.links.zmq import ZmqLink
     from skewd.sources.claim import Claim
     from skewd.sources.local import LocalSource
     from skewd.sources.ntp import NtpSource
@@ -60,6 +64,18 @@ FIND_S = 10.0
 Ready = Callable[[dict[str, Any]], None]
 Load = Callable[[], Config]
 """Reads the configuration again, or raises ``ConfigError``."""
+
+
+@dataclass(frozen=True, slots=True)
+class _OpenLink:
+    """A link as ``status`` tells of it."""
+
+    transport: str
+    address: str
+    counters: Callable[[], dict[str, int]]
+    use_keys: Callable[[KeyRing], None]
+    trouble: Callable[[], str | None] = lambda: None
+    direction: str = "both"
 
 
 class StartError(Exception):
@@ -91,7 +107,7 @@ class Daemon:
         self.config = config
         self.clock = clock
         self._log = structlog.get_logger().bind(node=config.node.name)
-        self._links: list[tuple[str, str, LinkProtocol]] = []
+        self._links: list[_OpenLink] = []
         self._key_file: KeyFile | None = None
         self._key_complaint: str | None = None
         self._udp: UdpLink | None = None
@@ -174,8 +190,17 @@ class Daemon:
         told = self.node.status(self.clock.raw_ns())
         self._tell_of_sources(told)
         told["links"] = [
-            {"transport": transport, "address": address, "counters": dict(protocol.counters)}
-            for transport, address, protocol in self._links
+            {
+                "transport": link.transport,
+                "address": link.address,
+                "direction": link.direction,
+                "trouble": link.trouble(),
+                "counters": dict(link.counters()),
+            }
+            for link in self._links
+        ]
+        told["messages"] += [
+            f"link {row['transport']} {row['address']}: {row['trouble']}" for row in told["links"] if row["trouble"]
         ]
         told["clock"] = self._clock_status()
         told["metrics"] = self._metrics_address
@@ -322,7 +347,6 @@ class Daemon:
         config = self.config
         if config.mesh.key_file is not None:
             self._key_file = KeyFile(config.mesh.key_file)
-        key = self._key_file.keys.sending if self._key_file is not None else None
         timebases = Timebases()
         if config.mesh.dns is not None:
             raise StartError("[mesh] dns is not available in this version; list the peers in [mesh] peers")
@@ -330,7 +354,7 @@ class Daemon:
             from skewd.kernel_stamps import SocketStamps
             from skewd.links.udp import UdpLink
 
-            protocol = self._protocol("udp", key, timebases)
+            protocol = self._protocol("udp", timebases)
             udp = await UdpLink.open(
                 config.mesh.listen,
                 protocol,
@@ -344,28 +368,77 @@ class Daemon:
             self._udp = udp
             host, port = udp.address[:2]
             ready["mesh"] = f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
-            self._links.append(("udp", ready["mesh"], protocol))
+            self._links.append(_OpenLink("udp", ready["mesh"], lambda: udp.counters, protocol.use_keys))
         for link in config.link:
-            await self._open_link(stack, link, key, timebases)
+            await self._open_link(stack, link, timebases)
 
-    async def _open_link(
-        self, stack: contextlib.AsyncExitStack, link: LinkConfig, key: MeshKey | None, timebases: Timebases
-    ) -> None:
-        if link.transport != "zmq":
-            raise StartError(f"[[link]] transport = '{link.transport}' is not available in this version; use zmq")
-        from skewd.links.zmq import ZmqLink
+    async def _open_link(self, stack: contextlib.AsyncExitStack, link: LinkConfig, timebases: Timebases) -> None:
+        """One ``[[link]]``; the library of its transport is loaded here and not before."""
+        from skewd.links.unavailable import LinkUnavailable
 
-        protocol = self._protocol("zmq", key, timebases)
-        zmq = await ZmqLink.open(
-            link.address, protocol, self.clock, self._on_proofs, list(link.peers), self.config.mesh.interval
+        protocol = self._protocol(link.transport, timebases)
+        try:
+            opened = await self._make_link(link, protocol)
+        except LinkUnavailable as error:
+            raise StartError(f"[[link]] {link.transport} {link.address}: {error}") from None
+        stack.push_async_callback(opened.close)
+        self._links.append(
+            _OpenLink(
+                link.transport,
+                link.address,
+                lambda: opened.counters,
+                getattr(opened, "use_keys", protocol.use_keys),
+                lambda: getattr(opened, "trouble", None),
+                link.direction,
+            )
         )
-        stack.push_async_callback(zmq.close)
-        self._links.append(("zmq", link.address, protocol))
 
-    def _protocol(self, link: str, key: MeshKey | None, timebases: Timebases) -> LinkProtocol:
+    async def _make_link(self, link: LinkConfig, protocol: LinkProtocol) -> ZmqLink | KafkaLink | AeronLink:
+        peers, interval_ns = list(link.peers), self.config.mesh.interval
+        direction = cast(Any, link.direction)
+        if link.transport == "zmq":
+            from skewd.links.zmq import ZmqLink
+
+            return await ZmqLink.open(
+                link.address, protocol, self.clock, self._on_proofs, peers, interval_ns, keys=self._keys
+            )
+        if link.transport == "kafka":
+            from skewd.links.kafka import KafkaLink, read_properties
+
+            return await KafkaLink.open(
+                link.address,
+                link.topic or "skewd-clock",
+                protocol,
+                self.clock,
+                self._on_proofs,
+                peers,
+                interval_ns,
+                direction=direction,
+                properties=None if link.properties is None else read_properties(link.properties),
+            )
+        from skewd.links.aeron import STREAM, AeronLink
+
+        return await AeronLink.open(
+            link.address,
+            protocol,
+            self.clock,
+            self._on_proofs,
+            peers,
+            interval_ns,
+            own_directory=self.config.node.runtime_dir / f"aeron-{len(self._links)}",
+            directory=link.directory,
+            stream=link.stream or STREAM,
+            direction=direction,
+        )
+
+    @property
+    def _keys(self) -> KeyRing | None:
+        return None if self._key_file is None else self._key_file.keys
+
+    def _protocol(self, link: str, timebases: Timebases) -> LinkProtocol:
         return LinkProtocol(
             link=link,
-            key=key if self._key_file is None else self._key_file.keys,
+            key=self._keys,
             describe=self.node.describe,
             random=secrets.token_bytes,
             timebases=timebases,
@@ -376,8 +449,8 @@ class Daemon:
         if self._key_file is None:
             return
         if self._key_file.changed(anyway=anyway):
-            for _, _, protocol in self._links:
-                protocol.use_keys(self._key_file.keys)
+            for link in self._links:
+                link.use_keys(self._key_file.keys)
             ids = [f"{key.key_id:08x}" for key in self._key_file.keys.keys]
             self._log.info("the mesh keys have changed", sends=ids[0], accepts=ids)
         if self._key_file.complaint is not None and self._key_file.complaint != self._key_complaint:

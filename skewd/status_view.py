@@ -169,13 +169,28 @@ def _links(status: Mapping[str, Any]) -> list[str]:
     columns: list[tuple[str, Callable[[_Row], str]]] = [
         ("link", lambda row: _word(row, "transport")),
         ("address", lambda row: _word(row, "address")),
+        ("state", _link_state),
         ("accepted", lambda row: _count(row, "accepted")),
         ("refused", _refused),
     ]
     return _table(rows, columns, "")
 
 
-_REFUSALS = frozenset(REASONS) - {"unconfirmed", "one_way_unconfirmed"} | {"bad_frames", "attach_refused"}
+def _link_state(row: _Row) -> str:
+    """Whether it works, and which way; what is wrong is among the messages."""
+    state = "down" if row.get("trouble") else "up"
+    way = {"send": ", sends only", "receive": ", receives only"}.get(str(row.get("direction")), "")
+    return state + way
+
+
+_REFUSALS = frozenset(REASONS) - {"unconfirmed", "one_way_unconfirmed"} | {
+    "bad_frames",
+    "attach_refused",
+    "handshakes_failed",
+    "bad_records",
+    "bad_labels",
+    "oversized_data",
+}
 """Counters of a link that count messages that were turned away; a new peer's first ones are ``unconfirmed``."""
 
 

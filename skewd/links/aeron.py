@@ -34,7 +34,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import ipaddress
 import os
 import platform
 import random
@@ -50,17 +49,17 @@ from typing import Any, Literal, NamedTuple
 
 from skewd.keys import KeyNeeded
 from skewd.links import envelope
+from skewd.links.channel import Channel, parse_channel
 from skewd.links.protocol import LinkProtocol, Proofs
 from skewd.links.shell import OnProofs, RawClock, Schedule, Shell
 from skewd.links.threaded import Budget, Condition, Handover
 from skewd.links.unavailable import LinkUnavailable
 from skewd.links.wire import is_name
-from skewd.ports import ListenError, PortTaken, format_address, is_loopback, split_address
+from skewd.ports import ListenError, PortTaken, format_address
 
 Direction = Literal["both", "send", "receive"]
 
 STREAM = 9957
-_TERM_LENGTH = "64k"
 _MAX_DATA_BYTES = 2048
 _AWAKE_S = 0.010
 _AWAKE_SLEEP_S = 0.000_05
@@ -77,48 +76,6 @@ _DRIVER_ENVIRONMENT = {"AERON_COUNTERS_BUFFER_LENGTH": "65536"}
 _COUNTERS = ("send_dropped", "not_connected", "not_answered", "no_way_back", "second_asks")
 # Written by the polling thread only, so that no count is lost.
 _THREAD_COUNTERS = ("bad_labels", "oversized_data", "queue_full", "flooded", "reconnects", "unreachable")
-
-
-@dataclass(frozen=True, slots=True)
-class Channel:
-    """An Aeron channel. ``shared``: who publishes to it is heard by everybody who subscribes."""
-
-    uri: str
-    host: str | None
-    port: int
-    shared: bool
-
-    @property
-    def stays_here(self) -> bool:
-        """Whether nothing that is sent to it leaves this machine."""
-        return self.host is None or is_loopback(self.host)
-
-
-def parse_channel(text: str) -> Channel:
-    """``aeron:ipc``, ``aeron:udp?endpoint=host:port`` (with further parameters), or just ``host:port``.
-
-    Raises:
-        ValueError: none of these; the message says what to write.
-    """
-    uri = text if text.startswith("aeron:") else f"aeron:udp?endpoint={text}"
-    match = re.fullmatch(r"aeron:(ipc|udp)(?:\?([^?\s]+))?", uri)
-    advice = "write aeron:ipc, aeron:udp?endpoint=host:port or host:port"
-    if match is None:
-        raise ValueError(f"'{text[:80]}' is no Aeron channel; {advice}")
-    parameters = dict(part.partition("=")[::2] for part in (match[2] or "").split("|") if part)
-    if "term-length" not in parameters:
-        uri += ("|" if parameters else "?") + f"term-length={_TERM_LENGTH}"
-    if match[1] == "ipc":
-        return Channel(uri, None, 0, shared=True)
-    if not parameters.get("endpoint"):
-        raise ValueError(f"'{text[:80]}' has no endpoint; {advice}")
-    host, port = split_address(parameters["endpoint"])
-    if port == 0:
-        raise ValueError(f"'{text[:80]}' has port 0, which no peer can know; write a port of its own, as {host}:9959")
-    multicast = False
-    with contextlib.suppress(ValueError):
-        multicast = ipaddress.ip_address(host).is_multicast
-    return Channel(uri, host, port, shared=multicast)
 
 
 class _Arrived(NamedTuple):
@@ -198,7 +155,7 @@ class AeronLink:
         """Subscribe at ``address`` and ask ``peers`` once per ``interval_ns``. Does not wait for a driver.
 
         Args:
-            address: the channel, see :func:`parse_channel`.
+            address: the channel, see :func:`skewd.links.channel.parse_channel`.
             on_proofs: called in the event loop with every message's proofs.
             peers: nodes' names where the channel is shared, else the channels at which they listen.
             own_directory: where the driver inside this process keeps its files; nobody else's.

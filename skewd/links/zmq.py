@@ -185,7 +185,7 @@ class ZmqLink:
                 "bad_frames",
                 "attached",
                 "attach_refused",
-                "attachments_dropped",
+                "attach_displaced",
                 "detached",
                 "handshakes_failed",
                 "keys_tried",
@@ -395,7 +395,7 @@ class ZmqLink:
         self._shell.count("attached")
         if len(self._attached) > MAX_ATTACHMENTS:
             self._detach(next(iter(self._attached)))
-            self._shell.count("attachments_dropped")
+            self._shell.count("attach_displaced")
         self._schedule.add(routing_id, asyncio.get_running_loop().time())
         self._changed.set()
 

@@ -113,6 +113,10 @@ def test_a_source_made_in_code_has_its_defaults_too() -> None:
     assert SourceConfig(type="kernel").name == "kernel"
 
 
+KAFKA = '[[link]]\ntransport = "kafka"\naddress = "127.0.0.1:9092"\ntopic = "t"\n'
+AERON = '[[link]]\ntransport = "aeron"\n'
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -180,7 +184,22 @@ def test_a_source_made_in_code_has_its_defaults_too() -> None:
         ('[[link]]\ntransport = "zmq"\naddress = "127.0.0.1:1"', "has no scheme; write tcp://127.0.0.1:1"),
         ('[[link]]\ntransport = "zmq"\naddress = "udp://127.0.0.1:1"', "neither tcp://host:port nor ipc://"),
         ('[[link]]\ntransport = "zmq"\naddress = "ipc://x"\ntopic = "t"', "topic: has no meaning for zmq"),
+        ('[[link]]\ntransport = "zmq"\naddress = "ipc://x"\nstream = 7', "stream: has no meaning for zmq"),
+        ('[[link]]\ntransport = "zmq"\naddress = "ipc://x"\ndirection = "send"', "direction: has no meaning for zmq"),
         ('[[link]]\ntransport = "kafka"\naddress = "127.0.0.1:9092"', "has no topic"),
+        (KAFKA + 'peers = ["10.0.0.5:9"]', "'10.0.0.5:9' is not a node name"),
+        (KAFKA + 'directory = "/dev/shm/aeron"', "directory: has no meaning for kafka"),
+        (KAFKA + 'direction = "receive"\npeers = ["b"]', "a link that only receives can't"),
+        (KAFKA + 'direction = "in"', "'in' is unknown; choose both, send or receive"),
+        (AERON + 'address = "ipc:///x"', "is not an address"),
+        (AERON + 'address = "aeron:tcp?endpoint=127.0.0.1:1"', "is no Aeron channel; write aeron:ipc"),
+        (AERON + 'address = "aeron:udp?mtu=1408"', "has no endpoint"),
+        (AERON + 'address = "127.0.0.1:0"', "port 0, which no peer can know"),
+        (AERON + 'address = "127.0.0.1:9959"', "has no peers, so it could not even answer"),
+        (AERON + 'address = "127.0.0.1:9959"\npeers = ["aeron:ipc"]', "is not where one node listens"),
+        (AERON + 'address = "aeron:ipc"\npeers = ["127.0.0.1:1"]', "'127.0.0.1:1' is not a node name"),
+        (AERON + 'address = "aeron:ipc"\ntopic = "t"', "topic: has no meaning for aeron"),
+        (AERON + 'address = "aeron:ipc"\nstream = 0', "0 is out of range; choose from 1 to 2147483647"),
         ('[[link]]\ntransport = "zmq"\naddress = "ipc://x"\n' * 2, "is the same as another"),
         ('[mesh]\nlisten = "127.0.0.1:1"\nlisten = "127.0.0.1:2"', "not valid TOML"),
         ("[mesh", "not valid TOML"),
@@ -203,6 +222,10 @@ def test_a_mistake_is_refused_with_file_key_and_fix(text: str, says: str) -> Non
         ('[mesh]\ndns = "mesh.default.svc:9957"', "[mesh] dns"),
         ('[[link]]\ntransport = "zmq"\naddress = "tcp://*:9"', "[[link]] 1"),
         ('[[link]]\ntransport = "zmq"\naddress = "ipc://x"\npeers = ["tcp://10.0.0.5:9"]', "[[link]] 1"),
+        ('[[link]]\ntransport = "kafka"\naddress = "broker:9092"\ntopic = "t"', "[[link]] 1"),
+        (AERON + 'address = "0.0.0.0:9959"\npeers = ["127.0.0.1:9959"]', "[[link]] 1"),
+        (AERON + 'address = "127.0.0.1:9959"\npeers = ["10.0.0.5:9959"]', "[[link]] 1"),
+        (AERON + 'address = "aeron:udp?endpoint=224.0.1.1:9959|interface=10.0.0.0/24"', "[[link]] 1"),
     ],
 )
 def test_beyond_loopback_only_with_a_key(text: str, key: str) -> None:
@@ -441,3 +464,37 @@ def test_no_value_of_a_wrong_kind_gets_through_or_breaks_it(section: str, values
     env = {f"SKEWD_{section}".upper(): json.dumps([values] if several else values)}
     env |= {f"SKEWD_{section}__{key}".upper(): str(value).replace("\0", "") for key, value in values.items()}
     assert all(problem.startswith("environment SKEWD_") for problem in refused(None, env))
+
+
+def test_links_of_every_transport() -> None:
+    text = """
+        [mesh]
+        key_file = "/etc/skewd/mesh.key"
+        [[link]]
+        transport = "kafka"
+        address = "kafka-1:9092,kafka-2:9092"
+        topic = "skewd-clock"
+        peers = ["node-b"]
+        properties = "/etc/skewd/kafka.properties"
+        [[link]]
+        transport = "kafka"
+        address = "kafka-1:9092"
+        topic = "one-way"
+        direction = "receive"
+        [[link]]
+        transport = "aeron"
+        address = "aeron:ipc"
+        directory = "/dev/shm/aeron-app"
+        stream = 7
+        peers = ["node-b"]
+        [[link]]
+        transport = "aeron"
+        address = "0.0.0.0:9959"
+        peers = ["10.0.0.5:9959", "aeron:udp?endpoint=10.0.0.6:9959|mtu=8192"]
+        """
+    both, receiving, shared, unicast = parse_config(text.encode(), FILE, {}).config.link
+    assert (both.topic, both.direction, both.peers) == ("skewd-clock", "both", ("node-b",))
+    assert both.properties == Path("/etc/skewd/kafka.properties")
+    assert receiving.direction == "receive"
+    assert (shared.stream, shared.directory) == (7, Path("/dev/shm/aeron-app"))
+    assert (unicast.stream, unicast.directory, len(unicast.peers)) == (None, None, 2)

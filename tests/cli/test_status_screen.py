@@ -53,9 +53,9 @@ peer      address        offset     bound      best RTT  drift     heard      tr
 producer  10.0.0.7:9957  -5.002 ms  +-0.09 ms  200us     +1.2 ppm  0.3 s ago  first-hand  synchronized
 consumer  10.0.0.9:9957  -          -          -         -         3 min ago  first-hand  pending
 
-link  address        accepted  refused
-udp   10.0.0.8:9957  4100      7 (replay 4, wrong_key 2, bad_mac 1)
-zmq   ipc:///x.ipc   0         0
+link  address        state  accepted  refused
+udp   10.0.0.8:9957  up     4100      7 (replay 4, wrong_key 2, bad_mac 1)
+zmq   ipc:///x.ipc   up     0         0
 """
 
 
@@ -167,7 +167,17 @@ def test_sources_and_links_have_their_tables() -> None:
     link = {"transport": "udp", "address": "127.0.0.1:9957", "counters": {"bad_mac": 0}}
     screen = render_status(status_of(0, 9, sources=[source], links=[link]))
     assert "near    ntp   +1 ns   +-6 ns  -      truechimer" in screen
-    assert "udp   127.0.0.1:9957  -         0" in screen
+    assert "udp   127.0.0.1:9957  up     -         0" in screen
+
+
+def test_a_link_says_whether_it_works_and_which_way() -> None:
+    links = [
+        {"transport": "kafka", "address": "k:9092", "direction": "receive", "trouble": None, "counters": {}},
+        {"transport": "kafka", "address": "l:9092", "direction": "send", "trouble": "no broker", "counters": {}},
+    ]
+    screen = render_status(status_of(0, 9, links=links))
+    assert "kafka  k:9092   up, receives only  " in screen
+    assert "kafka  l:9092   down, sends only   " in screen
 
 
 def test_many_peers_are_counted_not_all_shown() -> None:

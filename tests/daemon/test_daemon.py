@@ -207,7 +207,6 @@ async def test_one_daemon_per_runtime_directory(bench: Bench) -> None:
         ({"source": (SourceConfig(type="phc", address="/dev/none"),)}, "/dev/none can't be opened: No such file"),
         ({"source": (SourceConfig(type="chrony", address="192.0.2.1:323"),)}, "another machine's chronyd"),
         ({"source": (SourceConfig(type="ntp", name="n", interval=10**9),)}, "has no address"),
-        ({"link": (LinkConfig(transport="kafka", address="127.0.0.1:9092"),)}, "use zmq"),
         ({"mesh": MeshConfig(listen="127.0.0.1:0", dns="mesh:9957")}, "list the peers"),
     ],
 )

@@ -230,7 +230,7 @@ async def test_attachments_are_bounded_and_the_least_recently_used_gives_way(
             await sockets[0].send(ATTACH + b"n0")
             await until(lambda: a.link.attached[-1] == "n0")
     assert len(a.link.attached) == MAX_ATTACHMENTS
-    assert a.link.counters["attachments_dropped"] == 2
+    assert a.link.counters["attach_displaced"] == 2
     assert "n0" in a.link.attached
     assert "n1" not in a.link.attached
     assert "n2" not in a.link.attached
