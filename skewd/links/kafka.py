@@ -57,7 +57,8 @@ Direction = Literal["both", "send", "receive"]
 
 RETENTION_MS = 60_000
 QUEUE_MESSAGES = 1000
-_MAX_RECORD_BYTES = 8192
+_MAX_BATCH_BYTES = 16 << 10
+_MAX_RECORD_BYTES = 64 << 10
 _MESSAGE_LIMIT_MS = 5000
 _REQUEST_LIMIT_S = 10.0
 _POLL_S = 0.2
@@ -121,6 +122,9 @@ class KafkaLink:
         self._partitions = 0  # until the topic is found: a record for an unknown one would have the broker make it
         self._handover: Handover[_Arrived] = Handover(self._take)
         self._condition = Condition(shell.protocol.link, f"waiting for the broker at {bootstrap}")
+        self._writing = Condition(shell.protocol.link, "")
+        self._writing.well()
+        self._lost: str | None = None
         self._counted = dict.fromkeys(_THREAD_COUNTERS, 0)
         self._stop = threading.Event()
         self._producer: ck.Producer | None = None
@@ -212,7 +216,7 @@ class KafkaLink:
     @property
     def trouble(self) -> str | None:
         """What is wrong with the broker or the topic, and what to do; ``None`` when all is well."""
-        return self._condition.trouble
+        return self._condition.trouble or self._writing.trouble
 
     async def close(self) -> None:
         """End the task and the thread, leave the broker."""
@@ -331,6 +335,7 @@ class KafkaLink:
             assert self._producer is not None, "made for every direction but receive"
             while not self._stop.is_set():
                 self._producer.poll(_POLL_S)
+                self._check_not_lost()
             return
         hold_ms = _MOCK_FETCH_HOLD_MS if mock else _FETCH_HOLD_MS
         consumer = self._ck.Consumer({**self._settings, **_CONSUMER, "fetch.wait.max.ms": hold_ms})
@@ -362,6 +367,16 @@ class KafkaLink:
                     self._on_read_error(error)
             if self._producer is not None:
                 self._producer.poll(0)
+                self._check_not_lost()
+
+    def _check_not_lost(self) -> None:
+        """
+        Raises:
+            _Anew: a record was not taken because the topic is gone.
+        """
+        if self._lost is not None:
+            reason, self._lost = self._lost, None
+            raise _Anew(reason)
 
     def _on_record(self, record: ck.Message, received_ns: int, me: str) -> None:
         if self._condition.trouble is not None:
@@ -383,20 +398,23 @@ class KafkaLink:
         """
         self._counted["receive_failed"] += 1
         codes = self._ck.KafkaError
-        if error.code() in (
-            codes.UNKNOWN_TOPIC_OR_PART,
-            codes._UNKNOWN_TOPIC,
-            codes._UNKNOWN_PARTITION,
-            codes.TOPIC_AUTHORIZATION_FAILED,
-        ) or (error.fatal()):
+        if error.code() in self._gone or error.code() == codes.TOPIC_AUTHORIZATION_FAILED or error.fatal():
             raise _Anew(self._explain(error))
         if error.code() != codes.GROUP_AUTHORIZATION_FAILED:  # of a group that nobody uses
             self._condition.wrong(self._explain(error))
 
     def _on_delivery(self, error: ck.KafkaError | None, _record: ck.Message) -> None:
-        self._counted["delivered" if error is None else "undelivered"] += 1
-        if error is None and self._condition.trouble is not None:
-            self._condition.well()
+        if error is None:
+            self._counted["delivered"] += 1
+            self._writing.well()
+            if self._direction == "send":
+                self._condition.well()
+            return
+        self._counted["undelivered"] += 1
+        if error.code() in self._gone:
+            self._lost = self._explain(error)
+        elif error.code() not in (self._ck.KafkaError._MSG_TIMED_OUT, self._ck.KafkaError._PURGE_QUEUE):
+            self._writing.wrong(self._explain(error))
 
     def _on_error(self, error: ck.KafkaError) -> None:
         """Of a whole client; it goes on trying by itself."""
@@ -434,6 +452,12 @@ class KafkaLink:
             asking.close()
         self._partitions = len(found.partitions)
         return str(cluster.cluster_id).startswith(_MOCK)
+
+    @property
+    def _gone(self) -> tuple[int, ...]:
+        """What the client says of a topic that was there."""
+        codes = self._ck.KafkaError
+        return codes.UNKNOWN_TOPIC_OR_PART, codes._UNKNOWN_TOPIC, codes._UNKNOWN_PARTITION
 
     @property
     def _appearing(self) -> tuple[int, ...]:
@@ -486,7 +510,7 @@ class KafkaLink:
             )
         if error.code() in (codes._AUTHENTICATION, codes.SASL_AUTHENTICATION_FAILED):
             return f"the broker at {self._bootstrap} refuses the credentials; correct them in [[link]] properties"
-        if error.code() == codes.UNKNOWN_TOPIC_OR_PART:
+        if error.code() in self._gone:
             return f"topic '{self._topic}' is not at {self._bootstrap}; it is made anew if this user may"
         if error.code() in (codes._ALL_BROKERS_DOWN, codes._TRANSPORT, codes._TIMED_OUT, codes._RESOLVE):
             return f"no Kafka broker answers at {self._bootstrap}; see whether it runs and is reachable"
@@ -558,6 +582,7 @@ _COMMON: dict[str, Any] = {
     "enable.metrics.push": False,
     "reconnect.backoff.ms": 100,
     "reconnect.backoff.max.ms": 5000,
+    "topic.metadata.propagation.max.ms": 5000,  # how long a topic that is gone may still be one that is being made
     "log_level": 0,  # what matters is said once, by us
 }
 _PRODUCER: dict[str, Any] = {
@@ -565,6 +590,7 @@ _PRODUCER: dict[str, Any] = {
     "acks": 1,
     "compression.type": "none",
     "message.max.bytes": _MAX_RECORD_BYTES,
+    "batch.size": _MAX_BATCH_BYTES,  # what waits for one is sent together, and the topic takes it
     "message.timeout.ms": _MESSAGE_LIMIT_MS,
     "queue.buffering.max.messages": QUEUE_MESSAGES,
     "queue.buffering.max.kbytes": 4096,
