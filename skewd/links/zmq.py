@@ -526,6 +526,7 @@ class _Socket:
         if self._monitor is not None:
             self._loop.remove_reader(self._monitor.fileno())
             self._sock.disable_monitor()
+            self._monitor.close(linger=0)
         self._sock.close(linger=0)
 
     def _drain(self) -> None:
