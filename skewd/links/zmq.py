@@ -295,7 +295,9 @@ class ZmqLink:
     def _on_handshake_failed(self) -> None:
         self._shell.count("handshakes_failed")
         self._shell.log.warning(
-            "link_handshake_failed", advice="no member, or one with another mesh key: give all the same [mesh] key_file"
+            "link_handshake_failed",
+            advice="not a member, or one with another mesh key (give all the same [mesh] key_file), "
+            "or a daemon of this machine that tried in clear first",
         )
 
     def _connect(self, address: str) -> None:
