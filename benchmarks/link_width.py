@@ -43,6 +43,7 @@ from skewd.wall import WallMap
 KEY = MeshKey.from_secret(bytes(range(32)))
 SAMPLE_S = 0.1
 WARM_S = 3.0
+WARM_BROKER_S = 10.0
 ATTACHED = bytes(960)
 """What nodes tell each other in the same messages; a message has 1,400 bytes with it."""
 
@@ -258,7 +259,29 @@ def brokers() -> Iterator[tuple[str, str]]:
         print("kafka: left out, confluent-kafka is not installed", file=sys.stderr)
         return
     with open_broker(warm_messages=20_000) as broker:
+        warm(broker.bootstrap)
         yield broker.label, broker.bootstrap
+
+
+def warm(bootstrap: str) -> None:
+    """Requests one by one: a JVM interprets what it has not done a thousand times, and a broker in use has done it."""
+    import confluent_kafka as ck
+    from confluent_kafka.admin import AdminClient
+    from confluent_kafka.cimpl import NewTopic
+
+    topic = f"skewd-warm-{uuid.uuid4().hex[:12]}"
+    producer = ck.Producer({"bootstrap.servers": bootstrap, "linger.ms": 0, "acks": 1, "log_level": 0})
+    consumer = ck.Consumer({"bootstrap.servers": bootstrap, "group.id": "skewd-warm", "log_level": 0})
+    admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
+    with contextlib.suppress(ck.KafkaException):  # a mock makes topics when they are asked for
+        admin.create_topics([NewTopic(topic, 1, 1)])[topic].result(10)
+    consumer.assign([ck.TopicPartition(topic, 0, 0)])
+    until = time.monotonic() + WARM_BROKER_S
+    while time.monotonic() < until:
+        producer.produce(topic, ATTACHED, partition=0)
+        producer.flush(1.0)
+        consumer.poll(0.1)
+    consumer.close()
 
 
 def table(results: list[Result]) -> Iterator[str]:
