@@ -52,10 +52,9 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Annotated
 
-import msgspec
-
 from skewd.interval import Interval
 from skewd.kernel_clock import TICK_US, KernelClock, frequency_of, rate_ppb
+from skewd.lean import msgspec
 from skewd.time_daemons import TimeDaemon, may_set
 
 MAX_PPB = 400_000

@@ -199,7 +199,14 @@ def _link_state(row: _Row) -> str:
     return state + way
 
 
-_REFUSALS = frozenset(REASONS) - {"unconfirmed", "one_way_unconfirmed"} | {"bad_frames", "attach_refused"}
+_REFUSALS = frozenset(REASONS) - {"unconfirmed", "one_way_unconfirmed"} | {
+    "bad_frames",
+    "attach_refused",
+    "handshakes_failed",
+    "bad_records",
+    "bad_labels",
+    "oversized_data",
+}
 """Counters of a link that count messages that were turned away; a new peer's first ones are ``unconfirmed``."""
 
 
