@@ -550,11 +550,8 @@ class Daemon:
         loop = asyncio.get_running_loop()
 
         def found(candidates: frozenset[str]) -> None:
+            udp.set_peers(sorted(candidates))
             self._plan.candidates(candidates, round(loop.time() * 1e9))
-            try:
-                udp.set_peers(sorted(candidates))
-            except ValueError as error:
-                self._log.warning(str(error))
 
         mesh = self.config.mesh
         self._discovery = Discovery(
@@ -815,8 +812,7 @@ class Daemon:
             ValueError, OSError, StartError: something in it is not to be had.
         """
         if self._udp is not None and self._discovery is not None:
-            self._udp.set_peers(sorted(self._discovery.candidates_with(config.mesh.peers)))
-            self._discovery.use_static(config.mesh.peers)
+            self._discovery.set_static(config.mesh.peers)
         before, self.config = self.config, config
         if config.source != before.source:
             await self._use_sources(config)
