@@ -297,12 +297,12 @@ class Daemon:
         if estimate is None:
             return {"earliest_ns": None, "latest_ns": None, "reference": None, "status": "unsynchronized"}
         time_ns = (self.node.wall.wall_minus_raw(raw) + estimate.bound).shift(raw)
-        told = self.node.status(raw)
+        uncertainty = estimate.bound.farthest(self.node.offset_applied(estimate, raw))
         return {
             "earliest_ns": time_ns.lo,
             "latest_ns": time_ns.hi,
             "reference": estimate.name,
-            "status": told["status"],
+            "status": self.node.status_with(estimate, uncertainty).value,
         }
 
     # -- running -------------------------------------------------------------------------------------------------

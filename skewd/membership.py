@@ -353,6 +353,8 @@ class Membership:
         ages = [self._age_ns(name, record, now_raw_ns) for name, record in records.items()]
         return {
             "members": len(records) + 1,
+            "bounded": sum(name in view.known for name in records),
+            "liars": self._liars,
             "agreed": decision is not None and decision.agreed,
             "timescale": None
             if timescale is None

@@ -49,6 +49,7 @@ from skewd.hearsay import Heard, MeshView, Wall
 from skewd.interval import Interval
 from skewd.kernel_clock import RawFacts
 from skewd.links.protocol import Proofs, Self
+from skewd.over_links import OverLinks, RttMinimum
 from skewd.resume import (
     LEAP_AHEAD_NS,
     PAIRS_MAX,
@@ -93,29 +94,8 @@ SMEAR_PPM = 14
 
 _SMEAR_WANDER_PPB_PER_S = 1_000_000
 _DAY_NS = 86_400_000_000_000
-_RTT_WINDOW_NS = 60_000_000_000
 _PPB = 1_000_000_000
 _HEARD = "heard"
-
-
-class _RttMinimum:
-    """The smallest of the last minute, in a deque that stays increasing (at most 128 entries)."""
-
-    def __init__(self) -> None:
-        self._entries: deque[tuple[int, int]] = deque(maxlen=128)
-
-    def add(self, at_ns: int, rtt_ns: int) -> None:
-        while self._entries and self._entries[-1][1] >= rtt_ns:
-            self._entries.pop()
-        self._entries.append((at_ns, rtt_ns))
-        self._expire(at_ns)
-
-    def _expire(self, at_ns: int) -> None:
-        while len(self._entries) > 1 and at_ns - self._entries[0][0] > _RTT_WINDOW_NS:
-            self._entries.popleft()
-
-    def least_ns(self) -> int | None:
-        return self._entries[0][1] if self._entries else None
 
 
 @dataclass(slots=True)
@@ -124,10 +104,11 @@ class Peer:
 
     declared: Self
     pair: PairBound
-    rtt: _RttMinimum
+    rtt: RttMinimum
     heard_ns: int
     address: str
     link: str
+    links: OverLinks
     observed: Observed
     wander_ppb_per_s: int
     """The pair's limit; like that on drift it stays for as long as this entry does."""
@@ -154,7 +135,7 @@ class Source:
     observed: Observed
     heard_ns: int | None = None
     state: str = "pending"
-    rtt: _RttMinimum = field(default_factory=_RttMinimum)
+    rtt: RttMinimum = field(default_factory=RttMinimum)
     smear: bool = False
     address: str | None = None
     leap: int = 0
@@ -184,6 +165,16 @@ class Estimate(NamedTuple):
     scale: tuple[object, ...] | None = None
     """In a mesh: how often published time may have jumped, and whose clock the timescale is now."""
 
+    @property
+    def late(self) -> bool:
+        """Whether what should have renewed it did not come."""
+        return self.age_ns > HOLDOVER_AFTER * self.interval_ns + LEAD_NS
+
+    @property
+    def heard(self) -> bool:
+        """Whether it is UTC by what other members say, and not by own sources."""
+        return self.epoch[0] == "utc" and self.epoch[1] == _HEARD
+
     def continues(self, scale: tuple[object, ...] | None) -> bool:
         """Whether this is the timescale of before, carried on by another clock: times go on without a jump."""
         mine = self.scale
@@ -196,17 +187,25 @@ def _utc_limits(smear: bool) -> tuple[float, float]:
 
 
 def _learn(
-    pair: PairBound, observed: Observed, outgoing: Sequence[tuple[int, int]], incoming: Sequence[tuple[int, int]]
+    pair: PairBound,
+    observed: Observed,
+    outgoing: Sequence[tuple[int, int]],
+    incoming: Sequence[tuple[int, int]],
+    links: OverLinks | None = None,
 ) -> None:
-    """Gives a message's proofs to the filter, and to what watches whether its limits hold."""
+    """Gives a message's proofs to the filter, to what watches whether its limits hold, and to what knows its links."""
     for sent, received in outgoing:
         if not pair.outgoing(sent, received):
             observed.contradiction(sent)
         observed.outgoing(sent, received)
+        if links is not None:
+            links.proved(True, sent)
     for sent, received in incoming:
         if not pair.incoming(sent, received):
             observed.contradiction(received)
         observed.incoming(sent, received)
+        if links is not None:
+            links.proved(False, received)
 
 
 class Node:
@@ -402,15 +401,17 @@ class Node:
             peer = Peer(
                 declared,
                 pair,
-                _RttMinimum(),
+                RttMinimum(),
                 now_raw_ns,
                 proofs.address,
                 proofs.link,
+                OverLinks(pair),
                 observed,
                 wander_ppb_per_s=math.ceil(wander) + 1,
             )
             self._peers[declared.name] = peer
-        _learn(peer.pair, peer.observed, proofs.outgoing, proofs.incoming)
+        peer.links.heard(proofs.link, proofs.address, now_raw_ns, proofs.rtt_ns)
+        _learn(peer.pair, peer.observed, proofs.outgoing, proofs.incoming, peer.links)
         if declared.wall_raw_at_ns >= peer.declared.wall_raw_at_ns or declared.era > peer.declared.era:
             peer.declared = declared
         if proofs.rtt_ns is not None:
@@ -830,7 +831,7 @@ class Node:
         """What an estimate is worth when the largest error of what is applied is ``uncertainty_ns``."""
         if uncertainty_ns > self.config.clock.max_uncertainty:
             return Status.UNSYNCHRONIZED
-        if estimate.age_ns > HOLDOVER_AFTER * estimate.interval_ns + LEAD_NS:
+        if estimate.late:
             return Status.HOLDOVER
         return Status.SYNCHRONIZED
 
@@ -964,10 +965,6 @@ class Node:
     def uptime_ns(self, now_raw_ns: int) -> int:
         """How long this node has been measuring."""
         return now_raw_ns - self._began_ns
-
-    def is_late(self, peer: Peer, now_raw_ns: int) -> bool:
-        """Whether a peer's last messages were missed."""
-        return now_raw_ns - peer.heard_ns > HOLDOVER_AFTER * self.config.mesh.interval
 
     def offset_applied(self, estimate: Estimate, now_raw_ns: int) -> int:
         """What is applied to this node's times now: the line's offset, or the estimate's middle while there is none."""

@@ -1,7 +1,15 @@
 """What a node tells of itself: the status that ``skewd status``, the check, the metrics and the page are made of.
 
 ``node.py`` knows; here it is put into words and rows. One dictionary serves every reader, so that they can't disagree.
-Its keys are promised to programs: one that is not known is None, none is ever left out. Pure.
+Its keys are promised to programs: one that is not known is None, none is ever left out.
+
+Of the members of a mesh each has one row. ``trust`` says what its bound rests on: own exchanges (``first-hand``) or
+f + 1 disjoint paths over what others say (``composed``); ``path`` lists the paths, and a first-hand row with more than
+its own one was narrowed by others. ``lower_link`` and ``upper_link`` name the links that gave the two ends by own
+exchanges (``over_links.py``). ``age_s`` is the time since this node heard the peer, or for a composed row the age of
+the oldest record used.
+
+Limits: ``ROWS_MAX`` rows of members; ``peers_left_out`` counts the others. Pure.
 """
 
 from __future__ import annotations
@@ -9,11 +17,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from skewd.assumptions import violations
+from skewd.bounds.compose import COMPOSED, FIRST_HAND
 from skewd.bounds.history import Status
 from skewd.durations import format_duration
 
 if TYPE_CHECKING:
-    from skewd.node import Node, Peer
+    from skewd.node import Estimate, Node
+
+ROWS_MAX = 256
+"""Rows of members told at most."""
 
 
 def status(node: Node, now_raw_ns: int) -> dict[str, Any]:
@@ -31,6 +43,8 @@ def status(node: Node, now_raw_ns: int) -> dict[str, Any]:
         "uncertainty_ns": None,
         "drift_ppb": None,
         "age_s": None,
+        "trust": None,
+        "path": [],
     }
     if estimate is not None:
         offset = node.offset_applied(estimate, now_raw_ns)
@@ -44,9 +58,11 @@ def status(node: Node, now_raw_ns: int) -> dict[str, Any]:
             "drift_ppb": estimate.drift_ppb.midpoint,
             "age_s": round(max(estimate.age_ns, 0) / 1e9, 3),
         }
-    told["peers"] = [_peer_row(node, name, peer, now_raw_ns) for name, peer in sorted(node.peers.items())]
+        told["trust"], told["path"] = _reference_trust(node, estimate, now_raw_ns)
+    told["peers"], told["peers_left_out"] = _member_rows(node, now_raw_ns)
     told["sources"] = _source_rows(node, now_raw_ns)
     told["links"] = []
+    told["mesh"] = None
     told["virtual"] = node.virtual
     told["contradictions"] = node.contradictions
     told["uptime_s"] = round(node.uptime_ns(now_raw_ns) / 1e9, 3)
@@ -54,24 +70,90 @@ def status(node: Node, now_raw_ns: int) -> dict[str, Any]:
     return told
 
 
-def _peer_row(node: Node, name: str, peer: Peer, now_raw_ns: int) -> dict[str, Any]:
-    estimate = node.peer_estimate(name, now_raw_ns)
-    age_ns = now_raw_ns - peer.heard_ns
-    late = node.is_late(peer, now_raw_ns)
+def _trust(node: Node, name: str, at_raw_ns: int) -> tuple[str, list[list[str]]]:
+    """What the bound on a member rests on, and the paths that it was proven over.
+
+    Each path has the names after this node, the member's included: ``[name]`` for own exchanges.
+    """
+    peer, view = node.peers.get(name), node.mesh
+    own = None if peer is None else peer.pair.offset(at_raw_ns)
+    direct = [[name]] if own is not None else []
+    if view is None:
+        return FIRST_HAND, direct
+    wall = view.wall(name)
+    timebase = peer.declared.timebase if peer is not None else wall.timebase if wall is not None else None
+    others = view.heard(name, at_raw_ns, timebase)
+    if others is None:
+        return FIRST_HAND if peer is not None else COMPOSED, direct
+    paths = [list(path) for path in view.known[name].composed.paths if path != (name,)]
+    if own is None:
+        return COMPOSED, paths
+    both = own.intersect(others.offset)
+    narrowed = both is not None and both != own
+    return FIRST_HAND, direct + paths if narrowed else direct
+
+
+def _reference_trust(node: Node, estimate: Estimate, at_raw_ns: int) -> tuple[str, list[list[str]]]:
+    """The same of the bound on the reference; no path leads to a clock of one's own, or to own sources."""
+    timescale = None if node.mesh is None else node.mesh.timescale
+    name = node.reference_name() if timescale is None else timescale.keeper
+    if name is None or name == node.name:
+        return FIRST_HAND, []
+    if name != "utc":
+        return _trust(node, name, at_raw_ns)
+    if not estimate.heard or node.mesh is None or "utc" not in node.mesh.known:
+        return FIRST_HAND, []
+    return COMPOSED, [list(path) for path in node.mesh.known["utc"].composed.paths]
+
+
+def _member_rows(node: Node, now_raw_ns: int) -> tuple[list[dict[str, Any]], int]:
+    """The rows of all peers and of members that are known through the mesh only, and how many had no room.
+
+    Own peers come first, then the others, by name.
+    """
+    names = sorted(node.peers)
+    if (view := node.mesh) is not None:
+        names += sorted((view.known.keys() | view.convicted | view.disputed) - node.peers.keys() - {node.name, "utc"})
+    shown = names[:ROWS_MAX]
+    return [_member_row(node, name, now_raw_ns) for name in shown], len(names) - len(shown)
+
+
+def _member_row(node: Node, name: str, now_raw_ns: int) -> dict[str, Any]:
+    peer, estimate = node.peers.get(name), node.peer_estimate(name, now_raw_ns)
+    trust, path = _trust(node, name, now_raw_ns)
+    lower_link, upper_link = (None, None) if peer is None or trust == COMPOSED else peer.links.ends()
+    age_ns = estimate.age_ns if estimate is not None else None
+    if peer is not None and trust != COMPOSED:
+        age_ns = now_raw_ns - peer.heard_ns
     return {
         "name": name,
-        "address": peer.address,
-        "link": peer.link,
+        "address": None if peer is None else peer.address,
+        "link": "+".join(sorted({link for link in (lower_link, upper_link) if link})) or (peer.link if peer else None),
         "offset_ns": estimate.bound.midpoint if estimate else None,
         "lower_ns": estimate.bound.lo if estimate else None,
         "upper_ns": estimate.bound.hi if estimate else None,
         "drift_ppb": estimate.drift_ppb.midpoint if estimate else None,
-        "rtt_min_ns": peer.rtt.least_ns(),
-        "age_s": round(max(age_ns, 0) / 1e9, 3),
-        "trust": "first-hand",
-        "state": "pending" if estimate is None else "holdover" if late else "synchronized",
-        "assumptions": peer.observed.told(now_raw_ns),
+        "rtt_min_ns": None if peer is None else peer.rtt.least_ns(),
+        "age_s": None if age_ns is None else round(max(age_ns, 0) / 1e9, 3),
+        "heard_s": None if peer is None else round(max(now_raw_ns - peer.heard_ns, 0) / 1e9, 3),
+        "trust": trust,
+        "path": path,
+        "state": _state(node, name, estimate),
+        "lower_link": lower_link,
+        "upper_link": upper_link,
+        "links": [] if peer is None else peer.links.told(now_raw_ns),
+        "assumptions": None if peer is None else peer.observed.told(now_raw_ns),
     }
+
+
+def _state(node: Node, name: str, estimate: Estimate | None) -> str:
+    if node.mesh is not None:
+        if name in node.mesh.convicted:
+            return "convicted"
+        known = node.mesh.known.get(name)
+        if name in node.mesh.disputed or (known is not None and known.composed.disputed):
+            return "disputed"
+    return "pending" if estimate is None else "holdover" if estimate.late else "synchronized"
 
 
 def _source_rows(node: Node, now_raw_ns: int) -> list[dict[str, Any]]:
@@ -143,7 +225,7 @@ def _messages(node: Node, told: dict[str, Any], now_raw_ns: int) -> list[str]:
         if source["state"] in ("falseticker", "unreachable"):
             messages.append(f"source {source['name']} is {source['state']}")
     for row in (*told["peers"], *told["sources"]):
-        messages += violations(row["name"], row["assumptions"])
+        messages += violations(row["name"], row["assumptions"]) if row["assumptions"] is not None else []
     if node.contradictions:
         messages.append(
             f"{node.contradictions} contradictions: a clock moved by more than its declared limits"
