@@ -73,7 +73,8 @@ def status(node: Node, now_raw_ns: int) -> dict[str, Any]:
 def _trust(node: Node, name: str, at_raw_ns: int) -> tuple[str, list[list[str]]]:
     """What the bound on a member rests on, and the paths that it was proven over.
 
-    Each path has the names after this node, the member's included: ``[name]`` for own exchanges.
+    Each path has the names after this node, the member's included: ``[name]`` for own exchanges. Those that prove one
+    end of a composed bound are disjoint; the two ends may have different ones.
     """
     peer, view = node.peers.get(name), node.mesh
     own = None if peer is None else peer.pair.offset(at_raw_ns)
@@ -85,7 +86,7 @@ def _trust(node: Node, name: str, at_raw_ns: int) -> tuple[str, list[list[str]]]
     others = view.heard(name, at_raw_ns, timebase)
     if others is None:
         return FIRST_HAND if peer is not None else COMPOSED, direct
-    paths = [list(path) for path in view.known[name].composed.paths if path != (name,)]
+    paths = [list(path) for path in dict.fromkeys(view.known[name].composed.paths) if path != (name,)]
     if own is None:
         return COMPOSED, paths
     both = own.intersect(others.offset)
@@ -103,7 +104,7 @@ def _reference_trust(node: Node, estimate: Estimate, at_raw_ns: int) -> tuple[st
         return _trust(node, name, at_raw_ns)
     if not estimate.heard or node.mesh is None or "utc" not in node.mesh.known:
         return FIRST_HAND, []
-    return COMPOSED, [list(path) for path in node.mesh.known["utc"].composed.paths]
+    return COMPOSED, [list(path) for path in dict.fromkeys(node.mesh.known["utc"].composed.paths)]
 
 
 def _member_rows(node: Node, now_raw_ns: int) -> tuple[list[dict[str, Any]], int]:
