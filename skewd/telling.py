@@ -14,7 +14,7 @@ Limits: ``ROWS_MAX`` rows of members; ``peers_left_out`` counts the others. Pure
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from skewd.assumptions import violations
 from skewd.bounds.compose import COMPOSED, FIRST_HAND
@@ -70,38 +70,49 @@ def status(node: Node, now_raw_ns: int) -> dict[str, Any]:
     return told
 
 
-def _trust(node: Node, name: str, at_raw_ns: int) -> tuple[str, list[list[str]]]:
-    """What the bound on a member rests on, and the paths that it was proven over.
+class _Basis(NamedTuple):
+    """What the bound on a member rests on.
 
-    Each path has the names after this node, the member's included: ``[name]`` for own exchanges. Those that prove one
-    end of a composed bound are disjoint; the two ends may have different ones.
+    Attributes:
+        trust: ``first-hand`` or ``composed``.
+        path: the paths it was proven over, each the names after this node, the member's included; ``[name]`` is by own
+            exchanges. Those that prove one end of a composed bound are disjoint; the two ends may have different ones.
+        told_ns: age of the oldest record used; None if none was.
     """
+
+    trust: str
+    path: list[list[str]]
+    told_ns: int | None = None
+
+
+def _basis(node: Node, name: str, at_raw_ns: int) -> _Basis:
     peer, view = node.peers.get(name), node.mesh
     own = None if peer is None else peer.pair.offset(at_raw_ns)
     direct = [[name]] if own is not None else []
     if view is None:
-        return FIRST_HAND, direct
+        return _Basis(FIRST_HAND, direct)
     wall = view.wall(name)
     timebase = peer.declared.timebase if peer is not None else wall.timebase if wall is not None else None
     others = view.heard(name, at_raw_ns, timebase)
     if others is None:
-        return FIRST_HAND if peer is not None else COMPOSED, direct
+        return _Basis(FIRST_HAND if peer is not None else COMPOSED, direct)
     paths = [list(path) for path in dict.fromkeys(view.known[name].composed.paths) if path != (name,)]
     if own is None:
-        return COMPOSED, paths
+        return _Basis(COMPOSED, paths, others.age_ns)
     both = own.intersect(others.offset)
-    narrowed = both is not None and both != own
-    return FIRST_HAND, direct + paths if narrowed else direct
+    if both is None or both == own:
+        return _Basis(FIRST_HAND, direct)
+    return _Basis(FIRST_HAND, direct + paths, others.age_ns)
 
 
 def _reference_trust(node: Node, estimate: Estimate, at_raw_ns: int) -> tuple[str, list[list[str]]]:
-    """The same of the bound on the reference; no path leads to a clock of one's own, or to own sources."""
+    """Trust and path of the bound on the reference; no path leads to a clock of one's own, or to own sources."""
     timescale = None if node.mesh is None else node.mesh.timescale
     name = node.reference_name() if timescale is None else timescale.keeper
     if name is None or name == node.name:
         return FIRST_HAND, []
     if name != "utc":
-        return _trust(node, name, at_raw_ns)
+        return _basis(node, name, at_raw_ns)[:2]
     if not estimate.heard or node.mesh is None or "utc" not in node.mesh.known:
         return FIRST_HAND, []
     return COMPOSED, [list(path) for path in dict.fromkeys(node.mesh.known["utc"].composed.paths)]
@@ -121,11 +132,10 @@ def _member_rows(node: Node, now_raw_ns: int) -> tuple[list[dict[str, Any]], int
 
 def _member_row(node: Node, name: str, now_raw_ns: int) -> dict[str, Any]:
     peer, estimate = node.peers.get(name), node.peer_estimate(name, now_raw_ns)
-    trust, path = _trust(node, name, now_raw_ns)
-    lower_link, upper_link = (None, None) if peer is None or trust == COMPOSED else peer.links.ends()
-    age_ns = estimate.age_ns if estimate is not None else None
-    if peer is not None and trust != COMPOSED:
-        age_ns = now_raw_ns - peer.heard_ns
+    basis = _basis(node, name, now_raw_ns)
+    own = peer is not None and basis.trust == FIRST_HAND
+    lower_link, upper_link = peer.links.ends() if peer is not None and own else (None, None)
+    age_ns = now_raw_ns - peer.heard_ns if peer is not None and own else None if estimate is None else estimate.age_ns
     return {
         "name": name,
         "address": None if peer is None else peer.address,
@@ -137,9 +147,9 @@ def _member_row(node: Node, name: str, now_raw_ns: int) -> dict[str, Any]:
         "rtt_min_ns": None if peer is None else peer.rtt.least_ns(),
         "age_s": None if age_ns is None else round(max(age_ns, 0) / 1e9, 3),
         "heard_s": None if peer is None else round(max(now_raw_ns - peer.heard_ns, 0) / 1e9, 3),
-        "trust": trust,
-        "path": path,
-        "state": _state(node, name, estimate),
+        "trust": basis.trust,
+        "path": basis.path,
+        "state": _state(node, name, estimate, basis),
         "lower_link": lower_link,
         "upper_link": upper_link,
         "links": [] if peer is None else peer.links.told(now_raw_ns),
@@ -147,14 +157,18 @@ def _member_row(node: Node, name: str, now_raw_ns: int) -> dict[str, Any]:
     }
 
 
-def _state(node: Node, name: str, estimate: Estimate | None) -> str:
+def _state(node: Node, name: str, estimate: Estimate | None, basis: _Basis) -> str:
     if node.mesh is not None:
         if name in node.mesh.convicted:
             return "convicted"
         known = node.mesh.known.get(name)
         if name in node.mesh.disputed or (known is not None and known.composed.disputed):
             return "disputed"
-    return "pending" if estimate is None else "holdover" if estimate.late else "synchronized"
+    if estimate is None:
+        return "pending"
+    # A peer that is not asked any more, for others are now, is kept up by what those say.
+    kept_up = basis.told_ns is not None and not estimate._replace(age_ns=basis.told_ns).late
+    return "holdover" if estimate.late and not kept_up else "synchronized"
 
 
 def _source_rows(node: Node, now_raw_ns: int) -> list[dict[str, Any]]:
