@@ -211,7 +211,7 @@ def _trust(row: _Row) -> str:
     trust = _word(row, "trust")
     if not via:
         return trust
-    return f"{trust} via {via}" if trust == COMPOSED else f"{trust}, narrowed via {via}"
+    return f"{trust} via {via}" if trust == COMPOSED else f"{trust}, also via {via}"
 
 
 def _via(path: object) -> str:

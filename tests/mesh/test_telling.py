@@ -171,7 +171,7 @@ def test_a_congested_peer_is_narrowed_by_others_and_the_row_says_by_whom() -> No
     own = fleet.members["n1"].node.peers["n2"].pair.offset(fleet.members["n1"].oscillator.raw(fleet.true_ns))
     assert own is not None
     assert row["upper_ns"] - row["lower_ns"] < own.width
-    assert "first-hand, narrowed via " in render_status(told_by(fleet, "n1"))
+    assert "first-hand, also via " in render_status(told_by(fleet, "n1"))
 
 
 def lying(record: Record) -> Record:
