@@ -113,7 +113,7 @@ def _reference_trust(node: Node, estimate: Estimate, at_raw_ns: int) -> tuple[st
         return FIRST_HAND, []
     if name != "utc":
         return _basis(node, name, at_raw_ns)[:2]
-    if not estimate.heard or node.mesh is None or "utc" not in node.mesh.known:
+    if not estimate.told_by_others or node.mesh is None or "utc" not in node.mesh.known:
         return FIRST_HAND, []
     return COMPOSED, [list(path) for path in dict.fromkeys(node.mesh.known["utc"].composed.paths)]
 
@@ -167,8 +167,8 @@ def _state(node: Node, name: str, estimate: Estimate | None, basis: _Basis) -> s
     if estimate is None:
         return "pending"
     # A peer that is not asked any more, for others are now, is kept up by what those say.
-    kept_up = basis.told_ns is not None and not estimate._replace(age_ns=basis.told_ns).late
-    return "holdover" if estimate.late and not kept_up else "synchronized"
+    kept_up = basis.told_ns is not None and estimate._replace(age_ns=basis.told_ns).heard
+    return "synchronized" if estimate.heard or kept_up else "holdover"
 
 
 def _source_rows(node: Node, now_raw_ns: int) -> list[dict[str, Any]]:
