@@ -898,7 +898,8 @@ class Daemon:
         told = self.status()
         state = {"status": told["status"], "reference": told["reference"], "messages": tuple(told["messages"])}
         bound = "no bound" if told["offset_ns"] is None else f"+-{format_duration(told['uncertainty_ns'])}"
-        sd_notify.notify(f"STATUS={told['status']}, {len(told['peers'])} peers, {bound}")
+        heard = sum(row["heard_s"] is not None for row in told["peers"])
+        sd_notify.notify(f"STATUS={told['status']}, {heard} peers, {bound}")
         if state != self._said:
             self._said = state
             self._log.info(told["status"], reference=told["reference"], bound=bound, messages=told["messages"])
