@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from skewd.bounds.compose import FirstHand, Here, compose
 from skewd.bounds.pair import PairBound
 from skewd.check import OK, UNKNOWN, judge
 from skewd.clock import WallSample
@@ -81,6 +82,28 @@ def test_members_known_through_the_mesh_only_have_rows(sparse: Fleet) -> None:
             disjoint = [(a, b) for a, b in itertools.combinations(row["path"], 2) if not set(a[:-1]) & set(b[:-1])]
             assert disjoint, "f + 1 = 2 paths that share nobody"
     assert composed > 20
+
+
+def test_a_peer_that_was_asked_but_once_is_bounded_by_others_as_well(sparse: Fleet) -> None:
+    """A single exchange a minute ago must not hide what two disjoint paths say now."""
+    checked = 0
+    for here in sparse.names:
+        member = sparse.members[here].membership
+        now = sparse.members[here].oscillator.raw(sparse.true_ns)
+        own = {
+            name: FirstHand(member.store.clock_of(name, declared.boot, declared.raw_era), known.offset, known.drift_ppb)
+            for name, (declared, known) in member.node.first_hand(now).items()
+        }
+        for name, row in rows(told_by(sparse, here)).items():
+            if row["trust"] == "composed" or row["age_s"] < 30:
+                continue
+            without = {other: bound for other, bound in own.items() if other != name}
+            records = member.store.records()
+            composed = compose(here=Here(here, b"no tag"), now_raw_ns=now, first_hand=without, records=records)
+            if name in composed:
+                checked += 1
+                assert row["upper_ns"] - row["lower_ns"] < composed[name].interval.width + 300_000
+    assert checked > 5
 
 
 def test_own_peers_come_first_then_the_others_by_name(sparse: Fleet) -> None:
