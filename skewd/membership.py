@@ -239,7 +239,7 @@ class Membership:
 
         def bound(timescale: Timescale) -> Interval | None:
             found = node.raw_estimate(timescale, now_raw_ns)
-            return None if found is None or found[0].width > 2 * limit else found[0]
+            return None if found is None or found.offset.width > 2 * limit else found.offset
 
         utc = node.utc_raw(now_raw_ns, own=True)
         own = Own(

@@ -46,7 +46,7 @@ from skewd.clock import WallSample
 from skewd.config import Config, SourceConfig
 from skewd.election import UTC, Timescale
 from skewd.fanout import DIRECT_MAX
-from skewd.hearsay import Heard, MeshView, Wall
+from skewd.hearsay import MISSED, Heard, MeshView, Wall
 from skewd.interval import Interval
 from skewd.kernel_clock import RawFacts
 from skewd.links.protocol import Proofs, Self
@@ -83,7 +83,7 @@ DESCRIBE_WIDER_NS = 500
 TIGHTEN_NS = 2_000_000_000
 """How far back knots are improved by what arrived since."""
 
-HOLDOVER_AFTER = 3
+HOLDOVER_AFTER = MISSED
 """Missed intervals after which a bound is called holdover."""
 
 LEAP_BEFORE_NS = 2_000_000_000
@@ -623,7 +623,7 @@ class Node:
         for name, peer in self._peers.items():
             offset, drift = peer.pair.offset(at_raw_ns), peer.pair.drift(at_raw_ns)
             if offset is not None and drift is not None:
-                found[name] = peer.declared, Heard(offset, drift, at_raw_ns - peer.heard_ns)
+                found[name] = peer.declared, self._own_word(peer, offset, drift, at_raw_ns)
         return found
 
     def _raw_offset(self, name: str, at_raw_ns: int) -> tuple[Heard, Wall] | None:
@@ -644,7 +644,7 @@ class Node:
                 wall = told
             offset, drift = peer.pair.offset(at_raw_ns), peer.pair.drift(at_raw_ns)
             if offset is not None and drift is not None:
-                first = Heard(offset, drift, at_raw_ns - peer.heard_ns)
+                first = self._own_word(peer, offset, drift, at_raw_ns)
         wall = wall or told
         if wall is None:
             return None
@@ -653,8 +653,18 @@ class Node:
             known = first or others
             return None if known is None else (known, wall)
         both, drift = first.offset.intersect(others.offset), first.drift_ppb.intersect(others.drift_ppb)
-        # More than f members lie, or a limit is broken: this node believes itself.
-        return (first if both is None or drift is None else Heard(both, drift, first.age_ns)), wall
+        if both is None or drift is None:
+            return first, wall  # more than f members lie, or a limit is broken: this node believes itself
+        kept_up = first if first.age_ns <= HOLDOVER_AFTER * first.interval_ns else others
+        return Heard(both, drift, kept_up.age_ns, kept_up.interval_ns), wall
+
+    def _own_word(self, peer: Peer, offset: Interval, drift_ppb: Interval, at_raw_ns: int) -> Heard:
+        return Heard(offset, drift_ppb, at_raw_ns - peer.heard_ns, self._asked_every_ns())
+
+    def _asked_every_ns(self) -> int:
+        """How often a peer is heard while all is well; the reference of a large mesh less often (``fanout.py``)."""
+        members = 1 if self.mesh is None else self.mesh.members + 1
+        return self.config.mesh.interval * max(members, DIRECT_MAX) // DIRECT_MAX
 
     def peer_estimate(self, name: str, at_raw_ns: int) -> Estimate | None:
         """Peer's wall - own wall at an own raw instant; None while unknown."""
@@ -670,7 +680,7 @@ class Node:
             self._wall_drift(known.drift_ppb, wall.slew_ppb),
             self._wander_of(name),
             known.age_ns,
-            self._patience_ns(name) // HOLDOVER_AFTER,
+            known.interval_ns,
             (name, wall.timebase, wall.era, peer.pair.contradictions if peer is not None else -1),
             f"node:{name}",
         )
@@ -682,27 +692,16 @@ class Node:
         known = None if self.mesh is None else self.mesh.known.get(name)
         return 0 if known is None else known.wander_ppb_per_s
 
-    def _patience_ns(self, name: str) -> int:
-        """How old what is known of a peer may be before it is holdover."""
-        usual = HOLDOVER_AFTER * self.config.mesh.interval
-        if self.mesh is None:
-            return usual
-        if name in self._peers:
-            # The reference of a large mesh is asked less often in proportion (``fanout.py``).
-            return usual * max(self.mesh.members + 1, DIRECT_MAX) // DIRECT_MAX
-        return max(usual, self.mesh.patience_ns)
-
-    def raw_estimate(self, timescale: Timescale, at_raw_ns: int) -> tuple[Interval, Interval, int] | None:
-        """Timescale - own raw at an own raw instant, its drift against the raw clock, and its age; None if unknown."""
+    def raw_estimate(self, timescale: Timescale, at_raw_ns: int) -> Heard | None:
+        """Timescale - own raw at an own raw instant, and its drift against the raw clock; None if unknown."""
         if timescale == UTC:
-            utc = self.utc_raw(at_raw_ns)
-            return None if utc is None else (utc.offset, utc.drift_ppb, utc.age_ns)
+            return self.utc_raw(at_raw_ns)
         keeper, k_ns = timescale.keeper, timescale.k_ns
         if keeper == self.name:
             if k_ns is not None:
-                return Interval(k_ns, k_ns), Interval(0, 0), 0
+                return Heard(Interval(k_ns, k_ns), Interval(0, 0), 0, 1)
             slew = self.wall.slew_ppb()
-            return self.wall.wall_minus_raw(at_raw_ns), Interval(-slew, slew), 0
+            return Heard(self.wall.wall_minus_raw(at_raw_ns), Interval(-slew, slew), 0, 1)
         found = self._raw_offset(keeper, at_raw_ns)
         if found is None or (
             timescale.carried and found[1].timebase != (timescale.keeper_boot, timescale.keeper_raw_era)
@@ -710,9 +709,9 @@ class Node:
             return None
         known, wall = found
         if k_ns is not None:
-            return known.offset.shift(k_ns), known.drift_ppb, known.age_ns
+            return replace(known, offset=known.offset.shift(k_ns))
         minus_raw = wall.minus_raw_at(known.offset.shift(at_raw_ns))
-        return known.offset + minus_raw, known.drift_ppb.widen(wall.slew_ppb + 1), known.age_ns
+        return replace(known, offset=known.offset + minus_raw, drift_ppb=known.drift_ppb.widen(wall.slew_ppb + 1))
 
     def _timescale_estimate(self, timescale: Timescale, at_raw_ns: int) -> Estimate | None:
         """Timescale - own wall: what the mesh has agreed on, by whose clock it is now."""
@@ -731,7 +730,10 @@ class Node:
         if estimate is None:
             return None
         age = estimate.age_ns
-        own_word = timescale.keeper == self.name or timescale.keeper in self._peers or timescale == UTC
+        peer = self._peers.get(timescale.keeper)
+        own_word = timescale.keeper == self.name or timescale == UTC
+        if peer is not None:
+            own_word = at_raw_ns - peer.heard_ns <= HOLDOVER_AFTER * self._asked_every_ns() + LEAD_NS
         if not own_word and not self.mesh.alive:
             # Others' records stay fresh when the keeper, which they tell of, falls silent everywhere.
             age = max(age, HOLDOVER_AFTER * estimate.interval_ns + LEAD_NS + 1)
@@ -751,14 +753,13 @@ class Node:
         found = self.raw_estimate(timescale, at_raw_ns)
         if found is None:
             return None
-        offset, drift, age = found
         peer = self._peers.get(timescale.keeper)
         return Estimate(
-            self._own_slew(offset, at_raw_ns),
-            self._wall_drift(drift, 0),
+            self._own_slew(found.offset, at_raw_ns),
+            self._wall_drift(found.drift_ppb, 0),
             self._wander_of(timescale.keeper),
-            age,
-            self._patience_ns(timescale.keeper) // HOLDOVER_AFTER,
+            found.age_ns,
+            found.interval_ns,
             ("carried", timescale.clock, peer.pair.contradictions if peer is not None else -1),
             "",
         )
@@ -817,7 +818,7 @@ class Node:
         estimate = self._own_utc(at_raw_ns)
         if estimate is not None:
             offset = estimate.bound + self.wall.wall_minus_raw(at_raw_ns)
-            return Heard(offset, self._raw_drift(estimate.drift_ppb), estimate.age_ns)
+            return Heard(offset, self._raw_drift(estimate.drift_ppb), estimate.age_ns, estimate.interval_ns)
         return None if own or self.mesh is None else self.mesh.utc(at_raw_ns)
 
     def _raw_drift(self, wall_drift_ppb: Interval) -> Interval:
@@ -835,7 +836,7 @@ class Node:
             self._wall_drift(heard.drift_ppb, 0),
             math.ceil(self._limits(0, 0)[1]) + 1,
             heard.age_ns,
-            self._patience_ns("utc") // HOLDOVER_AFTER,
+            heard.interval_ns,
             ("utc", _HEARD),
             "utc",
         )
