@@ -97,6 +97,7 @@ _DAY_NS = 86_400_000_000_000
 _RTT_WINDOW_NS = 60_000_000_000
 _PPB = 1_000_000_000
 _HEARD = "heard"
+_SELF = ("self",)
 
 
 class _RttMinimum:
@@ -714,7 +715,7 @@ class Node:
     def _own_estimate(self, timescale: Timescale, at_raw_ns: int) -> Estimate | None:
         if timescale.k_ns is None:
             still = Interval(0, 0)
-            return Estimate(still, still, 0, 0, 1, ("self",), "")
+            return Estimate(still, still, 0, 0, 1, _SELF, "")
         if (timescale.keeper_boot, timescale.keeper_raw_era) != (self.boot, self.raw_era):
             return None
         bound = self._own_slew(Interval(timescale.k_ns, timescale.k_ns), at_raw_ns)
@@ -824,7 +825,7 @@ class Node:
             return self._utc_estimate(at_raw_ns)
         if name == self.name:
             still = Interval(0, 0)
-            return Estimate(still, still, 0, 0, 1, ("self",), f"node:{name}")
+            return Estimate(still, still, 0, 0, 1, _SELF, f"node:{name}")
         return self.peer_estimate(name, at_raw_ns)
 
     def _status(self, estimate: Estimate, uncertainty_ns: int) -> Status:
@@ -891,17 +892,30 @@ class Node:
         rate = max(abs(drift_ppb.lo), abs(drift_ppb.hi))
         return bound.widen(abs(at_wall - wall.clamp(at_wall)) - (-wall.farthest(at_wall) * rate // _PPB))
 
+    def _published(self, estimate: Estimate, drift_ppb: Interval, at_raw: int, at_wall: int) -> Interval:
+        """What a knot says of reference - wall.
+
+        Where the reference is this node's own wall clock that is nothing at all, for a stamp. But a knot also tells
+        what the reference reads at a raw instant, and that is known only as well as the wall clock is foretold.
+        """
+        if estimate.epoch != _SELF:
+            return self._as_labelled(estimate.bound, drift_ppb, at_raw, at_wall)
+        return self.wall.wall_minus_raw(at_raw).shift(at_raw - at_wall).hull(Interval(0, 0))
+
     def _remember(self, at_raw: int, at_wall: int, estimate: Estimate | None) -> Knot:
         line = self._line
         assert line is not None
+        drift = estimate.drift_ppb if estimate else Interval(0, 0)
+        if estimate is not None and estimate.epoch == _SELF:
+            drift = drift.widen(self.wall.slew_ppb())
         knot = Knot(
             era=self.wall.era,
             era_begin_wall_ns=self.wall.era_begin_wall_ns,
             previous_end_wall_ns=self.wall.previous_end_wall_ns,
             raw_ns=at_raw,
             wall_ns=at_wall,
-            bound=self._as_labelled(estimate.bound, estimate.drift_ppb, at_raw, at_wall) if estimate else None,
-            drift_ppb=estimate.drift_ppb if estimate else Interval(0, 0),
+            bound=self._published(estimate, drift, at_raw, at_wall) if estimate else None,
+            drift_ppb=drift,
             wander_ppb_per_s=estimate.wander_ppb_per_s if estimate else 0,
             applied_ns=line.offset_ns,
             applied_slope_ppb=line.slope_ppb,
@@ -932,9 +946,7 @@ class Node:
             estimate = self.reference_estimate(knot.raw_ns)
             if estimate is None or (self.wall.era, *estimate.epoch) != self._line_key:
                 return better
-            bound = knot.bound.intersect(
-                self._as_labelled(estimate.bound, knot.drift_ppb, knot.raw_ns, knot.wall_ns),
-            )
+            bound = knot.bound.intersect(self._published(estimate, knot.drift_ppb, knot.raw_ns, knot.wall_ns))
             if bound is None or bound == knot.bound:
                 continue
             # Not its drift: the estimate's has the wall clock's rate of now in it, and then it may have been faster.
