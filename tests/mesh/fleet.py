@@ -117,7 +117,7 @@ class Fleet:
         loss: share of the messages that are lost.
         style: how the oscillators move (``world.STYLES``).
         lies: who lies, and how.
-        utc: members with a source of UTC of their own.
+        utc: members with a source of UTC of their own, which answers from ``utc_from_s`` on.
         duration_s: how long the simulation will be at most.
         composing: whether records are composed into bounds: it is most of the cost.
         publishing: whether knots are made.
@@ -137,6 +137,7 @@ class Fleet:
         style: str = "bang",
         lies: dict[str, Lies] | None = None,
         utc: Iterable[str] = (),
+        utc_from_s: float = 0.0,
         duration_s: float = 900.0,
         composing: bool = True,
         publishing: bool = False,
@@ -150,7 +151,7 @@ class Fleet:
         self._mesh = MeshConfig(fanout=fanout, liars=liars, reference=reference)
         self._wire, self._wires, self._loss = wire or Wire(jitter_us=50.0), wires or {}, loss
         self._style, self._lies, self._duration_s = style, lies or {}, duration_s
-        self._utc = set(utc)
+        self._utc, self._utc_from_ns = set(utc), round(utc_from_s * SECOND)
         self._composing, self._publishing = composing, publishing
         self._parts: dict[str, int] = {}
         self._events: list[tuple[int, int, Callable[[], None]]] = []
@@ -250,6 +251,10 @@ class Fleet:
     def heal(self) -> None:
         self._parts = {}
 
+    def part_of(self, name: str) -> int:
+        """Which part of a partition it is in."""
+        return self._parts.get(name, 0)
+
     # -- time ----------------------------------------------------------------------------------------------------
 
     def run(self, seconds: float) -> None:
@@ -270,7 +275,7 @@ class Fleet:
         now, node = self.true_ns, member.node
         node.on_wall(member.sample(now))
         raw = member.oscillator.raw(now)
-        if member.utc:
+        if member.utc and now >= self._utc_from_ns:
             self._ask_utc(member)
         member.membership.turn(raw)
         node.forget_departed(raw)
@@ -336,7 +341,7 @@ class Fleet:
         return honest if member.lies is None else member.lies.attach(member, peer, room, honest)
 
     def _passes(self, one: str, other: str) -> bool:
-        return self._parts.get(one, 0) == self._parts.get(other, 0) and (
+        return self.part_of(one) == self.part_of(other) and (
             not self._loss or self.choose.random() >= self._loss
         )
 

@@ -86,6 +86,9 @@ def _raw_clocks(fleet: Fleet, tally: Tally, here: Member, raw: int) -> None:
     if view is None:
         return
     for name, composed in view.known.items():
+        for path in composed.composed.paths:
+            if view.convicted.intersection(path[:-1]):
+                tally.misses.append(f"{here.name} of {name}: a convicted member is on the path {path}")
         what = f"{here.name} of {name} at {now / SECOND:.1f} s by {composed.composed.paths}"
         heard = view.heard(name, raw, composed.timebase)
         if heard is None:
