@@ -511,7 +511,7 @@ def run_pins(arguments: list[str]) -> None:
     common = ["--universal", "--python-version", "%d.%d" % OLDEST, "--generate-hashes", "--only-binary", ":all:",
               "--no-annotate", "--no-header", "--no-emit-index-url", "--quiet"]  # fmt: skip
     run = os.path.join(ROOT, "requirements", "run.txt")
-    for path, chosen in ((PINS, ["--all-extras"]), (run, ["--extra", "zmq", "--constraints", PINS])):
+    for path, chosen in ((PINS, ["--all-extras"]), (run, ["--extra", "zmq", "--extra", "mesh", "--constraints", PINS])):
         command = [uv, "pip", "compile", PROJECT, *common, *chosen, *arguments, "--output-file", path]
         if subprocess.run(command, cwd=ROOT, env=install_environment(os.environ), stdout=subprocess.DEVNULL).returncode:
             fail("uv could not resolve pyproject.toml: see above")

@@ -13,25 +13,32 @@ its raw clock drifts alike and has an epoch of its own, so nothing on the node c
 comparing its two clocks. The page is a small file mapped by every process of that node. It serves experiments and
 tests only, is said loudly wherever it is in use, and is no part of a shipped unit.
 
+A page may also emulate the kernel's steering of its wall clock (``steerable``): frequency, tick and status, as
+adjtimex(2) has them, set by whoever has the page, and a wall clock that is slewed by them. There ``[discipline]`` is
+tried: no test ever sets the clock of the machine it runs on.
+
 Limits: a page holds one offset and one drift for its lifetime's raw clock; the offset may be stepped while it is in
-use (a wall step), the drift may not.
+use (a wall step), the drift may not. The emulated kernel has no phase loop, and its ``maxerror`` stands still.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import mmap
 import os
 import struct
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from skewd.durations import parse_duration_ns
 from skewd.interval import Interval
+from skewd.kernel_clock import TICK_US, KernelClock
+from skewd.kernel_clock import rate_ppb as rate_of
 
 PPB = 1_000_000_000
 
@@ -88,23 +95,35 @@ class HostClock:
         return host_raw_ns
 
 
+_UNSYNCHRONIZED = 0x40
+_MAX_ERROR_US = 16_000_000
+_READINGS = 100
+_TOGETHER_NS = 100_000
+
+
 class VirtualPage:
     """One virtual node's clock, shared through a mapped file by all processes of that node.
 
     The file is 64 bytes: magic, sequence (odd while being written), offset, drift, the host raw instant at which
-    the drift's contribution is zero, and the raw clock's own epoch. One writer; readers retry while it writes.
+    the drift's contribution is zero, and the raw clock's own epoch. A steerable one has 128: then follow how far the
+    wall clock was slewed until a raw instant, that instant, and the emulated kernel's frequency, tick, status,
+    maxerror. Writers take turns; readers retry while one writes.
     """
 
     _LAYOUT = struct.Struct("<8sQqqqq")
-    _MAGIC = b"skewdvc1"
-    SIZE = 64
+    _STEERED = struct.Struct("<6q")
+    _STEERED_AT = 48
+    _MAGIC, _MAGIC_STEERABLE = b"skewdvc1", b"skewdvc2"
+    SIZE, SIZE_STEERABLE = 64, 128
 
     def __init__(self, memory: mmap.mmap, path: Path | None) -> None:
         self._memory = memory
         self.path = path
         magic, _, _, drift_ppb, at_ns, epoch_ns = self._LAYOUT.unpack_from(memory)
-        if magic != self._MAGIC:
+        if magic != (self._MAGIC if len(memory) == self.SIZE else self._MAGIC_STEERABLE):
             raise ValueError(f"{path} is not a virtual clock's page")
+        self.steerable = len(memory) != self.SIZE
+        """Whether it emulates a kernel that can be told a frequency."""
         self._drift_ppb: int = drift_ppb
         self._at_ns: int = at_ns
         self._epoch_ns: int = epoch_ns
@@ -119,6 +138,7 @@ class VirtualPage:
         drift_ppb: int = 0,
         epoch_ns: int = 0,
         at_host_raw_ns: int | None = None,
+        steerable: bool = False,
     ) -> VirtualPage:
         """A new page; ``path`` None keeps it inside this process.
 
@@ -127,6 +147,7 @@ class VirtualPage:
             drift_ppb: rate of this node's oscillator relative to the host's, parts per billion, |drift| < 10^8.
             epoch_ns: raw minus host raw at ``at_host_raw_ns``.
             at_host_raw_ns: the host raw instant at which the two hold; now, if None.
+            steerable: with an emulated kernel's frequency, tick and status.
 
         Raises:
             FileExistsError: ``path`` is there already.
@@ -135,15 +156,20 @@ class VirtualPage:
         if abs(drift_ppb) >= PPB // 10:
             raise ValueError(f"a virtual clock's drift of {drift_ppb} ppb is beyond 10 %")
         at = HostClock().raw_ns() if at_host_raw_ns is None else at_host_raw_ns
-        content = cls._LAYOUT.pack(cls._MAGIC, 0, offset_ns, drift_ppb, at, epoch_ns).ljust(cls.SIZE, b"\0")
+        size, magic = (cls.SIZE_STEERABLE, cls._MAGIC_STEERABLE) if steerable else (cls.SIZE, cls._MAGIC)
+        content = cls._LAYOUT.pack(magic, 0, offset_ns, drift_ppb, at, epoch_ns)
+        if steerable:
+            # As a kernel that nobody has synchronized since its boot.
+            content += cls._STEERED.pack(0, at + epoch_ns, 0, TICK_US, _UNSYNCHRONIZED, _MAX_ERROR_US)
+        content = content.ljust(size, b"\0")
         if path is None:
-            memory = mmap.mmap(-1, cls.SIZE)
+            memory = mmap.mmap(-1, size)
             memory[:] = content
             return cls(memory, None)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             os.write(descriptor, content)
-            return cls(mmap.mmap(descriptor, cls.SIZE), Path(path))
+            return cls(mmap.mmap(descriptor, size), Path(path))
         finally:
             os.close(descriptor)
 
@@ -156,9 +182,10 @@ class VirtualPage:
             ValueError: it is not such a page.
         """
         with Path(path).open("r+b") as file:
-            if os.fstat(file.fileno()).st_size != cls.SIZE:
-                raise ValueError(f"{path} is not a virtual clock's page: it has not {cls.SIZE} bytes")
-            return cls(mmap.mmap(file.fileno(), cls.SIZE), Path(path))
+            size = os.fstat(file.fileno()).st_size
+            if size not in (cls.SIZE, cls.SIZE_STEERABLE):
+                raise ValueError(f"{path} is not a virtual clock's page: it has {size} bytes")
+            return cls(mmap.mmap(file.fileno(), size), Path(path))
 
     @property
     def offset_ns(self) -> int:
@@ -170,11 +197,22 @@ class VirtualPage:
 
     def step_to(self, offset_ns: int) -> None:
         """Steps the node's wall clock; its raw clock does not notice, as with a real step."""
-        sequence = self._LAYOUT.unpack_from(self._memory)[1]
-        with memoryview(self._memory).cast("q") as words:
-            words[1] = sequence + 1
+        with self._writing() as words:
             words[2] = offset_ns
-            words[1] = sequence + 2
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[memoryview]:
+        """The page's 64-bit words, while no other process writes them."""
+        with contextlib.ExitStack() as stack:
+            if self.path is not None:
+                file = stack.enter_context(self.path.open("rb"))
+                fcntl.flock(file, fcntl.LOCK_EX)
+            words = stack.enter_context(stack.enter_context(memoryview(self._memory)).cast("q"))
+            words[1] += 1
+            try:
+                yield words
+            finally:
+                words[1] += 1
 
     def _drifted_ns(self, host_raw_ns: int) -> int:
         return self._drift_ppb * (host_raw_ns - self._at_ns) // PPB
@@ -187,10 +225,75 @@ class VirtualPage:
         """The node's CLOCK_MONOTONIC_RAW at an instant of the host's."""
         return host_raw_ns + self._epoch_ns + self._drifted_ns(host_raw_ns)
 
+    # -- the emulated kernel -------------------------------------------------------------------------------------
+
+    def _steered(self) -> tuple[int, ...]:
+        while True:
+            before = self._LAYOUT.unpack_from(self._memory)[1]
+            found = self._STEERED.unpack_from(self._memory, self._STEERED_AT)
+            if not before & 1 and self._LAYOUT.unpack_from(self._memory)[1] == before:
+                return found
+
+    def read(self) -> KernelClock | None:
+        """The emulated adjtimex(2); None for a page that emulates none."""
+        if not self.steerable:
+            return None
+        _, _, frequency, tick_us, status, max_error_us = self._steered()
+        state = 5 if status & _UNSYNCHRONIZED else 0
+        return KernelClock(state, status, frequency, tick_us, max_error_us, max_error_us, 0)
+
+    def set_frequency(self, frequency: int) -> KernelClock:
+        """The emulated clock_adjtime(2) with ADJ_FREQUENCY."""
+        return self.adjust(frequency=frequency)
+
+    def adjust(
+        self,
+        *,
+        frequency: int | None = None,
+        tick_us: int | None = None,
+        status: int | None = None,
+        max_error_us: int | None = None,
+    ) -> KernelClock:
+        """Any hand on the emulated kernel: sets what is given, from now on.
+
+        Raises:
+            OSError: the page emulates none.
+        """
+        if not self.steerable:
+            raise OSError(f"{self.path or 'this virtual clock'} emulates no kernel to steer; make it steerable")
+        with self._writing() as words:
+            at = self._STEERED_AT // 8
+            slewed, since, frequency_now, tick_now = words[at : at + 4]
+            now = self.raw_ns()
+            words[at] = slewed + (now - since) * rate_of(tick_now, frequency_now) // PPB
+            words[at + 1] = now
+            for place, value in enumerate((frequency, tick_us, status, max_error_us), at + 2):
+                if value is not None:
+                    words[place] = value
+        kernel = self.read()
+        assert kernel is not None
+        return kernel
+
+    def _slewed_ns(self, raw_ns: int) -> int:
+        slewed, since, frequency, tick_us, *_ = self._steered()
+        return slewed + (raw_ns - since) * rate_of(tick_us, frequency) // PPB
+
     def wall_ns(self) -> int:
         """The node's CLOCK_REALTIME."""
+        if self.steerable:
+            return self._steered_wall_ns()
         wall = self._host.wall_ns()
         return wall + self.offset_ns + (self._drifted_ns(self._host.raw_ns()) if self._drift_ppb else 0)
+
+    def _steered_wall_ns(self) -> int:
+        # The host's two clocks must be read at one instant: what lies between the readings is drift and slew too much.
+        for _ in range(_READINGS):
+            before = self._host.raw_ns()
+            wall = self._host.wall_ns()
+            host_raw = self._host.raw_ns()
+            if host_raw - before <= _TOGETHER_NS:
+                break
+        return wall + self.offset_ns + self._drifted_ns(host_raw) + self._slewed_ns(self.at_host_raw(host_raw))
 
     def close(self) -> None:
         """Unmaps the page; the file stays."""
@@ -219,8 +322,8 @@ class VirtualClock:
 def clock_from_option(text: str | None) -> NodeClock:
     """The clock a ``--virtual-clock`` option names; the host's own for None.
 
-    ``offset=5ms,drift=20ppm,at=<host raw ns>`` (each part optional), or ``page=<path>`` of a page that an
-    experiment made.
+    ``offset=5ms,drift=20ppm,at=<host raw ns>`` (each part optional; ``steerable=yes`` with an emulated kernel), or
+    ``page=<path>`` of a page that an experiment made.
 
     Raises:
         ValueError: it is neither; the message says what was wrong.
@@ -230,7 +333,7 @@ def clock_from_option(text: str | None) -> NodeClock:
         return HostClock()
     if text.startswith("page="):
         return VirtualClock(VirtualPage.open(text.removeprefix("page=")))
-    offset_ns, drift_ppb, at = 0, 0, None
+    offset_ns, drift_ppb, at, steerable = 0, 0, None, False
     for part in filter(None, text.split(",")):
         key, separator, value = part.partition("=")
         if not separator:
@@ -243,13 +346,18 @@ def clock_from_option(text: str | None) -> NodeClock:
             if not value.removeprefix("-").isdigit():  # before the boot, too: it is where the drift began
                 raise ValueError(f"--virtual-clock: at={value} is not a whole number of host raw nanoseconds")
             at = int(value)
+        elif part == "steerable=yes":
+            steerable = True
         else:
-            raise ValueError(f"--virtual-clock: unknown key '{key}'; the keys are offset, drift, at, or page alone")
+            keys = "offset, drift, at, steerable=yes, or page alone"
+            raise ValueError(f"--virtual-clock: unknown key '{key}'; the keys are {keys}")
     # An epoch of its own, so that no two nodes of a host can compare raw readings; from the text alone, so that a
     # daemon restarted with the same text finds the same node's clock.
     epoch_ns = zlib.crc32(text.encode()) * 1_000_003
     return VirtualClock(
-        VirtualPage.create(None, offset_ns=offset_ns, drift_ppb=drift_ppb, epoch_ns=epoch_ns, at_host_raw_ns=at)
+        VirtualPage.create(
+            None, offset_ns=offset_ns, drift_ppb=drift_ppb, epoch_ns=epoch_ns, at_host_raw_ns=at, steerable=steerable
+        )
     )
 
 

@@ -38,7 +38,11 @@ experiment_app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
+discipline_app = typer.Typer(
+    help="What [discipline] did to the kernel's clock.", no_args_is_help=True, rich_markup_mode=None
+)
 app.add_typer(config_app, name="config")
+app.add_typer(discipline_app, name="discipline")
 app.add_typer(experiment_app, name="experiment")
 
 ConfigOption = Annotated[
@@ -196,13 +200,40 @@ def _status_text(told: dict[str, Any], form: str, indent: int | None) -> str:
     from skewd import time_daemons
     from skewd.status_view import render_status
 
-    if told.get("virtual") is True:  # nobody steers a test's clock, whoever steers this machine's
+    if told.get("virtual") is True:  # whoever steers this machine's clock, a test's is another
         return render_status(told)
     daemons = time_daemons.running()
     wrong = time_daemons.too_many_hands(daemons)
     if wrong is not None and isinstance(told.get("messages"), list):
         told = {**told, "messages": [*told["messages"], wrong]}
     return render_status(told, time_daemons.steered_by(daemons))
+
+
+@discipline_app.command("restore")
+def discipline_restore(
+    config: ConfigOption = None,
+    virtual_clock: Annotated[str | None, typer.Option(metavar="TEXT", hidden=True)] = None,
+) -> int:
+    """Restore the kernel's frequency, if a daemon that died left it changed (ExecStopPost= of its unit)."""
+    from skewd import daemon, steering
+    from skewd.clock import clock_from_option
+    from skewd.state_file import StateFile
+
+    node = _load(config).config.node
+    try:
+        clock = clock_from_option(virtual_clock)
+    except (ValueError, OSError) as error:
+        raise _RefusedError(str(error), cli.EX_USAGE) from None
+    file = StateFile(node.state_dir, node.name, steering.KIND)
+    try:
+        with daemon.locked(node.runtime_dir):
+            said = steering.restore(
+                file, daemon.boot_id(clock), lambda: daemon.kernel_clock(clock), lambda: daemon.adjuster(clock)
+            )
+    except (daemon.StartError, steering.NotRestoredError) as error:
+        raise _RefusedError(str(error)) from None
+    print(f"skewd: {said or 'nothing was left to restore'}")
+    return 0
 
 
 @app.command()

@@ -380,9 +380,29 @@ class _Reading:
             self.rule(
                 "mesh.dns", "[mesh] dns", "peers are found for UDP, which is off; set [mesh] listen, or remove it"
             )
+        if config.discipline.mode == "slew":
+            self.steered(config)
         self.links(config)
         if config.mesh.key_file is None:
             self.without_key(config)
+
+    def steered(self, config: Config) -> None:
+        """What a steered clock can't be steered by."""
+        if config.mesh.reference == config.node.name:
+            self.rule(
+                "discipline.mode",
+                "[discipline] mode",
+                "slew steers towards the reference, and [mesh] reference is this node itself; write off here, or"
+                " another reference",
+            )
+        for source in config.source:
+            if source.type in ("chrony", "kernel"):
+                self.rule(
+                    "discipline.mode",
+                    "[discipline] mode",
+                    f"slew can't follow [[source]] {source.name}: {source.type} judges this clock as whoever else"
+                    " steers it; write off here, or name servers (type = 'ntp')",
+                )
 
     def links(self, config: Config) -> None:
         seen: set[tuple[str, str, str | None]] = set()
@@ -505,8 +525,6 @@ def not_yet(config: Config) -> list[str]:
         lines.append("[sidecar] forward: this version does not forward to kafka://; use grpc:// or http://")
     if config.spool.path is not None:
         lines.append("[spool] path: this version keeps no spool; clients retry instead")
-    if config.discipline.mode != "off":
-        lines.append("[discipline] mode: this version never steers a clock")
     return lines
 
 

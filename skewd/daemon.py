@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -29,11 +30,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import skewd
-from skewd import hostclock, resume, sd_notify
+from skewd import discipline, hostclock, resume, sd_notify, steering
 from skewd.clock import NodeClock, VirtualClock, read_wall
 from skewd.config import Config, LinkConfig, SourceConfig, split_address
 from skewd.durations import format_duration
-from skewd.kernel_clock import RawFacts, continued, disturbance
+from skewd.kernel_clock import Adjuster, KernelClock, RawFacts, continued, disturbance
 from skewd.keys import KeyFile, KeyRing
 from skewd.lean import structlog
 from skewd.links.protocol import LinkProtocol, Proofs, Timebases
@@ -112,6 +113,24 @@ def boot_id(clock: NodeClock) -> bytes:
     return secrets.token_bytes(16)
 
 
+def adjuster(clock: NodeClock) -> Adjuster:
+    """What sets the frequency of a node's wall clock.
+
+    Raises:
+        OSError: there is none to be had; the message says why and what to do.
+    """
+    if not isinstance(clock, VirtualClock):
+        return hostclock.KernelAdjuster()
+    if not clock.page.steerable:
+        raise OSError(errno.ENOTSUP, "this virtual clock emulates no kernel to steer; make it with steerable=yes")
+    return clock.page
+
+
+def kernel_clock(clock: NodeClock) -> KernelClock | None:
+    """The kernel's steering of a node's wall clock; None where it can't be read."""
+    return clock.page.read() if isinstance(clock, VirtualClock) else hostclock.KernelReader().read()
+
+
 class Daemon:
     """One node, running."""
 
@@ -159,6 +178,8 @@ class Daemon:
         self._clockbound_message: str | None = None
         self._coarse_late_ns = clockbound.late_ns()
         self._describe_source: dict[str, Callable[[], dict[str, Any]]] = {}
+        self._steering: steering.Steering | None = None
+        self._left_message: str | None = None
 
     def _resumed_node(self) -> Node:
         """The node, with the bounds of the daemon before where they still hold."""
@@ -241,6 +262,9 @@ class Daemon:
         self._tell_of_config(told)
         if self._clockbound_message is not None:
             told["messages"].append(self._clockbound_message)
+        told["discipline"] = steering.OFF if self._steering is None else self._steering.told()
+        steered = None if self._steering is None else self._steering.message()
+        told["messages"] += [message for message in (steered, self._left_message) if message is not None]
         return told
 
     def _mesh_messages(self) -> list[str]:
@@ -318,12 +342,13 @@ class Daemon:
         config = self.config
         runtime = config.node.runtime_dir
         async with contextlib.AsyncExitStack() as stack:
-            stack.enter_context(_locked(runtime))
+            stack.enter_context(locked(runtime))
             self._writer = SegmentWriter(
                 config.segment_path, node=config.node.name, boot=self.node.boot, virtual=self.clock.virtual
             )
             stack.callback(self._writer.close)
             self._open_clockbound(stack)
+            self._open_steering(stack)
             ready: dict[str, Any] = {"socket": str(config.socket_path), "mesh": None, "metrics": None}
             await self._open_links(stack, ready)
             stack.push_async_callback(self._close_sources, ())
@@ -343,6 +368,48 @@ class Daemon:
             self.ticker = asyncio.create_task(self._tick_forever(), name="skewd-tick")
             stack.push_async_callback(_cancelled, self.ticker)
             yield ready
+
+    def _open_steering(self, stack: contextlib.AsyncExitStack) -> None:
+        """Undoes what a daemon that died left in the kernel; and steers this clock, if that is configured."""
+        config, clock = self.config, self.clock
+        file = StateFile(config.node.state_dir, config.node.name, steering.KIND)
+        try:
+            said = steering.restore(file, self.node.boot, lambda: kernel_clock(clock), lambda: adjuster(clock))
+            if said is not None:
+                self._log.info(said)
+        except steering.NotRestoredError as error:
+            self._left_message = str(error)
+            self._log.warning(self._left_message)
+        if config.discipline.mode != "slew":
+            return
+        made, unable = None, None
+        try:
+            made = adjuster(clock)
+        except OSError as error:
+            unable = error.strerror
+        told_to_peers = config.mesh.listen is not None or config.link
+        self._steering = steering.Steering(
+            self.node,
+            None if self._left_message else made,
+            file,
+            self._log,
+            announce_ns=(
+                max(discipline.ANNOUNCE_NS, 3 * config.mesh.interval) if told_to_peers else discipline.ALONE_NS
+            ),
+            owners=None if clock.virtual else steering.owners_here,
+            unable=unable or "what an earlier skewd left must be undone first",
+        )
+        watcher = asyncio.create_task(self._steering.watch_owners(), name="skewd-owners")
+        stack.push_async_callback(_cancelled, watcher)
+        stack.callback(self._steering.close, lambda: self._publish(self.clock.raw_ns()))
+
+    def _rate_ppb(self) -> int | None:
+        """The rate that the kernel's settings give this node's wall clock, against its raw clock."""
+        rate = self._kernel.rate_ppb()
+        if isinstance(self.clock, VirtualClock) and self.clock.page.steerable:
+            emulated = self.clock.page.read()
+            rate = (rate or 0) + (0 if emulated is None else emulated.rate_ppb)
+        return rate
 
     def _watch_clock(self, stack: contextlib.AsyncExitStack) -> None:
         """Has the kernel tell of what is otherwise only found by looking."""
@@ -483,11 +550,8 @@ class Daemon:
         loop = asyncio.get_running_loop()
 
         def found(candidates: frozenset[str]) -> None:
+            udp.set_peers(sorted(candidates))
             self._plan.candidates(candidates, round(loop.time() * 1e9))
-            try:
-                udp.set_peers(sorted(candidates))
-            except ValueError as error:
-                self._log.warning(str(error))
 
         mesh = self.config.mesh
         self._discovery = Discovery(
@@ -619,7 +683,8 @@ class Daemon:
                 await self._open_source(source)
         if config.source:
             self._found = None
-        elif not self.clock.virtual and self._found is None:
+        elif not self.clock.virtual and self._found is None and self._steering is None:
+            # While we steer, nothing is looked for: what would be found judges this clock by who else steers it.
             self._finder = asyncio.create_task(self._find_source(), name="skewd-find")
 
     async def _close_sources(self, but: tuple[SourceConfig, ...]) -> None:
@@ -747,8 +812,7 @@ class Daemon:
             ValueError, OSError, StartError: something in it is not to be had.
         """
         if self._udp is not None and self._discovery is not None:
-            self._udp.set_peers(sorted(self._discovery.candidates_with(config.mesh.peers)))
-            self._discovery.use_static(config.mesh.peers)
+            self._discovery.set_static(config.mesh.peers)
         before, self.config = self.config, config
         if config.source != before.source:
             await self._use_sources(config)
@@ -795,7 +859,7 @@ class Daemon:
     def tick(self) -> None:
         """Reads the clocks; publishes at once after a step, and otherwise when a knot is due."""
         assert self._writer is not None
-        stepped = False
+        stepped = set_by_hand = False
         facts = RawFacts(self._source, hostclock.suspended_ns(), self._machine.marker(), self._facts.shift_ns)
         reason = disturbance(self._facts, facts)
         if reason is not None:
@@ -805,22 +869,29 @@ class Daemon:
             stepped = True
         else:
             self._facts = continued(self._facts, facts)
-            if self.node.on_wall(read_wall(self.clock), self._kernel.rate_ppb()):
+            if self.node.on_wall(read_wall(self.clock), self._rate_ppb()):
                 self._log.warning("the wall clock was stepped", by=format_duration(self.node.wall.last_step_ns or 0))
-                stepped = True
-        stepped |= self.node.slew_began
+                stepped = set_by_hand = True
+        steers = self._steering is not None and self._steering.look(self.clock.raw_ns(), set_by_hand)
+        stepped |= self.node.slew_began or steers
         now = self.clock.raw_ns()
         if self._member is not None:
             self._member.turn(now)
         if stepped or now >= self._next_knot_ns:
-            self._next_knot_ns = now + KNOT_PERIOD_NS
-            knot = self.node.knot(now)
-            if knot is not None:
-                self._writer.publish(knot)
-            for better in self.node.tightened():
-                self._writer.tighten(better)
-            self._publish_clockbound()
+            self._publish(now)
         self._writer.heartbeat()
+        if self._steering is not None and steers:
+            self._steering.act()  # only now: the bounds that allow for it are out
+
+    def _publish(self, now: int) -> None:
+        assert self._writer is not None
+        self._next_knot_ns = now + KNOT_PERIOD_NS
+        knot = self.node.knot(now)
+        if knot is not None:
+            self._writer.publish(knot)
+        for better in self.node.tightened():
+            self._writer.tighten(better)
+        self._publish_clockbound()
 
     def _say(self) -> None:
         """A log line when the state changes, and the service manager's status text."""
@@ -841,7 +912,7 @@ _REFUSED = {
 
 
 @contextlib.contextmanager
-def _locked(runtime: Path) -> Any:
+def locked(runtime: Path) -> Any:
     """Holds the runtime directory, made if need be.
 
     Raises:

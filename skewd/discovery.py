@@ -112,22 +112,22 @@ class Discovery:
     @property
     def candidates(self) -> frozenset[str]:
         """Every address that may be a peer's, as it was last told."""
-        return self.candidates_with(self._static)
-
-    def candidates_with(self, static: Iterable[str]) -> frozenset[str]:
-        """The same, with another static list."""
-        return self._answer.difference(self._own).union(static)
-
-    def use_static(self, static: Iterable[str]) -> None:
-        """Takes another static list from now on, and tells."""
-        self._static = tuple(static)
-        self._tell()
+        return self._answer.difference(self._own).union(self._static)
 
     def is_own(self, address: str) -> None:
         """This node heard itself at ``address`` (``own_message``): it is no peer. One of the static list stays."""
         if address in self._answer and address not in self._own and len(self._own) < _OWN_MAX:
             self._own[address] = None
             self._tell()
+
+    def set_static(self, static: Iterable[str]) -> None:
+        """Another static list, at once. What ``found`` raises for it is raised here, and the former list stays."""
+        before, self._static = self._static, tuple(static)
+        try:
+            self._tell()
+        except Exception:
+            self._static = before
+            raise
 
     def look_again(self) -> None:
         """Resolve soon, as peers don't answer any more; at most once per ``soon_s``."""
@@ -203,8 +203,8 @@ class Discovery:
     def _tell(self) -> None:
         candidates = self.candidates
         if candidates != self._told:
-            self._told = candidates
             self._found(candidates)
+            self._told = candidates
 
 
 def _plain(address: str) -> str:

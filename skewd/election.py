@@ -44,9 +44,8 @@ for a few steps; keep ``agreed`` false, by naming something else, until it is co
 off at the damped rate, where exactly ``liars`` honest members claim it; become keeper, by having the least name when
 one dies. As a keeper it can lie about its own clock, which is what conviction is for, or drop the timescale, which
 costs one hand-over: its followers carry it on without it. Two records of one owner with one number and different
-words are a proof of lying: the caller bars their owner, else it could hold two parts of equal size apart. Whoever
-relays for others can hold records back, which is
-a partition to those behind it.
+words are a proof of lying: the caller passes both on and bars their owner, else it could hold two parts of equal size
+apart. Whoever relays for others can hold records back, which is a partition to those behind it.
 
 Limits: ``MEMBERS_MAX`` members; times are this node's raw clock. A bound of the caller's is taken as it is. Where the
 graph of the mesh changes faster than ``hold_ns``, ``agreed`` is false and nothing else is promised. Pure.
@@ -136,7 +135,9 @@ class Member:
         age_ns: how long ago that record was made, or (if that is not known) arrived.
         timescale: what it names; None while it has none.
         claims_utc: whether it bounds UTC first-hand.
-        barred: convicted of lying, or else not to be counted: no vote, no claim, no keeper.
+        barred: convicted of lying: no vote, no keeper, not waited for to agree. Others should come to see the same (by
+            shared records, by a proof that is passed on); who bars a keeper alone is alone. Its claim of UTC counts
+            as ever, as liars are allowed for there.
     """
 
     name: str
@@ -565,8 +566,9 @@ class _View:
         self.timing = Timing.of(election._interval_ns, len(self.members) + 1)
         timing, records = self.timing, election._records
         self.fresh = {n: m for n, m in self.members.items() if not m.barred and m.age_ns <= timing.fresh_ns}
+        heard = {n: m for n, m in self.members.items() if m.age_ns <= timing.fresh_ns}
         self._confirm()
-        records.see(now_ns, self.fresh, self._excused)
+        records.see(now_ns, heard, self._excused)
         self.votes: dict[Timescale, int] = {}
         for name, member in self.fresh.items():
             if member.timescale is not None and records.votes(name, now_ns):
@@ -579,8 +581,9 @@ class _View:
         for timescale, count in self.votes.items():
             self.lineages[timescale.lineage] = self.lineages.get(timescale.lineage, 0) + count
         self.living = [timescale for timescale in self.votes if self.lives(timescale)]
+        # Of barred ones too: as many false claims as may be are allowed for, and who is barred where may differ.
         self.utc_claims = own.claims_utc + sum(
-            m.claims_utc and records.claims(name, now_ns) for name, m in self.fresh.items()
+            m.claims_utc and records.claims(name, now_ns) for name, m in heard.items()
         )
 
     def _confirm(self) -> None:

@@ -1,9 +1,12 @@
-"""Reading what the kernel tells of its clocks, and being told when somebody sets them. Nothing here sets anything.
+"""Reading what the kernel tells of its clocks, being told when somebody sets them, and setting their frequency.
 
 A thin layer: the meaning of what is read is in ``kernel_clock.py``. Being told of a step takes a timer on
 CLOCK_REALTIME that is cancelled when that clock is set (timerfd_create(2), TFD_TIMER_CANCEL_ON_SET): its descriptor
 becomes readable at once, so nobody needs to look fifty times a second to see a step within milliseconds. It is
 called through ctypes, because Python offers it from 3.13 on only.
+
+One class sets anything, and only one thing: :class:`KernelAdjuster`, the kernel's frequency (``[discipline]``). It
+cannot be made without CAP_SYS_TIME, so a daemon, or a test, that runs without it cannot move the clock by mistake.
 
 Limits: whatever this system does not have, or does not allow (seccomp filters may refuse adjtimex even for reading),
 is None, and the caller looks at the clocks more often or does without. Kernel events reach the network namespaces
@@ -22,6 +25,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from skewd.interval import Interval
 from skewd.kernel_clock import (
@@ -46,6 +50,9 @@ _CLOCK_REALTIME = 0
 _KOBJECT_UEVENT = 15
 _FAR_S = 1 << 34
 """The year 2514: the timer is never to go off by itself."""
+
+_ADJ_FREQUENCY = 0x0002
+_CAP_SYS_TIME = 1 << 25
 
 _clock_gettime_ns = time.clock_gettime_ns  # bound at import: see skewd.clock on virtual nodes
 
@@ -116,8 +123,9 @@ class KernelReader:
     def read(self) -> KernelClock | None:
         """All of it; None where it can't be read."""
         state = self._read()
-        if state < 0:
-            return None
+        return None if state < 0 else self._found(state)
+
+    def _found(self, state: int) -> KernelClock:
         found = self._timex
         return KernelClock(
             state=state,
@@ -129,6 +137,55 @@ class KernelReader:
             tai_offset_s=found.tai,
             pending=found.offset,
         )
+
+
+def may_set_clocks(status: Path = Path("/proc/self/status")) -> bool:
+    """Whether this process holds CAP_SYS_TIME now."""
+    try:
+        held = next(line.split()[1] for line in status.read_text().splitlines() if line.startswith("CapEff:"))
+        return bool(int(held, 16) & _CAP_SYS_TIME)
+    except (OSError, StopIteration, IndexError, ValueError):
+        return False
+
+
+class KernelAdjuster(KernelReader):
+    """The frequency of CLOCK_REALTIME, set with clock_adjtime(2); an :class:`~skewd.kernel_clock.Adjuster`.
+
+    Args:
+        adjust: clock_adjtime, called with a clock's number and a pointer to a ``struct timex``; a test's own.
+
+    Raises:
+        OSError: this process may not set clocks, or the kernel's state can't be read; the message says what to do.
+    """
+
+    def __init__(self, adjust: Callable[[int, Any], int] | None = None) -> None:
+        super().__init__()
+        if adjust is None:
+            if not may_set_clocks():
+                raise OSError(
+                    errno.EPERM,
+                    "this process lacks CAP_SYS_TIME; install the drop-in discipline.conf, or run it with it",
+                )
+            if self._call is None or not hasattr(_libc, "clock_adjtime"):
+                raise OSError(errno.ENOSYS, "the kernel's steering of the clock can't be read here")
+            adjust = _libc.clock_adjtime
+        self._adjust = adjust
+
+    def set_frequency(self, frequency: int) -> KernelClock:
+        """Sets the frequency (ppm x 2^16) and nothing else; what the kernel has now.
+
+        Raises:
+            OSError: the kernel refused.
+        """
+        self._timex.modes, self._timex.freq = _ADJ_FREQUENCY, frequency
+        try:
+            state = self._adjust(_CLOCK_REALTIME, ctypes.byref(self._timex))
+        finally:
+            self._timex.modes = 0
+        if state < 0:
+            error = ctypes.get_errno()
+            raise OSError(error, f"clock_adjtime: {os.strerror(error)}")
+        return self._found(state)
 
 
 class SetWatch:

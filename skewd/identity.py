@@ -25,8 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import msgspec
-
+from skewd.lean import msgspec
 from skewd.links.wire import is_name
 from skewd.records import PINS_MAX, PUBLIC_KEY_BYTES, Pin, private_key, public_key_of
 

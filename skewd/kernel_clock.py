@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from skewd.durations import format_duration
 from skewd.interval import Interval
@@ -123,9 +123,30 @@ def rate_basis(clock_source: str | None, cpuinfo: str, machine: str) -> str:
     return ""
 
 
+class Adjuster(Protocol):
+    """The kernel's steering of one wall clock: what it is set to, and the one thing that is ever set."""
+
+    def read(self) -> KernelClock | None:
+        """All of it; None where it can't be read."""
+        ...
+
+    def set_frequency(self, frequency: int) -> KernelClock:
+        """Sets the frequency (ppm x 2^16) and nothing else; what the kernel has now.
+
+        Raises:
+            OSError: the kernel refused.
+        """
+        ...
+
+
 def rate_ppb(tick_us: int, frequency: int) -> int:
     """The rate that a tick and a frequency (ppm x 2^16) amount to."""
     return (tick_us - TICK_US) * 1_000_000_000 // TICK_US + frequency * 1_000 // 65_536
+
+
+def frequency_of(rate_ppb: int) -> int:
+    """The frequency (ppm x 2^16) that amounts to a rate, at the nominal tick; the nearest one."""
+    return (rate_ppb * 65_536 + 500) // 1_000
 
 
 @dataclass(frozen=True, slots=True)

@@ -191,6 +191,11 @@ class Estimate(NamedTuple):
         mine = self.scale
         return mine is not None and scale is not None and mine != scale and mine[0] == scale[0]
 
+    @property
+    def heard(self) -> bool:
+        """Whether the other was heard in time; otherwise the bound is in holdover."""
+        return self.age_ns <= HOLDOVER_AFTER * self.interval_ns + LEAD_NS
+
 
 def _utc_limits(smear: bool) -> tuple[float, float]:
     """The limits of a source's UTC against true time: ppm, ppb/s."""
@@ -250,6 +255,8 @@ class Node:
         self._line_era = 0
         self.mesh: MeshView | None = None
         """What ``membership.py`` makes of the records of all; None in a node that is alone."""
+        self.steer_limit_ppb = 0
+        """How fast this daemon may steer this clock before its peers hear of it again; 0 if it does not."""
         for source in config.source:
             self._add_source(source)
 
@@ -301,7 +308,8 @@ class Node:
         more: what was said stays true, and making and checking it anew for each message would cost as much as the
         message's proofs.
         """
-        clock, latest, slew = self.config.clock, self.wall.latest, self.wall.slew_ppb()
+        clock, latest = self.config.clock, self.wall.latest
+        slew = max(self.wall.slew_ppb(), self.steer_limit_ppb + STEER_PPB)
         said = self._described
         if (
             said is not None
@@ -332,21 +340,40 @@ class Node:
         """
         before_ns = self.wall.latest.raw_ns
         stepped = self.wall.sample(reading, kernel_rate_ppb)
-        if not stepped and self._recent and self.wall.slew_ppb() > self._slew_told_ppb + STEER_PPB:
+        if not stepped and self.wall.slew_ppb() > self._slew_told_ppb + STEER_PPB:
             # A slew began that the newest knot did not allow for: it is taken back before a reader relies on it.
-            # So is the one before it, which rules until the newest begins (knots begin a little in the future).
-            # Seen per second of a wall clock that is slowed down it is more, as in _wall_drift.
-            slew = self.wall.slew_ppb()
-            more = slew * _PPB // (_PPB - min(slew, _PPB // 2)) + 1 - self._slew_told_ppb
-            for back in range(1, min(len(self._recent), 2) + 1):
-                knot = self._recent[-back]
-                # One that lay ahead when the slew began, at the last reading at the earliest, is wrong itself.
-                wrong = max(knot.raw_ns - before_ns, 0) * more // _PPB + 1
-                bound = knot.bound.widen(wrong) if knot.bound else None
-                self._recent[-back] = replace(knot, bound=bound, drift_ppb=knot.drift_ppb.widen(more))
-            self._slew_told_ppb = slew
-            self._widened = True
+            self._allow_for_slew(before_ns)
         return stepped
+
+    @property
+    def steered_by_source(self) -> str | None:
+        """A source that judges this wall clock by how somebody else steers it; it can't be used if this daemon does."""
+        return next((one.name for one in self._sources.values() if one.type in ("chrony", "kernel")), None)
+
+    def will_steer(self, rate_ppb: int) -> None:
+        """This daemon is about to set the kernel's rate: what is said from now on allows for it.
+
+        The newest knots allow for it as well, as soon as :meth:`tightened` was published; only then is it set.
+        """
+        self.wall.will_steer(rate_ppb)
+        if self.wall.slew_ppb() > self._slew_told_ppb:
+            self._allow_for_slew(self.wall.latest.raw_ns)
+
+    def _allow_for_slew(self, since_ns: int) -> None:
+        if not self._recent:
+            return
+        # In the knot before the newest as well, which rules until that begins (knots begin a little in the future).
+        # Seen per second of a wall clock that is slowed down it is more, as in _wall_drift.
+        slew = self.wall.slew_ppb()
+        more = slew * _PPB // (_PPB - min(slew, _PPB // 2)) + 1 - self._slew_told_ppb
+        for back in range(1, min(len(self._recent), 2) + 1):
+            knot = self._recent[-back]
+            # One that lay ahead when the slew began, at the last reading at the earliest, is wrong itself.
+            wrong = max(knot.raw_ns - since_ns, 0) * more // _PPB + 1
+            bound = knot.bound.widen(wrong) if knot.bound else None
+            self._recent[-back] = replace(knot, bound=bound, drift_ppb=knot.drift_ppb.widen(more))
+        self._slew_told_ppb = slew
+        self._widened = True
 
     @property
     def slew_began(self) -> bool:
@@ -831,9 +858,7 @@ class Node:
     def _status(self, estimate: Estimate, uncertainty_ns: int) -> Status:
         if uncertainty_ns > self.config.clock.max_uncertainty:
             return Status.UNSYNCHRONIZED
-        if estimate.age_ns > HOLDOVER_AFTER * estimate.interval_ns + LEAD_NS:
-            return Status.HOLDOVER
-        return Status.SYNCHRONIZED
+        return Status.SYNCHRONIZED if estimate.heard else Status.HOLDOVER
 
     def status_of(self, estimate: Estimate) -> Status:
         """What an estimate is worth as it is, its wall clock not corrected by anything."""

@@ -23,10 +23,10 @@ should exclude it.
 
 **Passing on.** Each message has room for about one record of others' hundreds, and hears the same from many sides. So
 each attachment begins with what its sender holds of one slice of all owners: 256 bits, one for each owner by a hash
-that changes from message to message (every other time without the half that was renewed longest ago). The answer gives
-a record of an owner that is not among them: little is wasted while anyone is unknown. Own records go out in every
-``OWN_EVERY``-th message to a peer; when nothing is lacking the newest received go first, and each peer is given every
-owner once before any of them twice.
+that changes from message to message (once nobody new turns up, every other time without the eighth that was renewed
+longest ago). The answer gives a record of an owner that is not among them: little is wasted while anyone is unknown.
+Own records go out in every ``OWN_EVERY``-th message to a peer; when nothing is lacking the newest received go first,
+and each peer is given every owner once before any of them twice.
 
 **Limits.** At most ``capacity`` owners, ``BYTES_MAX`` bytes each; owners that are not confirmed take at most a quarter
 of that, so a member that makes up names crowds out only others like them. Signatures are checked only for what would
@@ -471,7 +471,6 @@ class _Held:
     record: Record
     data: bytes
     received_ns: int
-    checked_ns: int  # when it was last heard that there is nothing newer, or something newer
     via: str | None
     first_hand: bool
     confirmed: bool
@@ -534,6 +533,7 @@ class RecordStore:
         self._bits = list(range(capacity))
         self._ring: list[tuple[int, str]] = []  # held owners by their place
         self._wants = 0
+        self._new_at = 0  # that many wants were told when the last owner came that was not held
         self._contested: OrderedDict[str, None] = OrderedDict()
         self.counters: dict[str, int] = dict.fromkeys(("accepted", "key_changes", "evicted", "expired", *Reason), 0)
         self._votes: dict[bytes, int] = {}
@@ -587,8 +587,6 @@ class RecordStore:
     def _accept(self, data: bytes, sender: str | None, now_ns: int, boot: bytes | None) -> Accepted | Refused:
         # Most of what comes is known already: that is told from two fields, before anything is decoded.
         known = self._held.get(_peek_owner(data))
-        if known is not None:
-            known.checked_ns = now_ns
         if known is not None and known.data == data:
             if sender == known.record.owner and boot in (None, known.record.boot):
                 self._met(known, now_ns)
@@ -636,12 +634,13 @@ class RecordStore:
         before = self._held.get(owner)
         was_confirmed = before is not None and before.confirmed
         bit = before.bit if before is not None else self._bits.pop()
-        held = _Held(record, data, now_ns, now_ns, sender, first_hand, confirmed or was_confirmed, bit)
+        held = _Held(record, data, now_ns, sender, first_hand, confirmed or was_confirmed, bit)
         self._held[owner] = held
         self._turn_of(sender).given |= 1 << bit
         self._held.move_to_end(owner, last=False)
         if before is None:
             insort(self._ring, (_place(owner), owner))
+            self._new_at = self._wants
         if held.confirmed:
             self._unconfirmed.pop(owner, None)
         else:
@@ -765,6 +764,8 @@ class RecordStore:
 
     def forget_clock(self) -> None:
         """Our own raw clock was not continuous: instants of before mean nothing now. Pins and sequences stay."""
+        for owner in list(self._unconfirmed):
+            self._drop(owner)
         self._held.clear()
         self._unconfirmed.clear()
         self._votes = {}
@@ -829,13 +830,13 @@ class RecordStore:
         number, salt = self._wants % (1 << depth), self._wants & 0xFF
         entries = self._slice(depth, number)
         since = 0
-        if (self._wants >> depth) % 2 and entries:
-            # Every other time, the half that was renewed longest ago is said to be lacking as well.
-            times = sorted(self._held[owner].checked_ns for _, owner in entries)
-            since = times[len(times) // 2]
+        if self._wants - self._new_at > _SETTLED and (self._wants >> depth) % 2 and entries:
+            # Nobody new for a while: every other time, the eighth renewed longest ago is said to be lacking as well.
+            times = sorted(self._held[owner].received_ns for _, owner in entries)
+            since = times[len(times) // 8]
         held = 0
         for place, owner in entries:
-            if self._held[owner].checked_ns >= since:
+            if self._held[owner].received_ns >= since:
                 held |= 1 << _mixed(place, salt)
         return _WANT.pack(salt, depth, number, held.to_bytes(32, "big"))
 
@@ -921,6 +922,7 @@ class RecordStore:
 
 _TURNS_MAX = 4_096
 _SLICE_MAX = 128
+_SETTLED = 64
 _WANT = struct.Struct(">BBI32s")
 _SMALLEST = 168  # of a signed record and its length
 

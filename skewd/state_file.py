@@ -1,4 +1,4 @@
-"""One small file in the state directory, replaced whole.
+"""Small files in the state directory, each replaced whole.
 
 Written under another name and renamed, so a reader finds the old content or the new one, never half of it. It is not
 flushed to the disk on purpose: its content is worth next to nothing after a crash of the machine, another boot.
@@ -22,11 +22,12 @@ class StateFile:
     Args:
         directory: ``[node] state_dir``.
         node: the node's name; several nodes of a host may share the directory.
+        kind: what is in it.
     """
 
-    def __init__(self, directory: Path, node: str) -> None:
-        self.path = directory / f"bounds-{node}"
-        self._temporary = directory / f".bounds-{node}.new"
+    def __init__(self, directory: Path, node: str, kind: str = "bounds") -> None:
+        self.path = directory / f"{kind}-{node}"
+        self._temporary = directory / f".{kind}-{node}.new"
 
     def read(self, most: int) -> bytes | None:
         """Its content, at most ``most`` bytes and one; None where there is none that can be read."""
@@ -47,3 +48,11 @@ class StateFile:
         finally:
             os.close(descriptor)
         os.replace(self._temporary, self.path)
+
+    def remove(self) -> None:
+        """Removes it, if it is there.
+
+        Raises:
+            OSError: it can't be removed.
+        """
+        self.path.unlink(missing_ok=True)

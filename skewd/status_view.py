@@ -77,8 +77,9 @@ def _facts(status: Mapping[str, Any], steered: str | None) -> Iterator[tuple[str
     limits = assumptions.summary(status)
     if limits:
         yield "limits", limits
-    if steered:
-        yield "steered by", steered
+    own = _own_steering(status)
+    if own or steered:
+        yield "steered by", own or str(steered)
     kernel = (status.get("clock") or {}).get("kernel")
     if kernel:
         yield "kernel clock", _kernel(kernel)
@@ -108,6 +109,21 @@ def _kernel(kernel: Mapping[str, Any]) -> str:
     leap = _LEAPS.get(str(kernel.get("leap")), "leap state unknown")
     rate = kernel.get("rate_ppb")
     return f"{scale}; {leap}" + (f"; steered at {_drift(rate)}" if _is_number(rate) else "")
+
+
+def _own_steering(status: Mapping[str, Any]) -> str | None:
+    """What the daemon itself does to this clock."""
+    discipline = status.get("discipline")
+    if not isinstance(discipline, dict) or discipline.get("state") not in ("steering", "holdover"):
+        return None
+    rate, learned = discipline.get("rate_ppb"), discipline.get("learned_ppb")
+    if not isinstance(rate, int) or not isinstance(learned, int):
+        return "skewd"
+    said = f"skewd, {rate / 1000:+.1f} ppm"
+    if discipline["state"] == "holdover":
+        return f"{said}, kept while the reference is silent"
+    correcting = rate - learned
+    return said if abs(correcting) < 100 else f"{said}, of which {correcting / 1000:+.1f} ppm lead it to the reference"
 
 
 def _since(status: Mapping[str, Any]) -> str:
@@ -183,7 +199,14 @@ def _link_state(row: _Row) -> str:
     return state + way
 
 
-_REFUSALS = frozenset(REASONS) - {"unconfirmed", "one_way_unconfirmed"} | {"bad_frames", "attach_refused"}
+_REFUSALS = frozenset(REASONS) - {"unconfirmed", "one_way_unconfirmed"} | {
+    "bad_frames",
+    "attach_refused",
+    "handshakes_failed",
+    "bad_records",
+    "bad_labels",
+    "oversized_data",
+}
 """Counters of a link that count messages that were turned away; a new peer's first ones are ``unconfirmed``."""
 
 

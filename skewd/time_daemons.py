@@ -49,6 +49,11 @@ def running(proc: Path = Path("/proc")) -> list[TimeDaemon]:
     return sorted(found)
 
 
+def others_visible(proc: Path = Path("/proc")) -> bool:
+    """Whether processes of others are seen from here at all; systemd's ProtectProc=invisible hides them."""
+    return (proc / "1").is_dir()
+
+
 def _may_set(status: Path) -> bool | None:
     try:
         lines = status.read_text().splitlines()
@@ -56,6 +61,11 @@ def _may_set(status: Path) -> bool | None:
         return bool(int(held, 16) & _CAP_SYS_TIME)
     except (OSError, StopIteration, IndexError, ValueError):
         return None
+
+
+def may_set(daemon: TimeDaemon) -> bool:
+    """Whether it may set a clock, as far as is known; who can't be looked at may."""
+    return daemon.may_set is not False
 
 
 def steered_by(daemons: Sequence[TimeDaemon]) -> str:

@@ -52,6 +52,9 @@ _NARROW_NS = 2_000
 _SHORT_BACK = 6
 """How many readings back a suddenly risen rate is looked for: long enough to stand out of the readings' widths."""
 
+_STEERED_MAX = 64
+"""Rates of our own that are remembered at most; one a second, for as long as readings tell of the past."""
+
 _PPB = 1_000_000_000
 
 
@@ -123,6 +126,7 @@ class WallMap:
         self._anchored_ppb: deque[int] = deque(maxlen=_RATE_BASE_NS // _RATE_EVERY_NS)
         self._slew_ppb: int | None = None
         self._history: deque[tuple[WallSample, int]] = deque([(first, era)], maxlen=HISTORY_MAX)
+        self._steered: deque[tuple[int, int]] = deque(maxlen=_STEERED_MAX)
 
     @property
     def latest(self) -> WallSample:
@@ -161,6 +165,15 @@ class WallMap:
         self._remember(reading)
         return stepped
 
+    def will_steer(self, rate_ppb: int) -> None:
+        """The kernel's rate is about to become this, by this daemon's own hand (``discipline.py``).
+
+        From now on, before it takes effect, :meth:`slew_ppb` allows for it; and for the rate before as long as the
+        past is asked about.
+        """
+        self._steered.append((self._latest.raw_ns, abs(rate_ppb)))
+        self._kernel_ppb, self._slew_ppb = self._kernel_ppb.hull(Interval(rate_ppb, rate_ppb)), None
+
     def restart(self, reading: WallSample) -> None:
         """Begins a new era though wall - raw may be unchanged: the raw clock itself was disturbed (suspend)."""
         self._begin(
@@ -182,6 +195,8 @@ class WallMap:
 
     def _remember(self, reading: WallSample) -> None:
         self._latest, self._slew_ppb = reading, None
+        while len(self._steered) > 1 and reading.raw_ns - self._steered[1][0] > _RATE_BASE_NS:
+            self._steered.popleft()  # another has ruled for so long
         self._history.append((reading, self.era))
         while reading.raw_ns - self._history[0][0].raw_ns > HISTORY_NS:
             self._history.popleft()
@@ -208,7 +223,7 @@ class WallMap:
     def _observed_ppb(self) -> int:
         latest, history = self._latest, self._history
         known = max(self._anchored_ppb) if self._anchored_ppb else self._unsettled_ppb
-        known = max(known, abs(self._kernel_ppb.lo))
+        known = max(known, abs(self._kernel_ppb.lo), abs(self._kernel_ppb.hi), *(rate for _, rate in self._steered))
         before = [
             history[-back][0] for back in (2, _SHORT_BACK) if len(history) >= back and history[-back][1] == self.era
         ]

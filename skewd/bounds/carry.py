@@ -33,6 +33,7 @@ Integers throughout, each division rounded outward. Pure.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from skewd.interval import Interval
@@ -77,6 +78,20 @@ class Claim:
             raise ValueError(
                 f"a claim's drift [{self.drift_ppb.lo}, {self.drift_ppb.hi}] ppb exceeds its limit {limit}"
             )
+
+    @classmethod
+    def of(
+        cls, offset: Interval, drift_ppb: Interval, max_drift_ppm: float, max_wander_ppb_per_s: float
+    ) -> Claim | None:
+        """The claim of a pair's filter (``pair.PairBound``) and limits (``pair.pair_limits``), rounded outward.
+
+        None when the limits are too wide for any claim.
+        """
+        limit, wander = math.ceil(max_drift_ppm * 1_000), math.ceil(max_wander_ppb_per_s)
+        if limit > DRIFT_LIMIT_MAX_PPB or wander > WANDER_MAX_PPB_PER_S:
+            return None
+        slowest, fastest = max(-limit, min(limit, drift_ppb.lo)), min(limit, max(-limit, drift_ppb.hi))
+        return cls(offset, Interval(slowest, fastest), limit, wander)
 
     def upper(self, elapsed_ns: int) -> int:
         """U: the largest offset ``elapsed_ns`` of the owner's raw clock after the claim's instant, or before it."""

@@ -15,8 +15,8 @@ Settings for latency, each measured in the reference pipeline: ``linger.ms`` 0, 
 broker answers a held fetch the moment a record comes, so the hold is long (half a second); librdkafka's mock answers
 when the hold is over, so there it is 1 ms.
 
-The topic is made if it is missing and this user may: one partition, retention 60 s in segments of 60 s (Kafka deletes
-whole closed segments: a record is gone two to three minutes after it was written, by the broker's own timing). In a
+The topic is made if it is missing and this user may: one partition, retention 60 s in segments of 60 s. Kafka deletes
+whole closed segments, when it looks (every five minutes by default), so a record may stay for some minutes. In a
 topic with more partitions, made by hand, a node's records go to the partition that its name hashes to, and it reads
 that one and number 0: this is how a large mesh keeps a node from reading everybody's records.
 

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-import structlog
+from skewd.lean import structlog
 
 T = TypeVar("T")
 

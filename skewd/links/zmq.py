@@ -295,7 +295,9 @@ class ZmqLink:
     def _on_handshake_failed(self) -> None:
         self._shell.count("handshakes_failed")
         self._shell.log.warning(
-            "link_handshake_failed", advice="no member, or one with another mesh key: give all the same [mesh] key_file"
+            "link_handshake_failed",
+            advice="not a member, or one with another mesh key (give all the same [mesh] key_file), "
+            "or a daemon of this machine that tried in clear first",
         )
 
     def _connect(self, address: str) -> None:
@@ -526,6 +528,7 @@ class _Socket:
         if self._monitor is not None:
             self._loop.remove_reader(self._monitor.fileno())
             self._sock.disable_monitor()
+            self._monitor.close(linger=0)
         self._sock.close(linger=0)
 
     def _drain(self) -> None:

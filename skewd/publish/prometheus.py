@@ -19,6 +19,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from skewd.bounds.history import Status
+from skewd.discipline import State
 
 SOURCE_STATES = ("truechimer", "falseticker", "unreachable", "pending")
 
@@ -44,6 +45,7 @@ class NodeCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         told = self._status()
         yield from self._clock(told)
+        yield from self._discipline(told.get("discipline"))
         yield from self._peers(told["peers"])
         states = GaugeMetricFamily("skewd_source_state", "1 for the state a source is in.", labels=["source", "state"])
         for source in told["sources"]:
@@ -102,6 +104,23 @@ class NodeCollector(Collector):
         for known in Status:
             status.add_metric([known.value], float(told["status"] == known.value))
         yield status
+
+    @staticmethod
+    def _discipline(told: dict[str, Any] | None) -> Iterable[Metric]:
+        if told is None:
+            return
+        states = GaugeMetricFamily(
+            "skewd_discipline_state", "1 for what becomes of steering this clock.", labels=["state"]
+        )
+        for known in State:
+            states.add_metric([known.value], float(told["state"] == known.value))
+        yield states
+        if told["rate_ppb"] is not None:
+            yield GaugeMetricFamily(
+                "skewd_discipline_rate_ratio",
+                "Rate that the wall clock is steered at against the raw clock, seconds per second.",
+                value=told["rate_ppb"] / 1e9,
+            )
 
     def _peers(self, peers: list[dict[str, Any]]) -> Iterable[Metric]:
         now = self._wall_seconds()

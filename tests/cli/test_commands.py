@@ -277,10 +277,10 @@ class TestConfig:
     def test_check_says_what_this_version_cannot_do(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        monkeypatch.setenv("SKEWD_DISCIPLINE__MODE", "slew")
+        monkeypatch.setenv("SKEWD_SPOOL__PATH", "/var/spool/skewd")
         assert main(["config", "check"]) == 0
         out = capsys.readouterr().out
-        assert "note: [discipline] mode" in out
+        assert "note: [spool] path" in out
         assert "ok: no file, all defaults, and 1 from the environment" in out
 
     def test_show_is_toml(self, fake_daemon: FakeDaemon, config: list[str], capsys: pytest.CaptureFixture[str]) -> None:

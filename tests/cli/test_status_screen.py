@@ -212,3 +212,26 @@ def test_whatever_a_daemon_says_the_screen_is_shown(status: dict[str, Any]) -> N
     screen = render_status(status)
     assert screen.endswith("\n")
     assert all(letter.isprintable() or letter == "\n" for letter in screen)
+
+
+@pytest.mark.parametrize(
+    ("discipline", "says"),
+    [
+        ({"state": "steering", "rate_ppb": 12_345, "learned_ppb": 12_300}, "skewd, +12.3 ppm\n"),
+        (
+            {"state": "steering", "rate_ppb": -90_000, "learned_ppb": 10_000},
+            "skewd, -90.0 ppm, of which -100.0 ppm lead it to the reference\n",
+        ),
+        (
+            {"state": "holdover", "rate_ppb": 1_000, "learned_ppb": 1_000},
+            "skewd, +1.0 ppm, kept while the reference is silent\n",
+        ),
+        ({"state": "steering", "rate_ppb": None}, "skewd\n"),
+        ({"state": "watching", "rate_ppb": None}, "nobody seen here\n"),
+        ({"state": "off"}, "nobody seen here\n"),
+        (7, "nobody seen here\n"),
+    ],
+)
+def test_who_steers_is_this_daemon_where_it_does(discipline: object, says: str) -> None:
+    screen = render_status(status_of(0, 0, discipline=discipline), "nobody seen here")
+    assert f"  steered by    {says}" in screen

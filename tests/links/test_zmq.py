@@ -12,9 +12,9 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from skewd.keys import KeyNeeded, MeshKey
+from skewd.keys import KeyNeeded, KeyRing, MeshKey
 from skewd.links.protocol import LinkProtocol, Proofs
-from skewd.links.zmq import ATTACH, MAX_ATTACHMENTS, LinkUnavailable, ZmqLink
+from skewd.links.zmq import ATTACH, MAX_ATTACHMENTS, LinkUnavailable, ZmqLink, client_pair, server_pair
 from skewd.ports import ListenError, PortTaken
 from tests.links.link_bench import KEY, OTHER_KEY, HostTime, assert_true, described, until
 
@@ -24,15 +24,17 @@ INTERVAL_NS = 20_000_000
 class Daemon:
     """A node with one ZeroMQ link, its clock, and the proofs it was handed."""
 
-    def __init__(self, name: str, clock: HostTime, key: MeshKey | None = KEY) -> None:
-        self.name, self.clock = name, clock
+    def __init__(self, name: str, clock: HostTime, key: KeyRing | MeshKey | None = KEY) -> None:
+        self.name, self.clock, self.key = name, clock, key
         self.me = described(name)
         self.protocol = LinkProtocol(link="zmq", key=key, describe=lambda: self.me, random=os.urandom)
         self.proofs: list[Proofs] = []
         self.link: ZmqLink
 
     async def open(self, *peers: str, listen: str = "tcp://127.0.0.1:0") -> str:
-        self.link = await ZmqLink.open(listen, self.protocol, self.clock, self.proofs.append, peers, INTERVAL_NS)
+        self.link = await ZmqLink.open(
+            listen, self.protocol, self.clock, self.proofs.append, peers, INTERVAL_NS, keys=self.key
+        )
         return self.link.address
 
     def complete(self, name: str) -> list[Proofs]:
@@ -268,6 +270,151 @@ async def test_without_a_key_nothing_beyond_this_machine(start: Start) -> None:
         await a.open(listen="tcp://0.0.0.0:0")
     with pytest.raises(KeyNeeded, match="tcp://192"):
         await a.open("tcp://192.0.2.1:5")
+
+
+# -- beyond this machine: CURVE -------------------------------------------------------------------------------------
+
+
+class Wire:
+    """A TCP relay that keeps what passes: somebody who listens on the path."""
+
+    def __init__(self) -> None:
+        self.seen = bytearray()
+        self._server: asyncio.Server
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self, port: int) -> str:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            there, back = await asyncio.open_connection("127.0.0.1", port)
+            ways = ((reader, back), (there, writer))
+            self._tasks |= {asyncio.create_task(self._pass(*way)) for way in ways}
+
+        self._server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        return f"tcp://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(4096):
+                self.seen += data
+                writer.write(data)
+        writer.close()
+
+    async def stop(self) -> None:
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def port_of(endpoint: str) -> int:
+    return int(endpoint.rpartition(":")[2])
+
+
+def test_the_pairs_come_from_the_key_and_from_nothing_else() -> None:
+    pairs = [server_pair(KEY), client_pair(KEY), server_pair(OTHER_KEY), client_pair(OTHER_KEY)]
+    assert len({pair.public for pair in pairs} | {pair.secret for pair in pairs}) == 8
+    assert server_pair(MeshKey.from_secret(KEY.secret)) == pairs[0]
+    assert all(zmq.curve_public(pair.secret) == pair.public for pair in pairs)
+
+
+async def test_beyond_this_machine_nothing_travels_in_clear(start: Start) -> None:
+    # Bound on all addresses, so it speaks CURVE; the other end is reached through loopback, and finds that out.
+    a, b = start("name-of-a", HostTime(epoch_ns=10**15)), start("name-of-b", HostTime())
+    wire = Wire()
+    try:
+        through = await wire.start(port_of(await b.open(listen="tcp://0.0.0.0:0")))
+        await a.open(through)
+        await until(lambda: len(a.complete("name-of-b")) >= 3 and len(b.complete("name-of-a")) >= 3)
+        for proofs in a.proofs:
+            assert_true(proofs, a.clock, b.clock)
+        assert a.link.counters["keys_tried"] >= 1
+        curve = wire.seen[wire.seen.index(b"CURVE") :]
+        for secret in (b"skwd", b"name-of-a", b"name-of-b", server_pair(KEY).public, zmq_raw(server_pair(KEY).public)):
+            assert secret not in curve
+    finally:
+        await wire.stop()
+
+
+def zmq_raw(public: bytes) -> bytes:
+    from zmq.utils import z85
+
+    return z85.decode(public)
+
+
+async def test_on_loopback_frames_are_plain_for_applications_have_no_key(start: Start) -> None:
+    a, b = start("name-of-a", HostTime()), start("name-of-b", HostTime())
+    wire = Wire()
+    try:
+        await a.open(await wire.start(port_of(await b.open())))
+        await until(lambda: a.complete("name-of-b"))
+        assert b"name-of-a" in wire.seen
+    finally:
+        await wire.stop()
+
+
+async def test_an_outsider_gets_nothing_past_the_handshake(
+    start: Start, dealer: Dealer, context: zmq.asyncio.Context
+) -> None:
+    a, b = start("a", HostTime()), start("b", HostTime())
+    port = port_of(await a.open(listen="tcp://0.0.0.0:0"))
+    await b.open(f"tcp://127.0.0.1:{port}")
+    await until(lambda: b.complete("a"))
+    before = dict(a.link.counters)
+    # In clear; with a key of another mesh; and what is no ZeroMQ at all.
+    await dealer(f"tcp://127.0.0.1:{port}").send_multipart([b"x" * 500] * 1000)
+    stranger = context.socket(zmq.DEALER)
+    mine = client_pair(OTHER_KEY)
+    stranger.curve_serverkey, stranger.curve_publickey, stranger.curve_secretkey = (
+        server_pair(OTHER_KEY).public,
+        mine.public,
+        mine.secret,
+    )
+    stranger.connect(f"tcp://127.0.0.1:{port}")
+    await stranger.send(b"x")
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(os.urandom(3000))
+    await until(lambda: a.link.counters["handshakes_failed"] >= before["handshakes_failed"] + 3)
+    seen = len(b.complete("a"))
+    await until(lambda: len(b.complete("a")) > seen + 2)
+    for reason in ("bad_frames", "truncated", "oversized", "bad_magic", "rate_limited", "wrong_key"):
+        assert a.link.counters[reason] == before[reason], reason
+    stranger.close(linger=0)
+    writer.close()
+    del reader
+
+
+async def test_a_rotation_separates_nobody(start: Start) -> None:
+    old, both, new = KeyRing((KEY,)), KeyRing((OTHER_KEY, KEY)), KeyRing((OTHER_KEY,))
+    a, b = start("a", HostTime(), key=old), start("b", HostTime(), key=old)
+    port = port_of(await a.open(listen="tcp://0.0.0.0:0"))
+    await b.open(f"tcp://127.0.0.1:{port}")
+    await until(lambda: b.complete("a"))
+    # The new key comes in second, then first; one node is ahead of the other.
+    for node in (a, b):
+        node.link.use_keys(KeyRing((KEY, OTHER_KEY)))
+    a.link.use_keys(both)
+    c = start("c", HostTime(), key=KeyRing((KEY, OTHER_KEY)))
+    await c.open(f"tcp://127.0.0.1:{port}")
+    seen = len(b.complete("a"))
+    await until(lambda: len(b.complete("a")) > seen + 2 and len(c.complete("a")) > 2)
+    b.link.use_keys(both)
+    for node in (a, b):
+        node.link.use_keys(new)
+    # Who comes now with the new key alone is let in; who has the old one alone is not.
+    late, left = start("late", HostTime(), key=new), start("left", HostTime(), key=old)
+    await late.open(f"tcp://127.0.0.1:{port}")
+    failed = a.link.counters["handshakes_failed"]
+    await left.open(f"tcp://127.0.0.1:{port}")
+    seen = len(b.complete("a"))
+    await until(lambda: len(late.complete("a")) > 2 and len(b.complete("a")) > seen + 2)
+    await until(lambda: a.link.counters["handshakes_failed"] > failed)
+    assert left.proofs == []
+
+
+async def test_beyond_this_machine_without_curve_is_refused(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zmq, "has", lambda _: False)
+    with pytest.raises(LinkUnavailable, match="this libzmq has no CURVE"):
+        await start("a", HostTime()).open(listen="tcp://0.0.0.0:0")
 
 
 async def test_noise_is_counted_and_changes_nothing(start: Start, dealer: Dealer, tmp_path: Path) -> None:

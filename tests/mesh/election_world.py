@@ -72,7 +72,8 @@ class Node:
     up: bool = True
     utc: bool = False
     sequence: int = 0
-    made_ns: int = 0
+    record: Rumour | None = None
+    """What it said last, under a number of its own."""
     barred: set[str] = field(default_factory=set)
     """Who said two things under one number."""
     timescale: Timescale | None = None
@@ -128,11 +129,17 @@ class World:
         """The daemon starts anew; with ``boot`` the machine did."""
         node = self.nodes[name]
         node.election, node.timescale, node.decision, node.up = self._election(name), None, None, True
+        node.record = None
         node.store.clear()
         node.reached.clear()
         if boot:
             node.boot, node.raw_era, node.clock = self.random.randbytes(16), 1, self._clock()
             self._know(node)
+
+    def corrupt(self, name: str, lie: Lie) -> None:
+        """From its next record on the node lies."""
+        self.lies[name] = lie
+        self.nodes[name].record = None
 
     def suspend(self, name: str) -> None:
         """The raw clock lost some time, the wall clock did not."""
@@ -262,9 +269,9 @@ class World:
             if self.now_ns - rumour.made_ns < 120 * ROUND_NS
         ]
         # Bounds of keepers are kept up whether they are asked for or not.
-        for rumour in node.store.values():
-            if rumour.timescale is not None and rumour.timescale.keeper == rumour.timescale.origin:
-                self.bound(node, rumour.timescale)
+        for timescale in {rumour.timescale for rumour in node.store.values()}:
+            if timescale is not None and not timescale.carried:
+                self.bound(node, timescale)
         asked: dict[Timescale, Interval | None] = {}
 
         def bound(timescale: Timescale) -> Interval | None:
@@ -278,7 +285,7 @@ class World:
         decision = node.election.decide(node.clock.raw(self.now_ns), own, members)
         node.timescale, node.decision = decision.timescale, decision
         node.sequence += 1
-        node.made_ns = self.now_ns
+        node.record = Rumour(node.sequence, self.now_ns, node.boot, node.raw_era, decision.timescale, node.utc)
         if decision.changed is not None:
             will = None if decision.timescale is None else bound(decision.timescale)
             published = None if was is None else was.midpoint
@@ -291,11 +298,11 @@ class World:
             self._tell(other, node)
 
     def _tell(self, speaker: Node, listener: Node) -> None:
-        own = Rumour(speaker.sequence, speaker.made_ns, speaker.boot, speaker.raw_era, speaker.timescale, speaker.utc)
-        lie = self.lies.get(speaker.name)
-        if lie is not None:
-            own = lie(self, speaker, own, listener.name)
-        offered = {speaker.name: own} if speaker.sequence else {}
+        offered: dict[str, Rumour] = {}
+        if speaker.record is not None:
+            lie = self.lies.get(speaker.name)
+            told = speaker.record if lie is None else lie(self, speaker, speaker.record, listener.name)
+            offered[speaker.name] = told
         # The keeper's record always, and others in turn.
         if speaker.timescale is not None and speaker.timescale.keeper in speaker.store:
             offered[speaker.timescale.keeper] = speaker.store[speaker.timescale.keeper]

@@ -15,7 +15,7 @@ from tests.mesh import worlds
 from tests.mesh.worlds import SECOND, honest_claim, make, make_record, member, true_drift
 
 BATCHES = 8
-SEEDS_EACH = 200
+SEEDS_EACH = 300
 
 
 @pytest.mark.parametrize("batch", range(BATCHES))

@@ -172,6 +172,22 @@ async def test_the_number_of_addresses_is_bounded_and_those_in_use_stay() -> Non
         assert f"the first {ADDRESSES_MAX} are used" in discovery.problem
 
 
+async def test_another_static_list_is_told_at_once_and_a_refused_one_changes_nothing() -> None:
+    def found(addresses: frozenset[str]) -> None:
+        if "bad" in addresses:
+            raise ValueError("bad")
+        told.append(addresses)
+
+    told: list[frozenset[str]] = []
+    discovery = Discovery(static=("a:1",), dns=None, found=found, listen_port=None, keyed=True)
+    await discovery.run()
+    discovery.set_static(("b:1",))
+    with pytest.raises(ValueError, match="bad"):
+        discovery.set_static(("bad",))
+    assert told == [{"a:1"}, {"b:1"}]
+    assert discovery.candidates == {"b:1"}
+
+
 async def test_without_dns_the_static_list_is_told_once() -> None:
     async with discovering(Resolver(), dns=None, static=("a:9957", "b:9957")) as (_, told):
         await until(lambda: told)

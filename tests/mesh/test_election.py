@@ -8,6 +8,8 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from skewd.election import UTC, UTC_GONE_NS, Decision, Election, Member, Own, Reason, Timescale, Timing
 from skewd.interval import Interval
@@ -344,12 +346,15 @@ def test_an_epoch_is_a_label() -> None:
     huge = walls("a", epoch=(1 << 32) - 1)
     members = member("k", walls("k")), member("z", walls("k")), member("a", huge)
     assert seat.see(*members, seconds=300).timescale == walls("k")
-    alone = Seat("b")
-    decision = alone.see(member("x", huge, age_s=20), seconds=60)
-    assert decision.timescale is not None
-    decision = alone.see(seconds=300)
-    assert decision.timescale is not None
-    assert decision.timescale.epoch == 1, "one member's word does not count"
+
+
+def test_a_founder_counts_on_from_what_more_than_may_lie_have_said() -> None:
+    for epochs, founded in (((7,), 1), ((7, (1 << 32) - 1), 8), ((3, 5, (1 << 32) - 1), 6)):
+        seat = Seat("b")
+        # They follow a keeper that nobody has heard of for long.
+        lost = [member(f"x{number}", walls("gone", epoch)) for number, epoch in enumerate(epochs)]
+        decision = seat.see(*lost, seconds=GONE_S + 10)
+        assert decision.timescale == walls("b", founded)
 
 
 def test_a_timescale_that_can_not_be_is_nobodys_vote() -> None:
@@ -386,6 +391,45 @@ def test_a_configured_reference_is_not_elected() -> None:
     assert (decision.reference, decision.new_epoch, decision.epochs) == ("x", False, 1)
     assert Seat("x", reference="x").see().timescale == named
     assert Seat("m", reference="utc").see(member("a", walls("a"))).timescale == UTC
+
+
+NAMES = st.sampled_from(("a", "m", "z", "utc", "auto"))
+TIMESCALES = st.builds(
+    Timescale,
+    st.integers(0, (1 << 32) - 1),
+    NAMES,
+    NAMES,
+    st.sampled_from((bytes(16), boot("a"), boot("m"))),
+    st.integers(0, 2),
+    st.none() | st.integers(-(1 << 63), (1 << 63) - 1),
+) | st.just(UTC)
+MEMBERS = st.lists(
+    st.builds(
+        Member,
+        NAMES,
+        st.sampled_from((bytes(16), boot("a"), boot("z"))),
+        st.integers(0, 2),
+        st.integers(-S, 40 * S),
+        st.none() | TIMESCALES,
+        st.booleans(),
+        st.booleans(),
+    ),
+    max_size=5,
+)
+
+
+@given(st.lists(st.tuples(MEMBERS, st.integers(1, 30), st.integers(0, 2)), max_size=12), st.integers(0, 2))
+def test_whatever_records_say_a_decision_comes_of_it(seen: list[tuple[list[Member], int, int]], liars: int) -> None:
+    seat = Seat("m", liars=liars)
+    for members, seconds, raw_era in seen:
+        seat.raw_era = raw_era
+        epochs = 0 if seat.last is None else seat.last.epochs
+        decision = seat.see(*members, seconds=seconds)
+        assert decision.timescale is None or decision.timescale.coherent
+        assert decision.reference == (None if decision.timescale is None else decision.timescale.origin)
+        assert 0 <= decision.epochs - epochs <= seconds
+        again = seat.see(*members)
+        assert (again.changed is None) == (again.timescale == decision.timescale)
 
 
 # -- whole meshes
@@ -470,11 +514,11 @@ def test_once_changes_stop_all_name_one_timescale(block: int) -> None:
         check_changes(world)
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_the_same_in_larger_meshes(seed: int) -> None:
+@pytest.mark.parametrize(("seed", "count"), [(0, 30), (1, 60)])
+def test_the_same_in_larger_meshes(seed: int, count: int) -> None:
     pick = random.Random(1_000 + seed)
     world = World(seed)
-    world.mesh(names(pick.choice((30, 45, 60)), pick))
+    world.mesh(names(count, pick))
     world.run(20)
     disturb(world, pick, 2)
     world.cut = lambda node: 0
@@ -483,7 +527,7 @@ def test_the_same_in_larger_meshes(seed: int) -> None:
     check_changes(world)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(8))
 def test_newcomers_never_displace_a_living_reference(seed: int) -> None:
     pick = random.Random(seed)
     world = World(seed)
@@ -499,25 +543,22 @@ def test_newcomers_never_displace_a_living_reference(seed: int) -> None:
     assert all(change.decision.changed in (Reason.JOINED, Reason.FOUNDED) for change in world.changes)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(12))
 def test_when_a_keeper_dies_time_goes_on_without_a_new_epoch(seed: int) -> None:
     """Keeper after keeper, in one connected mesh: the name stays, and nobody's published time may move."""
     pick = random.Random(seed)
     world = World(seed)
     members = names(pick.randint(4, 12), pick)
     world.mesh(members)
-    for one, other in zip(members, members[1:] + members[:2], strict=False):
-        world.links |= {frozenset((one, other)), frozenset((one, members[members.index(other) - 2]))} - {
-            frozenset((one,))
-        }
+    for place, name in enumerate(members):
+        for further in (1, 2):  # a ring, and every second one: two may go
+            world.links.add(frozenset((name, members[(place + further) % len(members)])))
     world.run(40)
     assert world.settled()
     (origin,) = {node.timescale.origin for node in world.nodes.values() if node.timescale is not None}
     for _ in range(2):
         (keeper,) = {node.timescale.keeper for node in world.nodes.values() if node.up and node.timescale is not None}
         world.nodes[keeper].up = False
-        if len(world.parts()) > 1:
-            return  # it was what held the mesh together
         assert world.until_settled(60) < 60
     late = [change for change in world.changes if change.decision.changed not in (Reason.JOINED, Reason.FOUNDED)]
     assert {change.decision.changed for change in late} <= {Reason.TOOK_OVER, Reason.HANDED_OVER}
@@ -533,7 +574,7 @@ def test_when_a_keeper_dies_time_goes_on_without_a_new_epoch(seed: int) -> None:
 def test_one_liar_can_neither_keep_the_others_apart_nor_move_them_on_and_on(lie: Lie) -> None:
     for seed in range(4):
         pick = random.Random(seed)
-        honest = names(pick.choice((3, 4, 6, 8)), pick)
+        honest = names(pick.choice((3, 4, 5, 6)), pick)
         liar = "a000" if seed % 2 else "z000"
         world = World(seed)
         members = list(honest)
@@ -544,9 +585,9 @@ def test_one_liar_can_neither_keep_the_others_apart_nor_move_them_on_and_on(lie:
         if "utc" in lie.__name__:
             world.nodes[honest[0]].utc = True
         if seed >= 2:
-            world.lies[liar] = lie
+            world.corrupt(liar, lie)
         world.run(60)
-        world.lies[liar] = lie
+        world.corrupt(liar, lie)
         if pick.random() < 0.5:
             world.restart(pick.choice(honest), boot=True)
         else:
@@ -557,7 +598,7 @@ def test_one_liar_can_neither_keep_the_others_apart_nor_move_them_on_and_on(lie:
         most = 2 * SETTLED_ROUNDS
         assert world.until_settled(most) < most, f"seed {seed}"
         before = len(world.changes)
-        world.run(300)
+        world.run(240)
         assert world.settled(), f"seed {seed}"
         changes = Counter(change.node for change in world.changes[before:])
         assert max((count for node, count in changes.items() if node != liar), default=0) <= 2, f"seed {seed}"

@@ -230,6 +230,40 @@ def test_clockbound_segments_are_everybodys_and_stay_the_same_files_over_a_resta
         systemd.run("systemctl", "reset-failed", "skewd", check=False)
 
 
+def test_steering_is_undone_however_it_ended_and_goes_without_where_it_may_not(systemd: PrivateSystemd) -> None:
+    """No CAP_SYS_TIME here, on purpose: the drop-in without it. So it can't steer, says so, and measures on."""
+    drop_in = "/run/lab/units/skewd.service.d/discipline.conf"
+    text = (UNITS / "discipline.conf").read_text().replace("/usr/bin/skewd", LAUNCHER)
+    text = "".join(line for line in text.splitlines(keepends=True) if "CAP_SYS_TIME" not in line)
+    systemd.run("mkdir", "-p", "/etc/skewd")
+    systemd.run("sh", "-c", f"cat > {drop_in} <<'END'\n{text}END\n")
+    systemd.run("sh", "-c", "printf '[discipline]\nmode = \"slew\"\n' > /etc/skewd/skewd.toml")
+    systemd.systemctl("daemon-reload")
+    left = "/var/lib/skewd/steering-lab-1"
+    try:
+        systemd.systemctl("start", "skewd")
+        told = json.loads(systemd.run(LAUNCHER, "status", "--json", user="nobody").stdout)
+        assert told["discipline"]["state"] == "unable"
+        assert any("lacks CAP_SYS_TIME" in message for message in told["messages"])
+        pid = main_pid(systemd)
+        # As if it had steered, another hand had taken over since, and it died.
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", "")
+        kept = json.dumps({"boot": boot, "found": 1, "ours": [32_767_999], "tick_us": 10_000, "version": 1})
+        systemd.run("sh", "-c", f"echo '{kept}' > {left} && chown skewd {left}")
+        systemd.run("kill", "-KILL", str(pid))
+        wait_until(lambda: systemd.run("test", "-e", left, check=False).returncode != 0, "the command after its end")
+        wait_until(lambda: main_pid(systemd) not in (0, pid), "the next start")
+        systemd.run("sh", "-c", f"echo '{kept}' > {left} && chown skewd {left}")
+        systemd.systemctl("stop", "skewd")
+        assert systemd.run("test", "-e", left, check=False).returncode != 0
+        assert "another hand has set the kernel's frequency since" in (systemd.out / "skewd.stdout").read_text()
+    finally:
+        systemd.systemctl("stop", "skewd")
+        systemd.run("rm", "-f", drop_in, "/etc/skewd/skewd.toml", left)
+        systemd.systemctl("daemon-reload")
+        systemd.run("systemctl", "reset-failed", "skewd", check=False)
+
+
 def test_the_kernels_estimate_may_be_read(systemd: PrivateSystemd) -> None:
     systemd.run("mkdir", "-p", "/etc/skewd")
     (systemd.out / "skewd.toml").write_text('[[source]]\ntype = "kernel"\ninterval = "100ms"\n')

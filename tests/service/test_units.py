@@ -39,7 +39,8 @@ def test_systemd_understands_every_line(unit: str, tmp_path: Path) -> None:
     drop_in = tmp_path / "skewd.service.d"
     drop_in.mkdir()
     for conf in UNITS.glob("*.conf"):
-        shutil.copy(conf, drop_in)
+        text = conf.read_text().replace("/usr/bin/skewd", shutil.which("true") or "")
+        (drop_in / conf.name).write_text(text)
     done = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", str(tmp_path / unit)],
         check=False,
@@ -85,6 +86,19 @@ def test_it_may_not_set_a_clock(unit: str) -> None:
     assert said["NoNewPrivileges"] == ["yes"]
     # The daemon reads adjtimex(), which ProtectClock refuses altogether; without the capability it sets nothing.
     assert said["ProtectClock"] == ["no" if unit == "skewd.service" else "yes"]
+
+
+def test_a_drop_in_lets_it_steer_and_never_step() -> None:
+    said = settings("discipline.conf")
+    assert said["CapabilityBoundingSet"] == said["AmbientCapabilities"] == ["CAP_SYS_TIME"]
+    assert (said["ProtectClock"], said["PrivateUsers"], said["ProtectProc"]) == (["no"], ["no"], ["default"])
+    assert said["ExecStopPost"] == ["/usr/bin/skewd discipline restore"]
+    # What steps a clock is privileged, and not among what is let through again.
+    unit = settings("skewd.service")
+    assert "~@privileged @resources" in unit["SystemCallFilter"]
+    allowed = " ".join(line for line in unit["SystemCallFilter"] if not line.startswith("~")).split()
+    assert not {"@clock", "clock_settime", "settimeofday", "stime"} & set(allowed)
+    assert "SystemCallFilter" not in said
 
 
 def test_readers_keep_what_they_mounted() -> None:
