@@ -704,15 +704,23 @@ class Node:
             slew = self.wall.slew_ppb()
             return self.wall.wall_minus_raw(at_raw_ns), Interval(-slew, slew), 0
         found = self._raw_offset(keeper, at_raw_ns)
-        if found is None or (
-            timescale.carried and found[1].timebase != (timescale.keeper_boot, timescale.keeper_raw_era)
-        ):
+        if found is None or not self._keeps(timescale, found[1].timebase):
             return None
         known, wall = found
         if k_ns is not None:
             return known.offset.shift(k_ns), known.drift_ppb, known.age_ns
         minus_raw = wall.minus_raw_at(known.offset.shift(at_raw_ns))
         return known.offset + minus_raw, known.drift_ppb.widen(wall.slew_ppb + 1), known.age_ns
+
+    def _keeps(self, timescale: Timescale, timebase: tuple[bytes, int]) -> bool:
+        """Whether what is known of the keeper is of the clock that keeps the timescale.
+
+        A wall clock goes on over a suspend, and one that was configured over a reboot, for it is what was asked for.
+        Of an elected one the wall clock after a reboot is another clock.
+        """
+        if timescale.carried:
+            return timebase == (timescale.keeper_boot, timescale.keeper_raw_era)
+        return self.config.mesh.reference != "auto" or timebase[0] == timescale.keeper_boot
 
     def _timescale_estimate(self, timescale: Timescale, at_raw_ns: int) -> Estimate | None:
         """Timescale - own wall: what the mesh has agreed on, by whose clock it is now."""
@@ -727,7 +735,9 @@ class Node:
         elif timescale.carried:
             estimate = self._carried_estimate(timescale, at_raw_ns)
         else:
-            estimate = self.peer_estimate(timescale.keeper, at_raw_ns)
+            found = self._raw_offset(timescale.keeper, at_raw_ns)
+            keeps = found is not None and self._keeps(timescale, found[1].timebase)
+            estimate = self.peer_estimate(timescale.keeper, at_raw_ns) if keeps else None
         if estimate is None:
             return None
         # Holdover is also what follows from a keeper that is silent everywhere.

@@ -521,7 +521,8 @@ class RecordStore:
         self._capacity, self._liars_max, self._expire_ns = capacity, liars_max, expire_ns
         self._unconfirmed_max = max(capacity // 4, 1)
         self._checks_per_s = checks_per_s
-        self._allowance, self._allowance_at_ns = 2.0 * checks_per_s, 0
+        self._allowance = 2.0 * checks_per_s
+        self._allowance_at_ns: int | None = None
         self._held: OrderedDict[str, _Held] = OrderedDict()  # least recently passed on first
         self._fresh: OrderedDict[str, None] = OrderedDict()  # versions not passed on yet, oldest first
         self._unconfirmed: OrderedDict[str, None] = OrderedDict()
@@ -689,9 +690,10 @@ class RecordStore:
     def _may_check(self, now_ns: int, first_hand: bool) -> bool:
         """Whether one more signature may be checked now; a quarter is kept for what neighbours say of themselves."""
         most = 2.0 * self._checks_per_s
-        gone = max(now_ns - self._allowance_at_ns, 0)
+        before_ns = now_ns if self._allowance_at_ns is None else self._allowance_at_ns
+        gone = max(now_ns - before_ns, 0)
         self._allowance = min(most, self._allowance + gone * self._checks_per_s / _SECOND_NS)
-        self._allowance_at_ns = max(now_ns, self._allowance_at_ns)
+        self._allowance_at_ns = max(now_ns, before_ns)
         if self._allowance < (1 if first_hand else max(1, most / 4)):
             return False
         self._allowance -= 1
@@ -770,7 +772,7 @@ class RecordStore:
         self._unconfirmed.clear()
         self._votes = {}
         self._refreshed_ns = None
-        self._allowance_at_ns = 0
+        self._allowance_at_ns = None
         for turn in self._turns.values():
             turn.given = 0
         self._bits = list(range(self._capacity))

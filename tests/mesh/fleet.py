@@ -77,7 +77,7 @@ class Published:
     jumps: list[str] = field(default_factory=list)
     """Such changes that moved published time by more than the published uncertainty."""
     blind_ns: int = -(1 << 62)
-    """When what it knew of the keeper's wall clock was last of before a step."""
+    """When what it knew of the keeper's wall clock was last of before a step, or a reboot."""
 
 
 @dataclass
@@ -148,6 +148,7 @@ class Fleet:
         self.members: dict[str, Member] = {}
         self.clocks: dict[tuple[str, bytes], Member] = {}
         """Whoever had this boot last, the dead included: whose raw clock that is."""
+        self.configured = None if reference == "auto" else reference
         self._mesh = MeshConfig(fanout=fanout, liars=liars, reference=reference)
         self._wire, self._wires, self._loss = wire or Wire(jitter_us=50.0), wires or {}, loss
         self._style, self._lies, self._duration_s = style, lies or {}, duration_s
@@ -243,6 +244,8 @@ class Fleet:
         member.wall.steps.append((self.true_ns, by_ns))
         if member.alive:
             member.node.on_wall(member.sample(self.true_ns))
+            if self._publishing:
+                self._publish(member, member.oscillator.raw(self.true_ns))
 
     def part(self, *groups: Iterable[str]) -> None:
         """From now on only members of one group hear each other; those in no group are one more."""
@@ -286,6 +289,8 @@ class Fleet:
     def _publish(self, member: Member, raw: int) -> None:
         """The next knot, and whether a change of the timescale moved what was published."""
         node, published = member.node, member.published
+        if self.blind(member, raw):
+            published.blind_ns = self.true_ns
         knot = node.knot(raw)
         view = node.mesh
         if knot is None or view is None:
@@ -382,6 +387,19 @@ class Fleet:
             return None
         found = self.clocks.get((name, timebase[0]))  # type: ignore[arg-type]
         return None if found is None or found.lies is not None else found
+
+    def blind(self, here: Member, raw: int) -> bool:
+        """Whether the wall clock that ``here`` takes for the reference was set and it can't know yet."""
+        scale = None if here.node.mesh is None else here.node.mesh.timescale
+        if scale is None or scale.k_ns is not None or scale.keeper in (here.name, "utc"):
+            return False
+        found = here.node._raw_offset(scale.keeper, raw)
+        keeper = self.members.get(scale.keeper)
+        return (
+            found is None
+            or keeper is None
+            or (found[1].timebase[0], found[1].era) != (keeper.node.boot, keeper.node.wall.era)
+        )
 
     def raw_between(self, here: Member, there: Member) -> float:
         """there's raw - here's raw, now, to a fraction of a nanosecond beyond whole epochs."""

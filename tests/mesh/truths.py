@@ -127,11 +127,13 @@ def _walls(fleet: Fleet, tally: Tally, here: Member, raw: int) -> None:
         return
     truth = reading(fleet, here, scale)
     estimate = node.reference_estimate(raw)
-    if truth is not None and estimate is not None and not blind(fleet, here, scale, raw):
+    if truth is not None and estimate is not None and not fleet.blind(here, raw):
         tally.take("reference", f"{here.name} at {now / SECOND:.1f} s of {scale}", estimate.bound, truth - mine)
     published = here.published
-    if published.latest is None or published.scale is None or now - published.blind_ns < SECOND:
+    if published.latest is None or published.scale is None or fleet.blind(here, raw):
         return
+    if now - published.blind_ns < SECOND:
+        return  # until the next knot
     truth = reading(fleet, here, published.scale)
     if truth is None or published.latest.bound is None:
         return
@@ -147,24 +149,16 @@ def reading(fleet: Fleet, here: Member, scale: Timescale) -> float | None:
     """What a timescale reads now; None if nobody can say (a liar keeps it)."""
     if scale == UTC:
         return UNIX_NS + fleet.true_ns
+    if fleet.configured is not None:
+        # Its wall clock, as was asked for: reboots included.
+        node = fleet.members.get(scale.keeper)
+        return None if node is None or node.lies is not None else node.wall.read(fleet.true_ns)
     keeper = fleet.clock(scale.keeper, (scale.keeper_boot, scale.keeper_raw_era))
     if keeper is None:
         return None
     if scale.k_ns is None:
         return keeper.wall.read(fleet.true_ns)
     return keeper.oscillator.raw(fleet.true_ns) + scale.k_ns
-
-
-def blind(fleet: Fleet, here: Member, scale: Timescale, raw: int) -> bool:
-    """Whether the keeper's wall clock was set and ``here`` can't know yet."""
-    if scale.k_ns is not None or scale.keeper in (here.name, UTC_NAME):
-        return False
-    found = here.node._raw_offset(scale.keeper, raw)
-    keeper = fleet.members.get(scale.keeper)
-    stale = found is None or keeper is None or found[1].era != keeper.node.wall.era
-    if stale:
-        here.published.blind_ns = fleet.true_ns
-    return stale
 
 
 def bounded(fleet: Fleet, here: Member) -> int:
