@@ -39,10 +39,16 @@ from tests.simulation.world import SECOND, UNIX_NS, Oscillator, Wall, Wire, set_
 
 KEY = MeshKey.from_secret(b"simulated fleet".ljust(32, b"."))
 TURN_NS = SECOND // 2
-"""How often a member reads its clocks and takes its turn."""
+"""How often a member reads its clocks and takes its turn, if it asks once a second."""
 
 _verify = lru_cache(maxsize=32_768)(records.verify)
 _decode = lru_cache(maxsize=16_384)(records.decode)
+
+
+def forget() -> None:
+    """What was checked before is checked again."""
+    _verify.cache_clear()
+    _decode.cache_clear()
 
 
 @dataclass
@@ -112,7 +118,7 @@ class Fleet:
     Args:
         names: the members.
         seed: all chance.
-        fanout, liars, reference: as configured (``[mesh]``).
+        fanout, liars, reference, interval_s: as configured (``[mesh]``).
         wire: delays of each message; ``wires`` overrides it for some (sender, receiver).
         loss: share of the messages that are lost.
         style: how the oscillators move (``world.STYLES``).
@@ -131,6 +137,7 @@ class Fleet:
         fanout: int = 8,
         liars: int = 1,
         reference: str = "auto",
+        interval_s: float = 1.0,
         wire: Wire | None = None,
         wires: dict[tuple[str, str], Wire] | None = None,
         loss: float = 0.0,
@@ -149,7 +156,10 @@ class Fleet:
         self.clocks: dict[tuple[str, bytes], Member] = {}
         """Whoever had this boot last, the dead included: whose raw clock that is."""
         self.configured = None if reference == "auto" else reference
-        self._mesh = MeshConfig(fanout=fanout, liars=liars, reference=reference)
+        self._mesh = MeshConfig(
+            fanout=fanout, liars=liars, reference=reference, interval=round(interval_s * SECOND)
+        )
+        self._turn_ns = round(interval_s * TURN_NS)
         self._wire, self._wires, self._loss = wire or Wire(jitter_us=50.0), wires or {}, loss
         self._style, self._lies, self._duration_s = style, lies or {}, duration_s
         self._utc, self._utc_from_ns = set(utc), round(utc_from_s * SECOND)
@@ -213,8 +223,8 @@ class Fleet:
             old.alive = False
         membership.plan.candidates((other for other in self.names if other != name), raw)
         self.members[name] = self.clocks[name, boot] = member
-        self._at(self.true_ns + choose.randrange(TURN_NS), lambda: self._turn(member))
-        self._at(self.true_ns + choose.randrange(TURN_NS), lambda: self._due(member))
+        self._at(self.true_ns + choose.randrange(self._turn_ns), lambda: self._turn(member))
+        self._at(self.true_ns + choose.randrange(self._turn_ns), lambda: self._due(member))
         return member
 
     def stop(self, name: str) -> None:
@@ -284,7 +294,7 @@ class Fleet:
         node.forget_departed(raw)
         if self._publishing:
             self._publish(member, raw)
-        self._at(now + TURN_NS, lambda: self._turn(member))
+        self._at(now + self._turn_ns, lambda: self._turn(member))
 
     def _publish(self, member: Member, raw: int) -> None:
         """The next knot, and whether a change of the timescale moved what was published."""
