@@ -791,10 +791,12 @@ class RecordStore:
         own = self._own
         chosen: list[bytes] = []
         room = max_bytes - _WANT.size
-        if own is not None and (turn.count % OWN_EVERY == 0 or not self._held) and len(own) + 2 <= room:
+        # Twice at first, for the first message to a peer is not fresh to it; and to whoever is not known yet.
+        due = peer is None or turn.count % OWN_EVERY == 0 or turn.count < 2 or not self._held
+        if own is not None and due and len(own) + 2 <= room:
             chosen.append(own)
             room -= len(own) + 2
-        turn.count += 1
+        turn.count += own is not None
         if turn.wanted is not None and room >= _SMALLEST:
             lacking = self._lacking(turn.wanted, peer, room)
             turn.wanted = None
@@ -900,9 +902,21 @@ class RecordStore:
         return None if held is None else held.received_ns
 
     def clock_of(self, name: str, boot: bytes, raw_era: int) -> bytes | None:
-        """The tag of a peer's raw clock for edges and ``FirstHand.clock``; None until it brought a record itself."""
-        pin = self._pins.get(name)
-        return clock_tag(name, pin.public_key, boot, raw_era) if pin is not None and pin.first_hand else None
+        """The tag of a peer's raw clock for edges and ``FirstHand.clock``.
+
+        None until it brought a record itself, or more members than may lie vouch for its key on this very clock: one
+        that is met once and then asked rarely would wait for minutes.
+        """
+        pin, held = self._pins.get(name), self._held.get(name)
+        if pin is None:
+            return None
+        vouched = (
+            held is not None
+            and held.confirmed
+            and (held.record.boot, held.record.raw_era) == (boot, raw_era)
+            and held.record.public_key == pin.public_key
+        )
+        return clock_tag(name, pin.public_key, boot, raw_era) if pin.first_hand or vouched else None
 
     def pins(self) -> dict[str, Pin]:
         """What ``identity.py`` should keep: the keys of confirmed owners."""
