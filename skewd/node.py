@@ -97,6 +97,7 @@ _SMEAR_WANDER_PPB_PER_S = 1_000_000
 _DAY_NS = 86_400_000_000_000
 _PPB = 1_000_000_000
 _HEARD = "heard"
+_SELF = ("self",)
 
 
 @dataclass(slots=True)
@@ -703,15 +704,23 @@ class Node:
             slew = self.wall.slew_ppb()
             return Heard(self.wall.wall_minus_raw(at_raw_ns), Interval(-slew, slew), 0, 1)
         found = self._raw_offset(keeper, at_raw_ns)
-        if found is None or (
-            timescale.carried and found[1].timebase != (timescale.keeper_boot, timescale.keeper_raw_era)
-        ):
+        if found is None or not self._keeps(timescale, found[1].timebase):
             return None
         known, wall = found
         if k_ns is not None:
             return replace(known, offset=known.offset.shift(k_ns))
         minus_raw = wall.minus_raw_at(known.offset.shift(at_raw_ns))
         return replace(known, offset=known.offset + minus_raw, drift_ppb=known.drift_ppb.widen(wall.slew_ppb + 1))
+
+    def _keeps(self, timescale: Timescale, timebase: tuple[bytes, int]) -> bool:
+        """Whether what is known of the keeper is of the clock that keeps the timescale.
+
+        A wall clock goes on over a suspend, and one that was configured over a reboot, for it is what was asked for.
+        Of an elected one the wall clock after a reboot is another clock.
+        """
+        if timescale.carried:
+            return timebase == (timescale.keeper_boot, timescale.keeper_raw_era)
+        return self.config.mesh.reference != "auto" or timebase[0] == timescale.keeper_boot
 
     def _timescale_estimate(self, timescale: Timescale, at_raw_ns: int) -> Estimate | None:
         """Timescale - own wall: what the mesh has agreed on, by whose clock it is now."""
@@ -726,7 +735,9 @@ class Node:
         elif timescale.carried:
             estimate = self._carried_estimate(timescale, at_raw_ns)
         else:
-            estimate = self.peer_estimate(timescale.keeper, at_raw_ns)
+            found = self._raw_offset(timescale.keeper, at_raw_ns)
+            keeps = found is not None and self._keeps(timescale, found[1].timebase)
+            estimate = self.peer_estimate(timescale.keeper, at_raw_ns) if keeps else None
         if estimate is None:
             return None
         age = estimate.age_ns
@@ -743,7 +754,7 @@ class Node:
     def _own_estimate(self, timescale: Timescale, at_raw_ns: int) -> Estimate | None:
         if timescale.k_ns is None:
             still = Interval(0, 0)
-            return Estimate(still, still, 0, 0, 1, ("self",), "")
+            return Estimate(still, still, 0, 0, 1, _SELF, "")
         if (timescale.keeper_boot, timescale.keeper_raw_era) != (self.boot, self.raw_era):
             return None
         bound = self._own_slew(Interval(timescale.k_ns, timescale.k_ns), at_raw_ns)
@@ -852,7 +863,7 @@ class Node:
             return self._utc_estimate(at_raw_ns)
         if name == self.name:
             still = Interval(0, 0)
-            return Estimate(still, still, 0, 0, 1, ("self",), f"node:{name}")
+            return Estimate(still, still, 0, 0, 1, _SELF, f"node:{name}")
         return self.peer_estimate(name, at_raw_ns)
 
     def status_with(self, estimate: Estimate, uncertainty_ns: int) -> Status:
@@ -918,17 +929,30 @@ class Node:
         rate = max(abs(drift_ppb.lo), abs(drift_ppb.hi))
         return bound.widen(abs(at_wall - wall.clamp(at_wall)) - (-wall.farthest(at_wall) * rate // _PPB))
 
+    def _published(self, estimate: Estimate, drift_ppb: Interval, at_raw: int, at_wall: int) -> Interval:
+        """What a knot says of reference - wall.
+
+        Where the reference is this node's own wall clock that is nothing at all, for a stamp. But a knot also tells
+        what the reference reads at a raw instant, and that is known only as well as the wall clock is foretold.
+        """
+        if estimate.epoch != _SELF:
+            return self._as_labelled(estimate.bound, drift_ppb, at_raw, at_wall)
+        return self.wall.wall_minus_raw(at_raw).shift(at_raw - at_wall).hull(Interval(0, 0))
+
     def _remember(self, at_raw: int, at_wall: int, estimate: Estimate | None) -> Knot:
         line = self._line
         assert line is not None
+        drift = estimate.drift_ppb if estimate else Interval(0, 0)
+        if estimate is not None and estimate.epoch == _SELF:
+            drift = drift.widen(self.wall.slew_ppb())
         knot = Knot(
             era=self.wall.era,
             era_begin_wall_ns=self.wall.era_begin_wall_ns,
             previous_end_wall_ns=self.wall.previous_end_wall_ns,
             raw_ns=at_raw,
             wall_ns=at_wall,
-            bound=self._as_labelled(estimate.bound, estimate.drift_ppb, at_raw, at_wall) if estimate else None,
-            drift_ppb=estimate.drift_ppb if estimate else Interval(0, 0),
+            bound=self._published(estimate, drift, at_raw, at_wall) if estimate else None,
+            drift_ppb=drift,
             wander_ppb_per_s=estimate.wander_ppb_per_s if estimate else 0,
             applied_ns=line.offset_ns,
             applied_slope_ppb=line.slope_ppb,
@@ -961,9 +985,7 @@ class Node:
             estimate = self.reference_estimate(knot.raw_ns)
             if estimate is None or (self.wall.era, *estimate.epoch) != self._line_key:
                 return better
-            bound = knot.bound.intersect(
-                self._as_labelled(estimate.bound, knot.drift_ppb, knot.raw_ns, knot.wall_ns),
-            )
+            bound = knot.bound.intersect(self._published(estimate, knot.drift_ppb, knot.raw_ns, knot.wall_ns))
             if bound is None or bound == knot.bound:
                 continue
             # Not its drift: the estimate's has the wall clock's rate of now in it, and then it may have been faster.

@@ -522,7 +522,8 @@ class RecordStore:
         self._capacity, self._liars_max, self._expire_ns = capacity, liars_max, expire_ns
         self._unconfirmed_max = max(capacity // 4, 1)
         self._checks_per_s = checks_per_s
-        self._allowance, self._allowance_at_ns = 2.0 * checks_per_s, 0
+        self._allowance = 2.0 * checks_per_s
+        self._allowance_at_ns: int | None = None
         self._held: OrderedDict[str, _Held] = OrderedDict()  # least recently passed on first
         self._fresh: OrderedDict[str, None] = OrderedDict()  # versions not passed on yet, oldest first
         self._unconfirmed: OrderedDict[str, None] = OrderedDict()
@@ -692,9 +693,10 @@ class RecordStore:
     def _may_check(self, now_ns: int, first_hand: bool) -> bool:
         """Whether one more signature may be checked now; a quarter is kept for what neighbours say of themselves."""
         most = 2.0 * self._checks_per_s
-        gone = max(now_ns - self._allowance_at_ns, 0)
+        before_ns = now_ns if self._allowance_at_ns is None else self._allowance_at_ns
+        gone = max(now_ns - before_ns, 0)
         self._allowance = min(most, self._allowance + gone * self._checks_per_s / _SECOND_NS)
-        self._allowance_at_ns = max(now_ns, self._allowance_at_ns)
+        self._allowance_at_ns = max(now_ns, before_ns)
         if self._allowance < (1 if first_hand else max(1, most / 4)):
             return False
         self._allowance -= 1
@@ -773,7 +775,7 @@ class RecordStore:
         self._unconfirmed.clear()
         self._votes = {}
         self._refreshed_ns = None
-        self._allowance_at_ns = 0
+        self._allowance_at_ns = None
         for turn in self._turns.values():
             turn.given = 0
         self._bits = list(range(self._capacity))
@@ -792,10 +794,12 @@ class RecordStore:
         own = self._own
         chosen: list[bytes] = []
         room = max_bytes - _WANT.size
-        own_turn = turn.count % OWN_EVERY == 0 or not self._held or self.urgent == self.own_name
-        if own is not None and own_turn and len(own) + 2 <= room:
+        # Twice at first, for the first message to a peer is not fresh to it; and to whoever is not known yet.
+        due = peer is None or turn.count % OWN_EVERY == 0 or turn.count < 2 or not self._held
+        if own is not None and (due or self.urgent == self.own_name) and len(own) + 2 <= room:
             chosen.append(own)
             room -= len(own) + 2
+        turn.count += own is not None
         urgent = None if self.urgent is None else self._held.get(self.urgent)
         if urgent is not None and self.urgent != peer and urgent.via != peer:
             sequence = urgent.record.sequence
@@ -803,7 +807,6 @@ class RecordStore:
                 chosen.append(urgent.data)
                 turn.urgent = sequence
                 room -= len(urgent.data) + 2
-        turn.count += 1
         if turn.wanted is not None and room >= _SMALLEST:
             lacking = self._lacking(turn.wanted, peer, room)
             turn.wanted = None
@@ -909,9 +912,21 @@ class RecordStore:
         return None if held is None else held.received_ns
 
     def clock_of(self, name: str, boot: bytes, raw_era: int) -> bytes | None:
-        """The tag of a peer's raw clock for edges and ``FirstHand.clock``; None until it brought a record itself."""
-        pin = self._pins.get(name)
-        return clock_tag(name, pin.public_key, boot, raw_era) if pin is not None and pin.first_hand else None
+        """The tag of a peer's raw clock for edges and ``FirstHand.clock``.
+
+        None until it brought a record itself, or more members than may lie vouch for its key on this very clock: one
+        that is met once and then asked rarely would wait for minutes.
+        """
+        pin, held = self._pins.get(name), self._held.get(name)
+        if pin is None:
+            return None
+        vouched = (
+            held is not None
+            and held.confirmed
+            and (held.record.boot, held.record.raw_era) == (boot, raw_era)
+            and held.record.public_key == pin.public_key
+        )
+        return clock_tag(name, pin.public_key, boot, raw_era) if pin.first_hand or vouched else None
 
     def attested_clock_of(self, name: str, boot: bytes, raw_era: int) -> bytes | None:
         """The same where the peer brought none, but confirmed members vouch for the record that others brought of it.
