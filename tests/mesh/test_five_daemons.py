@@ -28,11 +28,13 @@ from tests.mesh.five_nodes import (
     Mesh,
     Network,
     Node,
+    Relay,
     address,
     agreed,
     gone,
     mesh,
     network,
+    others,
     over_udp,
     whole,
 )
@@ -78,10 +80,7 @@ def test_over_udp_with_the_kernels_stamps(net: Network) -> None:
         _a_wall_step_is_told(five, stepped)
         _the_reference_dies_and_comes_back(five, keeper)
         assert five.checked > 1000
-        for node in five.nodes:
-            log = node.log.read_text()
-            assert "Traceback" not in log
-            assert len(log.splitlines()) < 40, log
+        quiet(five)
 
 
 def _commands_agree(five: Mesh, node: Node) -> None:
@@ -234,3 +233,93 @@ def _one_carried_scale(five: Mesh, keeper: str) -> None:
             found = (wall + bound - five.node(keeper).raw(answer)).widen(100)
             constant = found if constant is None else constant.intersect(found)
             assert constant is not None, f"{node.name} follows another timescale"
+
+
+# -- over one other transport only
+
+
+def only(five: Mesh, transport: str) -> list[dict[str, Any]]:
+    """All five agree over one link each, know each other by nothing else, and tell each other of the others."""
+    five.start()
+    five.until(settled, "one reference, and a bound on everybody", 60)
+    five.watch(2)
+    told = [answer.status for answer in five.look()]
+    for one in told:
+        assert [link["transport"] for link in one["links"]] == [transport]
+        assert {row["link"] for row in one["peers"]} == {transport}
+        assert one["contradictions"] == 0
+        assert one["mesh"]["members"] == len(NAMES)
+        assert one["mesh"]["convicted"] == one["mesh"]["disputed"] == []
+        assert counters(one)["internal_errors"] == counters(one)["bad_mac"] == 0
+        assert one["mesh"]["records"]["accepted"] > 0
+        assert one["mesh"]["oldest_record_s"] < 10
+    assert five.checked > 100
+    return told
+
+
+def a_peer_dies(five: Mesh) -> None:
+    """One that is killed takes nobody along, and is back at once when it is started again."""
+    victim = next(node for node in five.nodes if node.name != agreed([a.status for a in five.look()]))
+    victim.end(signal.SIGKILL)
+    five.watch(1)
+    victim.start()
+    victim.ready()
+    five.until(lambda told: len(told) == len(NAMES) and settled(told), "all five again", 60)
+
+
+def quiet(five: Mesh) -> None:
+    """What their logs say is little, and no fault of ours."""
+    for node in five.nodes:
+        log = node.log.read_text()
+        assert "Traceback" not in log, log
+        assert len(log.splitlines()) < 40, log
+
+
+def over_zmq(index: int) -> str:
+    peers = ", ".join(f'"tcp://{address(other)}:{PORT}"' for other in others(index))
+    return f'[[link]]\ntransport = "zmq"\naddress = "tcp://{address(index)}:{PORT}"\npeers = [{peers}]'
+
+
+def over_aeron(index: int) -> str:
+    peers = ", ".join(f'"{address(other)}:{PORT}"' for other in others(index))
+    return f'[[link]]\ntransport = "aeron"\naddress = "{address(index)}:{PORT}"\npeers = [{peers}]'
+
+
+def over_kafka(bootstrap: str, topic: str) -> str:
+    return f'[[link]]\ntransport = "kafka"\naddress = "{bootstrap}"\ntopic = "{topic}"'
+
+
+def test_over_zeromq_only(net: Network) -> None:
+    pytest.importorskip("zmq", reason="skewd[zmq] is not installed")
+    with mesh(net, over_zmq, udp=False) as five:
+        only(five, "zmq")
+        a_peer_dies(five)
+        quiet(five)
+
+
+def test_over_aeron_only(net: Network) -> None:
+    pytest.importorskip("pyaeron", reason="pyaeron is not here: it needs Python 3.12 and x86_64")
+    with mesh(net, over_aeron, udp=False) as five:
+        only(five, "aeron")
+        a_peer_dies(five)
+        quiet(five)
+
+
+@pytest.mark.real_kafka
+def test_over_kafka_only(net: Network) -> None:
+    """Over Apache Kafka where Java and its jars are, over librdkafka's mock elsewhere."""
+    kafka = pytest.importorskip("skewd_pipeline.kafka_broker", reason="confluent-kafka is not installed")
+    with (
+        kafka.open_broker(warm_messages=2000) as broker,
+        Relay(net, int(broker.bootstrap.rpartition(":")[2])) as relay,
+        mesh(net, lambda _: over_kafka(broker.bootstrap, "skewd-five"), udp=False) as five,
+    ):
+        only(five, "kafka")
+        a_peer_dies(five)
+        relay.close()
+        five.until(lambda told: all(one["links"][0]["trouble"] for one in told), "the broker's absence is said")
+        relay.open()
+        five.until(
+            lambda told: settled(told) and not any(one["links"][0]["trouble"] for one in told), "the broker is back", 60
+        )
+        quiet(five)
