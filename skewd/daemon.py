@@ -321,12 +321,12 @@ class Daemon:
         if estimate is None:
             return {"earliest_ns": None, "latest_ns": None, "reference": None, "status": "unsynchronized"}
         time_ns = (self.node.wall.wall_minus_raw(raw) + estimate.bound).shift(raw)
-        told = self.node.status(raw)
+        uncertainty = estimate.bound.farthest(self.node.offset_applied(estimate, raw))
         return {
             "earliest_ns": time_ns.lo,
             "latest_ns": time_ns.hi,
             "reference": estimate.name,
-            "status": told["status"],
+            "status": self.node.status_with(estimate, uncertainty).value,
         }
 
     # -- running -------------------------------------------------------------------------------------------------
@@ -898,7 +898,8 @@ class Daemon:
         told = self.status()
         state = {"status": told["status"], "reference": told["reference"], "messages": tuple(told["messages"])}
         bound = "no bound" if told["offset_ns"] is None else f"+-{format_duration(told['uncertainty_ns'])}"
-        sd_notify.notify(f"STATUS={told['status']}, {len(told['peers'])} peers, {bound}")
+        heard = sum(row["heard_s"] is not None for row in told["peers"])
+        sd_notify.notify(f"STATUS={told['status']}, {heard} peers, {bound}")
         if state != self._said:
             self._said = state
             self._log.info(told["status"], reference=told["reference"], bound=bound, messages=told["messages"])

@@ -157,10 +157,13 @@ class Membership:
     # -- bounds --------------------------------------------------------------------------------------------------
 
     def _own_bounds(self, now_raw_ns: int) -> dict[str, FirstHand]:
-        found = {
-            name: FirstHand(self.store.clock_of(name, declared.boot, declared.raw_era), known.offset, known.drift_ppb)
-            for name, (declared, known) in self.node.first_hand(now_raw_ns).items()
-        }
+        store, found = self.store, dict[str, FirstHand]()
+        for name, (declared, known) in self.node.first_hand(now_raw_ns).items():
+            clock = store.clock_of(name, declared.boot, declared.raw_era)
+            if clock is None:
+                # Asked once or twice, and no record came along: what others say of it counts all the same.
+                clock = store.attested_clock_of(name, declared.boot, declared.raw_era)
+            found[name] = FirstHand(clock, known.offset, known.drift_ppb)
         utc = self.node.utc_raw(now_raw_ns, own=True)
         if utc is not None:
             found[UTC_NAME] = FirstHand(None, utc.offset, utc.drift_ppb)
@@ -353,6 +356,8 @@ class Membership:
         ages = [self._age_ns(name, record, now_raw_ns) for name, record in records.items()]
         return {
             "members": len(records) + 1,
+            "bounded": sum(name in view.known for name in records),
+            "liars": self._liars,
             "agreed": decision is not None and decision.agreed,
             "timescale": None
             if timescale is None

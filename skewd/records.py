@@ -902,6 +902,16 @@ class RecordStore:
         pin = self._pins.get(name)
         return clock_tag(name, pin.public_key, boot, raw_era) if pin is not None and pin.first_hand else None
 
+    def attested_clock_of(self, name: str, boot: bytes, raw_era: int) -> bytes | None:
+        """The same where the peer brought none, but confirmed members vouch for the record that others brought of it.
+
+        For what this node composes only: a claim about it would vouch for a key that this node has not met.
+        """
+        held = self._held.get(name)
+        if held is None or not held.confirmed or (held.record.boot, held.record.raw_era) != (boot, raw_era):
+            return None
+        return held.record.clock
+
     def pins(self) -> dict[str, Pin]:
         """What ``identity.py`` should keep: the keys of confirmed owners."""
         return {name: pin for name, pin in self._pins.items() if pin.first_hand or name not in self._unconfirmed}
