@@ -590,7 +590,7 @@ class Daemon:
             identity.key,
             plan=self._plan,
             first_sequence=identity.first_sequence,
-            say=lambda text: self._log.warning(text),
+            say=lambda text, warning: self._log.warning(text) if warning else self._log.info(text),
         )
 
     def _keep_pins(self) -> None:
@@ -840,6 +840,8 @@ class Daemon:
                 self.node.forget_departed(self.clock.raw_ns())
                 self._keep()
                 self._keep_pins()
+                if self._discovery is not None and self._plan.anyone_silent():
+                    self._discovery.look_again()
                 self._say()
             longest_s = TICK_S if self._set_watch is not None else POLL_S
             knot_s = (self._next_knot_ns - self.clock.raw_ns()) / 1e9

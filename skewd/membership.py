@@ -56,7 +56,8 @@ CONVICTED_NS = 900_000_000_000
 COMPOSE_PER = 64
 """Composed every interval up to so many members, every second one up to twice as many, and so on."""
 
-Say = Callable[[str], None]
+Say = Callable[[str, bool], None]
+"""A line for a person, and whether it is a warning."""
 
 
 class Membership:
@@ -78,7 +79,7 @@ class Membership:
         *,
         plan: Plan,
         first_sequence: int = 0,
-        say: Say = lambda text: None,
+        say: Say = lambda text, warning: None,
     ) -> None:
         mesh = node.config.mesh
         self.node, self.store = node, store
@@ -116,7 +117,7 @@ class Membership:
         )
         for outcome in outcomes:
             if outcome.news is not None:
-                self._say(outcome.news)
+                self._say(outcome.news, True)
 
     # -- the turn ------------------------------------------------------------------------------------------------
 
@@ -137,7 +138,8 @@ class Membership:
             self._compose(records, now_raw_ns)
         decision = self.decision = self._decide(records, now_raw_ns)
         if decision.changed is not None:
-            self._say(_changed(decision))
+            moved = decision.new_epoch and decision.epochs > 1
+            self._say(_changed(decision, moved), moved)
         patience = Timing.of(self._interval_ns, len(records) + 1).gone_ns
         self.node.mesh = self._view = replace(
             self._view,
@@ -151,6 +153,7 @@ class Membership:
             patience_ns=patience,
         )
         keeper = None if decision.timescale is None else decision.timescale.keeper
+        self.store.urgent = keeper
         self.plan.always(frozenset() if keeper in (None, UTC_NAME, self.node.name) else frozenset({str(keeper)}))
         self._publish(decision.timescale, now_raw_ns)
 
@@ -188,7 +191,8 @@ class Membership:
             if verdict.convicted not in self._convicted:
                 self._say(
                     f"{verdict.convicted} is convicted: what it says of clocks contradicts what the others say, and"
-                    " nobody else's error explains it; it is left out"
+                    " nobody else's error explains it; it is left out",
+                    True,
                 )
             self._convicted[verdict.convicted] = now_raw_ns
         self._convicted = {
@@ -377,7 +381,7 @@ class Membership:
         }
 
 
-def _changed(decision: Decision) -> str:
+def _changed(decision: Decision, moved: bool) -> str:
     """A change of timescale, for a person."""
     timescale = decision.timescale
     assert decision.changed is not None
@@ -385,7 +389,7 @@ def _changed(decision: Decision) -> str:
         return f"no timescale any more ({decision.changed})"
     name = "utc" if timescale.origin == UTC_NAME else f"node:{timescale.origin}"
     carried = f", carried on by {timescale.keeper}" if timescale.carried else ""
-    jump = "; published times before and after belong to different epochs" if decision.new_epoch else ""
+    jump = "; published times before and after belong to different epochs" if moved else ""
     return f"the reference timescale is {name}{carried} ({decision.changed}){jump}"
 
 

@@ -45,6 +45,7 @@ from skewd.bounds.select import Selection, majority, select
 from skewd.clock import WallSample
 from skewd.config import Config, SourceConfig
 from skewd.election import UTC, Timescale
+from skewd.fanout import DIRECT_MAX
 from skewd.hearsay import Heard, MeshView, Wall
 from skewd.interval import Interval
 from skewd.kernel_clock import RawFacts
@@ -684,7 +685,12 @@ class Node:
     def _patience_ns(self, name: str) -> int:
         """How old what is known of a peer may be before it is holdover."""
         usual = HOLDOVER_AFTER * self.config.mesh.interval
-        return usual if self.mesh is None else max(usual, self.mesh.patience_ns)
+        if self.mesh is None:
+            return usual
+        if name in self._peers:
+            # The reference of a large mesh is asked less often in proportion (``fanout.py``).
+            return usual * max(self.mesh.members + 1, DIRECT_MAX) // DIRECT_MAX
+        return max(usual, self.mesh.patience_ns)
 
     def raw_estimate(self, timescale: Timescale, at_raw_ns: int) -> tuple[Interval, Interval, int] | None:
         """Timescale - own raw at an own raw instant, its drift against the raw clock, and its age; None if unknown."""
@@ -724,12 +730,11 @@ class Node:
             estimate = self.peer_estimate(timescale.keeper, at_raw_ns)
         if estimate is None:
             return None
-        # Holdover is also what follows from a keeper that is silent everywhere.
-        age = (
-            estimate.age_ns
-            if self.mesh.alive
-            else max(estimate.age_ns, HOLDOVER_AFTER * estimate.interval_ns + LEAD_NS + 1)
-        )
+        age = estimate.age_ns
+        own_word = timescale.keeper == self.name or timescale.keeper in self._peers or timescale == UTC
+        if not own_word and not self.mesh.alive:
+            # Others' records stay fresh when the keeper, which they tell of, falls silent everywhere.
+            age = max(age, HOLDOVER_AFTER * estimate.interval_ns + LEAD_NS + 1)
         name = "utc" if timescale == UTC else f"node:{timescale.origin}"
         return estimate._replace(age_ns=age, name=name, scale=scale)
 

@@ -484,6 +484,7 @@ class _Turn:
     count: int = 0
     given: int = 0
     wanted: tuple[int, int, int, int] | None = None
+    urgent: int = -1
 
 
 def _mixed(place: int, salt: int) -> int:
@@ -526,6 +527,8 @@ class RecordStore:
         self._fresh: OrderedDict[str, None] = OrderedDict()  # versions not passed on yet, oldest first
         self._unconfirmed: OrderedDict[str, None] = OrderedDict()
         self._pins: OrderedDict[str, Pin] = OrderedDict(pins or {})
+        self.urgent: str | None = None
+        """Whose newest record goes to everyone at once: the keeper's, for all must see that it lives."""
         self._own: bytes | None = None
         self._own_key = b""
         self._own_sequence = -1
@@ -789,9 +792,17 @@ class RecordStore:
         own = self._own
         chosen: list[bytes] = []
         room = max_bytes - _WANT.size
-        if own is not None and (turn.count % OWN_EVERY == 0 or not self._held) and len(own) + 2 <= room:
+        own_turn = turn.count % OWN_EVERY == 0 or not self._held or self.urgent == self.own_name
+        if own is not None and own_turn and len(own) + 2 <= room:
             chosen.append(own)
             room -= len(own) + 2
+        urgent = None if self.urgent is None else self._held.get(self.urgent)
+        if urgent is not None and self.urgent != peer and urgent.via != peer:
+            sequence = urgent.record.sequence
+            if sequence != turn.urgent and len(urgent.data) + 2 <= room:
+                chosen.append(urgent.data)
+                turn.urgent = sequence
+                room -= len(urgent.data) + 2
         turn.count += 1
         if turn.wanted is not None and room >= _SMALLEST:
             lacking = self._lacking(turn.wanted, peer, room)
