@@ -522,7 +522,8 @@ class RecordStore:
         self._capacity, self._liars_max, self._expire_ns = capacity, liars_max, expire_ns
         self._unconfirmed_max = max(capacity // 4, 1)
         self._checks_per_s = checks_per_s
-        self._allowance, self._allowance_at_ns = 2.0 * checks_per_s, 0
+        self._allowance = 2.0 * checks_per_s
+        self._allowance_at_ns: int | None = None
         self._held: OrderedDict[str, _Held] = OrderedDict()  # least recently passed on first
         self._fresh: OrderedDict[str, None] = OrderedDict()  # versions not passed on yet, oldest first
         self._unconfirmed: OrderedDict[str, None] = OrderedDict()
@@ -692,9 +693,9 @@ class RecordStore:
     def _may_check(self, now_ns: int, first_hand: bool) -> bool:
         """Whether one more signature may be checked now; a quarter is kept for what neighbours say of themselves."""
         most = 2.0 * self._checks_per_s
-        gone = max(now_ns - self._allowance_at_ns, 0)
+        gone = 0 if self._allowance_at_ns is None else max(now_ns - self._allowance_at_ns, 0)
         self._allowance = min(most, self._allowance + gone * self._checks_per_s / _SECOND_NS)
-        self._allowance_at_ns = max(now_ns, self._allowance_at_ns)
+        self._allowance_at_ns = now_ns
         if self._allowance < (1 if first_hand else max(1, most / 4)):
             return False
         self._allowance -= 1
@@ -773,7 +774,7 @@ class RecordStore:
         self._unconfirmed.clear()
         self._votes = {}
         self._refreshed_ns = None
-        self._allowance_at_ns = 0
+        self._allowance_at_ns = None
         for turn in self._turns.values():
             turn.given = 0
         self._bits = list(range(self._capacity))
@@ -802,12 +803,13 @@ class RecordStore:
             if sequence != turn.urgent and len(urgent.data) + 2 <= room:
                 chosen.append(urgent.data)
                 turn.urgent = sequence
+                turn.given |= 1 << urgent.bit
                 room -= len(urgent.data) + 2
         turn.count += 1
         if turn.wanted is not None and room >= _SMALLEST:
             lacking = self._lacking(turn.wanted, peer, room)
             turn.wanted = None
-            if lacking is not None:
+            if lacking is not None and lacking.data not in chosen:
                 chosen.append(lacking.data)
                 turn.given |= 1 << lacking.bit
                 room -= len(lacking.data) + 2
@@ -820,6 +822,8 @@ class RecordStore:
             for owner, held in self._held.items():
                 if turn.given >> held.bit & 1 or owner == peer or held.via == peer or len(held.data) + 2 > room:
                     continue
+                if again and held.data in chosen:
+                    continue
                 chosen.append(held.data)
                 sent.append(owner)
                 turn.given |= 1 << held.bit
@@ -828,7 +832,7 @@ class RecordStore:
                     break
             for owner in sent:
                 self._held.move_to_end(owner)
-            if sent or chosen:
+            if sent:
                 break
         if not chosen and own is not None and len(own) + 2 <= room:
             chosen.append(own)
