@@ -246,8 +246,8 @@ class Mesh:
 
     net: Network
     nodes: list[Node]
-    widths_ns: list[int] = field(default_factory=list)
-    """Of every bound on a peer that was looked at."""
+    widths_ns: dict[str, list[int]] = field(default_factory=dict)
+    """Of every bound on a member that was looked at, by its trust."""
     checked: int = 0
 
     def node(self, name: str) -> Node:
@@ -280,7 +280,7 @@ class Mesh:
             # Were the truth less sure than the bound, this would show nothing.
             assert truth.width <= bound.width
             bounded.add(there.name)
-            self.widths_ns.append(bound.width)
+            self.widths_ns.setdefault(row["trust"], []).append(bound.width)
             self.checked += 1
         return bounded
 

@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import combinations, pairwise
 from typing import Any
 
 import pytest
@@ -322,4 +322,66 @@ def test_over_kafka_only(net: Network) -> None:
         five.until(
             lambda told: settled(told) and not any(one["links"][0]["trouble"] for one in told), "the broker is back", 60
         )
+        quiet(five)
+
+
+# -- who does not ask everybody
+
+
+def chain(index: int) -> list[int]:
+    return [index + 1] if index + 1 < len(NAMES) else []
+
+
+def two_and_three(index: int) -> list[int]:
+    """The first two ask everybody; the other three know nothing of each other."""
+    return others(index) if index < 2 else []
+
+
+def composed(told: list[dict[str, Any]]) -> dict[tuple[str, str], dict[str, Any]]:
+    return {
+        (one["node"], row["name"]): row
+        for one in told
+        for row in one["peers"]
+        if row["trust"] == "composed" and row["lower_ns"] is not None
+    }
+
+
+def test_a_chain_that_believes_everybody(net: Network) -> None:
+    with mesh(net, over_udp(chain), liars=0) as five:
+        five.start()
+        five.until(settled, "one reference, and a bound on everybody")
+        five.watch(2)
+        told = [answer.status for answer in five.look()]
+        assert agreed(told)
+        rows = composed(told)
+        unasked = {(a, b) for i, a in enumerate(NAMES) for j, b in enumerate(NAMES) if abs(i - j) > 1}
+        assert rows.keys() == unasked
+        for (here, there), row in rows.items():
+            first, last = NAMES.index(here), NAMES.index(there)
+            step = 1 if last > first else -1
+            assert row["path"] == [[NAMES[place] for place in range(first + step, last + step, step)]]
+            assert row["link"] is row["rtt_min_ns"] is None
+        assert len(five.widths_ns["composed"]) > 100
+        far = five.nodes[0]
+        said = far.skewd("check", "--peer", NAMES[-1], "--warning", "500ms", "--critical", "900ms")
+        assert said.returncode == 0, said.stdout
+        assert "composed via bob>cyd>dan" in said.stdout
+        quiet(five)
+
+
+def test_where_one_may_lie_two_disjoint_paths_bound_a_node_that_is_not_asked(net: Network) -> None:
+    with mesh(net, over_udp(two_and_three), liars=1) as five:
+        five.start()
+        five.until(settled, "one reference, and a bound on everybody")
+        five.watch(2)
+        told = [answer.status for answer in five.look()]
+        assert agreed(told)
+        rows = composed(told)
+        two, three = NAMES[:2], NAMES[2:]
+        assert rows.keys() == {(a, b) for a in three for b in three if a != b}
+        for row in rows.values():
+            ways = [set(path[:-1]) for path in row["path"]]
+            assert any(not a & b for a, b in combinations(ways, 2)), "liars + 1 paths that share nobody"
+            assert set(two) <= set[str]().union(*ways), "over the two that both know"
+        assert len(five.widths_ns["composed"]) > 100
         quiet(five)
