@@ -97,6 +97,9 @@ class Membership:
         self._view = node.mesh = MeshView(0)
         self._convicted: dict[str, int] = {}
         self._disputed: frozenset[str] = frozenset()
+        self._objectors: frozenset[str] = frozenset()
+        self._unconfirmed: dict[str, int] = {}
+        self._strangers: list[str] = []
 
     # -- messages ------------------------------------------------------------------------------------------------
 
@@ -140,22 +143,35 @@ class Membership:
         if decision.changed is not None:
             moved = decision.new_epoch and decision.epochs > 1
             self._say(_changed(decision, moved), moved)
-        patience = Timing.of(self._interval_ns, len(records) + 1).gone_ns
+        timing = Timing.of(self._interval_ns, len(records) + 1)
+        self._note_unconfirmed(records, timing, now_raw_ns)
         self.node.mesh = self._view = replace(
             self._view,
             timescale=decision.timescale,
-            agreed=decision.agreed,
+            agreed=decision.agreed and not self._objectors,
             alive=decision.alive,
             epochs=decision.epochs,
             members=len(records),
             convicted=frozenset(self._convicted),
             disputed=self._disputed,
-            patience_ns=patience,
+            patience_ns=timing.gone_ns,
         )
         keeper = None if decision.timescale is None else decision.timescale.keeper
         self.store.urgent = keeper
         self.plan.always(frozenset() if keeper in (None, UTC_NAME, self.node.name) else frozenset({str(keeper)}))
         self._publish(decision.timescale, now_raw_ns)
+
+    def _note_unconfirmed(self, records: Mapping[str, Record], timing: Timing, now_raw_ns: int) -> None:
+        """Members that too few vouch for have no vote. But this node does not say over their heads that all agree."""
+        unconfirmed = {
+            name: record
+            for name, record in records.items()
+            if name not in self.store.confirmed and self._age_ns(name, record, now_raw_ns) <= timing.fresh_ns
+        }
+        followed = None if self.decision is None else self.decision.timescale
+        self._objectors = frozenset(name for name, record in unconfirmed.items() if record.timescale != followed)
+        self._unconfirmed = {name: self._unconfirmed.get(name, now_raw_ns) for name in unconfirmed}
+        self._strangers = [name for name, at in self._unconfirmed.items() if now_raw_ns - at > timing.join_ns * 2]
 
     # -- bounds --------------------------------------------------------------------------------------------------
 
@@ -163,9 +179,6 @@ class Membership:
         store, found = self.store, dict[str, FirstHand]()
         for name, (declared, known) in self.node.first_hand(now_raw_ns).items():
             clock = store.clock_of(name, declared.boot, declared.raw_era)
-            if clock is None:
-                # Asked once or twice, and no record came along: what others say of it counts all the same.
-                clock = store.attested_clock_of(name, declared.boot, declared.raw_era)
             found[name] = FirstHand(clock, known.offset, known.drift_ppb)
         utc = self.node.utc_raw(now_raw_ns, own=True)
         if utc is not None:
@@ -346,7 +359,13 @@ class Membership:
             f"two parties with different keys claim to be {name}; give each its own [node] name"
             for name in sorted(self.store.contested)
         ]
-        if decision is not None and decision.timescale is not None and not decision.agreed:
+        if self._strangers:
+            shown = ", ".join(sorted(self._strangers)[:8]) + (" and others" if len(self._strangers) > 8 else "")
+            told.append(
+                f"fewer than {self._liars + 1} members vouch for {shown}, so what they say does not count here;"
+                " give the nodes more [mesh] peers in common, or a lower [mesh] liars"
+            )
+        if decision is not None and decision.timescale is not None and not view.agreed:
             told.append("not all members name the same reference (yet); it settles within a minute after a change")
         return told
 
@@ -362,7 +381,7 @@ class Membership:
             "members": len(records) + 1,
             "bounded": sum(name in view.known for name in records),
             "liars": self._liars,
-            "agreed": decision is not None and decision.agreed,
+            "agreed": view.agreed,
             "timescale": None
             if timescale is None
             else {

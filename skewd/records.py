@@ -806,11 +806,12 @@ class RecordStore:
             if sequence != turn.urgent and len(urgent.data) + 2 <= room:
                 chosen.append(urgent.data)
                 turn.urgent = sequence
+                turn.given |= 1 << urgent.bit
                 room -= len(urgent.data) + 2
         if turn.wanted is not None and room >= _SMALLEST:
             lacking = self._lacking(turn.wanted, peer, room)
             turn.wanted = None
-            if lacking is not None:
+            if lacking is not None and lacking.data not in chosen:
                 chosen.append(lacking.data)
                 turn.given |= 1 << lacking.bit
                 room -= len(lacking.data) + 2
@@ -823,6 +824,8 @@ class RecordStore:
             for owner, held in self._held.items():
                 if turn.given >> held.bit & 1 or owner == peer or held.via == peer or len(held.data) + 2 > room:
                     continue
+                if again and held.data in chosen:
+                    continue
                 chosen.append(held.data)
                 sent.append(owner)
                 turn.given |= 1 << held.bit
@@ -831,7 +834,7 @@ class RecordStore:
                     break
             for owner in sent:
                 self._held.move_to_end(owner)
-            if sent or chosen:
+            if sent:
                 break
         if not chosen and own is not None and len(own) + 2 <= room:
             chosen.append(own)
@@ -927,16 +930,6 @@ class RecordStore:
             and held.record.public_key == pin.public_key
         )
         return clock_tag(name, pin.public_key, boot, raw_era) if pin.first_hand or vouched else None
-
-    def attested_clock_of(self, name: str, boot: bytes, raw_era: int) -> bytes | None:
-        """The same where the peer brought none, but confirmed members vouch for the record that others brought of it.
-
-        For what this node composes only: a claim about it would vouch for a key that this node has not met.
-        """
-        held = self._held.get(name)
-        if held is None or not held.confirmed or (held.record.boot, held.record.raw_era) != (boot, raw_era):
-            return None
-        return held.record.clock
 
     def pins(self) -> dict[str, Pin]:
         """What ``identity.py`` should keep: the keys of confirmed owners."""

@@ -84,6 +84,36 @@ def test_members_known_through_the_mesh_only_have_rows(sparse: Fleet) -> None:
     assert composed > 20
 
 
+class _Chain(Fleet):
+    """Everybody hears the one before and the one after, and nobody else."""
+
+    def _passes(self, one: str, other: str) -> bool:
+        return abs(self.names.index(one) - self.names.index(other)) == 1
+
+
+def test_members_that_too_few_vouch_for_do_not_count_and_are_not_spoken_for() -> None:
+    names = ["a", "b", "c", "d", "e"]
+    chain = _Chain(names, 4)
+    chain.run(60)
+    told = {name: told_by(chain, name) for name in names}
+    assert len({status["mesh"]["timescale"]["origin"] for status in told.values()}) > 1
+    for place, name in enumerate(names):
+        assert told[name]["mesh"]["members"] == 5
+        assert set(rows(told[name])) == set(names[max(0, place - 1) : place + 2]) - {name}, "nobody by hearsay"
+        assert told[name]["mesh"]["agreed"] is False
+        (said,) = (text for text in chain.members[name].membership.messages() if "vouch" in text)
+        strangers = set(names) - set(names[max(0, place - 1) : place + 2])
+        assert said.startswith(f"fewer than 2 members vouch for {', '.join(sorted(strangers))}, so")
+
+    believing = _Chain(names, 4, liars=0)
+    believing.run(60)
+    for name in names:
+        status = told_by(believing, name)
+        assert status["mesh"]["agreed"] is True
+        assert set(rows(status)) == set(names) - {name}
+        assert not any("vouch" in text for text in believing.members[name].membership.messages())
+
+
 def test_a_peer_that_was_asked_but_once_is_bounded_by_others_as_well(sparse: Fleet) -> None:
     """A single exchange a minute ago must not hide what two disjoint paths say now."""
     checked = 0

@@ -57,3 +57,28 @@ def test_the_keeper_itself_says_so_in_every_message() -> None:
     assert sum("here" in sent(store, "n01") for _ in range(9)) < 9
     store.urgent = "here"
     assert all("here" in sent(store, "n02") for _ in range(9))
+
+
+def test_everybody_else_keeps_their_turn() -> None:
+    """Whatever is in each message: no owner is passed on once and never again."""
+    for urgent in ("here", "n07"):
+        store = store_of_twenty()
+        store.urgent = urgent
+        told: dict[str, int] = {}
+        for sequence in range(2, 80):
+            store.accept(signed("n07", sequence), first_hand_owner="n07", received_raw_ns=sequence * SECOND)
+            owners = sent(store, "n01")
+            assert len(owners) == len(set(owners)), "nobody twice in one message"
+            for owner in owners:
+                told[owner] = told.get(owner, 0) + 1
+        others = [f"n{number:02}" for number in range(20) if number not in (1, 7)]
+        assert min(told.get(name, 0) for name in others) >= 3
+
+
+def test_signatures_are_checked_on_a_raw_clock_below_zero_as_on_any_other() -> None:
+    store = RecordStore("here", checks_per_s=10)
+    begin = -(10**15)
+    for second in range(100):
+        data = signed("far", second + 1)
+        outcome = store.accept(data, first_hand_owner="near", received_raw_ns=begin + second * SECOND)
+        assert type(outcome).__name__ == "Accepted", outcome
