@@ -846,14 +846,14 @@ class RecordStore:
         self._wants += 1
         number, salt = self._wants % (1 << depth), self._wants & 0xFF
         entries = self._slice(depth, number)
-        since = 0
+        since: int | None = None
         if self._wants - self._new_at > _SETTLED and (self._wants >> depth) % 2 and entries:
             # Nobody new for a while: every other time, the eighth renewed longest ago is said to be lacking as well.
             times = sorted(self._held[owner].received_ns for _, owner in entries)
             since = times[len(times) // 8]
         held = 0
         for place, owner in entries:
-            if self._held[owner].received_ns >= since:
+            if since is None or self._held[owner].received_ns >= since:
                 held |= 1 << _mixed(place, salt)
         return _WANT.pack(salt, depth, number, held.to_bytes(32, "big"))
 
