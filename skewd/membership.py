@@ -179,9 +179,6 @@ class Membership:
         store, found = self.store, dict[str, FirstHand]()
         for name, (declared, known) in self.node.first_hand(now_raw_ns).items():
             clock = store.clock_of(name, declared.boot, declared.raw_era)
-            if clock is None:
-                # Asked once or twice, and no record came along: what others say of it counts all the same.
-                clock = store.attested_clock_of(name, declared.boot, declared.raw_era)
             found[name] = FirstHand(clock, known.offset, known.drift_ppb)
         utc = self.node.utc_raw(now_raw_ns, own=True)
         if utc is not None:
@@ -255,7 +252,7 @@ class Membership:
 
         def bound(timescale: Timescale) -> Interval | None:
             found = node.raw_estimate(timescale, now_raw_ns)
-            return None if found is None or found[0].width > 2 * limit else found[0]
+            return None if found is None or found.offset.width > 2 * limit else found.offset
 
         utc = node.utc_raw(now_raw_ns, own=True)
         own = Own(

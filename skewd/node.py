@@ -46,7 +46,7 @@ from skewd.clock import WallSample
 from skewd.config import Config, SourceConfig
 from skewd.election import UTC, Timescale
 from skewd.fanout import DIRECT_MAX
-from skewd.hearsay import Heard, MeshView, Wall
+from skewd.hearsay import MISSED, Heard, MeshView, Wall
 from skewd.interval import Interval
 from skewd.kernel_clock import RawFacts
 from skewd.links.protocol import Proofs, Self
@@ -83,7 +83,7 @@ DESCRIBE_WIDER_NS = 500
 TIGHTEN_NS = 2_000_000_000
 """How far back knots are improved by what arrived since."""
 
-HOLDOVER_AFTER = 3
+HOLDOVER_AFTER = MISSED
 """Missed intervals after which a bound is called holdover."""
 
 LEAP_BEFORE_NS = 2_000_000_000
@@ -97,6 +97,7 @@ _SMEAR_WANDER_PPB_PER_S = 1_000_000
 _DAY_NS = 86_400_000_000_000
 _PPB = 1_000_000_000
 _HEARD = "heard"
+_SELF = ("self",)
 
 
 @dataclass(slots=True)
@@ -623,7 +624,7 @@ class Node:
         for name, peer in self._peers.items():
             offset, drift = peer.pair.offset(at_raw_ns), peer.pair.drift(at_raw_ns)
             if offset is not None and drift is not None:
-                found[name] = peer.declared, Heard(offset, drift, at_raw_ns - peer.heard_ns)
+                found[name] = peer.declared, self._own_word(peer, offset, drift, at_raw_ns)
         return found
 
     def _raw_offset(self, name: str, at_raw_ns: int) -> tuple[Heard, Wall] | None:
@@ -644,7 +645,7 @@ class Node:
                 wall = told
             offset, drift = peer.pair.offset(at_raw_ns), peer.pair.drift(at_raw_ns)
             if offset is not None and drift is not None:
-                first = Heard(offset, drift, at_raw_ns - peer.heard_ns)
+                first = self._own_word(peer, offset, drift, at_raw_ns)
         wall = wall or told
         if wall is None:
             return None
@@ -653,8 +654,18 @@ class Node:
             known = first or others
             return None if known is None else (known, wall)
         both, drift = first.offset.intersect(others.offset), first.drift_ppb.intersect(others.drift_ppb)
-        # More than f members lie, or a limit is broken: this node believes itself.
-        return (first if both is None or drift is None else Heard(both, drift, first.age_ns)), wall
+        if both is None or drift is None:
+            return first, wall  # more than f members lie, or a limit is broken: this node believes itself
+        kept_up = first if first.age_ns <= HOLDOVER_AFTER * first.interval_ns else others
+        return Heard(both, drift, kept_up.age_ns, kept_up.interval_ns), wall
+
+    def _own_word(self, peer: Peer, offset: Interval, drift_ppb: Interval, at_raw_ns: int) -> Heard:
+        return Heard(offset, drift_ppb, at_raw_ns - peer.heard_ns, self._asked_every_ns())
+
+    def _asked_every_ns(self) -> int:
+        """How often a peer is heard while all is well; the reference of a large mesh less often (``fanout.py``)."""
+        members = 1 if self.mesh is None else self.mesh.members + 1
+        return self.config.mesh.interval * max(members, DIRECT_MAX) // DIRECT_MAX
 
     def peer_estimate(self, name: str, at_raw_ns: int) -> Estimate | None:
         """Peer's wall - own wall at an own raw instant; None while unknown."""
@@ -670,7 +681,7 @@ class Node:
             self._wall_drift(known.drift_ppb, wall.slew_ppb),
             self._wander_of(name),
             known.age_ns,
-            self._patience_ns(name) // HOLDOVER_AFTER,
+            known.interval_ns,
             (name, wall.timebase, wall.era, peer.pair.contradictions if peer is not None else -1),
             f"node:{name}",
         )
@@ -682,37 +693,34 @@ class Node:
         known = None if self.mesh is None else self.mesh.known.get(name)
         return 0 if known is None else known.wander_ppb_per_s
 
-    def _patience_ns(self, name: str) -> int:
-        """How old what is known of a peer may be before it is holdover."""
-        usual = HOLDOVER_AFTER * self.config.mesh.interval
-        if self.mesh is None:
-            return usual
-        if name in self._peers:
-            # The reference of a large mesh is asked less often in proportion (``fanout.py``).
-            return usual * max(self.mesh.members + 1, DIRECT_MAX) // DIRECT_MAX
-        return max(usual, self.mesh.patience_ns)
-
-    def raw_estimate(self, timescale: Timescale, at_raw_ns: int) -> tuple[Interval, Interval, int] | None:
-        """Timescale - own raw at an own raw instant, its drift against the raw clock, and its age; None if unknown."""
+    def raw_estimate(self, timescale: Timescale, at_raw_ns: int) -> Heard | None:
+        """Timescale - own raw at an own raw instant, and its drift against the raw clock; None if unknown."""
         if timescale == UTC:
-            utc = self.utc_raw(at_raw_ns)
-            return None if utc is None else (utc.offset, utc.drift_ppb, utc.age_ns)
+            return self.utc_raw(at_raw_ns)
         keeper, k_ns = timescale.keeper, timescale.k_ns
         if keeper == self.name:
             if k_ns is not None:
-                return Interval(k_ns, k_ns), Interval(0, 0), 0
+                return Heard(Interval(k_ns, k_ns), Interval(0, 0), 0, 1)
             slew = self.wall.slew_ppb()
-            return self.wall.wall_minus_raw(at_raw_ns), Interval(-slew, slew), 0
+            return Heard(self.wall.wall_minus_raw(at_raw_ns), Interval(-slew, slew), 0, 1)
         found = self._raw_offset(keeper, at_raw_ns)
-        if found is None or (
-            timescale.carried and found[1].timebase != (timescale.keeper_boot, timescale.keeper_raw_era)
-        ):
+        if found is None or not self._keeps(timescale, found[1].timebase):
             return None
         known, wall = found
         if k_ns is not None:
-            return known.offset.shift(k_ns), known.drift_ppb, known.age_ns
+            return replace(known, offset=known.offset.shift(k_ns))
         minus_raw = wall.minus_raw_at(known.offset.shift(at_raw_ns))
-        return known.offset + minus_raw, known.drift_ppb.widen(wall.slew_ppb + 1), known.age_ns
+        return replace(known, offset=known.offset + minus_raw, drift_ppb=known.drift_ppb.widen(wall.slew_ppb + 1))
+
+    def _keeps(self, timescale: Timescale, timebase: tuple[bytes, int]) -> bool:
+        """Whether what is known of the keeper is of the clock that keeps the timescale.
+
+        A wall clock goes on over a suspend, and one that was configured over a reboot, for it is what was asked for.
+        Of an elected one the wall clock after a reboot is another clock.
+        """
+        if timescale.carried:
+            return timebase == (timescale.keeper_boot, timescale.keeper_raw_era)
+        return self.config.mesh.reference != "auto" or timebase[0] == timescale.keeper_boot
 
     def _timescale_estimate(self, timescale: Timescale, at_raw_ns: int) -> Estimate | None:
         """Timescale - own wall: what the mesh has agreed on, by whose clock it is now."""
@@ -727,11 +735,16 @@ class Node:
         elif timescale.carried:
             estimate = self._carried_estimate(timescale, at_raw_ns)
         else:
-            estimate = self.peer_estimate(timescale.keeper, at_raw_ns)
+            found = self._raw_offset(timescale.keeper, at_raw_ns)
+            keeps = found is not None and self._keeps(timescale, found[1].timebase)
+            estimate = self.peer_estimate(timescale.keeper, at_raw_ns) if keeps else None
         if estimate is None:
             return None
         age = estimate.age_ns
-        own_word = timescale.keeper == self.name or timescale.keeper in self._peers or timescale == UTC
+        peer = self._peers.get(timescale.keeper)
+        own_word = timescale.keeper == self.name or timescale == UTC
+        if peer is not None:
+            own_word = at_raw_ns - peer.heard_ns <= HOLDOVER_AFTER * self._asked_every_ns() + LEAD_NS
         if not own_word and not self.mesh.alive:
             # Others' records stay fresh when the keeper, which they tell of, falls silent everywhere.
             age = max(age, HOLDOVER_AFTER * estimate.interval_ns + LEAD_NS + 1)
@@ -741,7 +754,7 @@ class Node:
     def _own_estimate(self, timescale: Timescale, at_raw_ns: int) -> Estimate | None:
         if timescale.k_ns is None:
             still = Interval(0, 0)
-            return Estimate(still, still, 0, 0, 1, ("self",), "")
+            return Estimate(still, still, 0, 0, 1, _SELF, "")
         if (timescale.keeper_boot, timescale.keeper_raw_era) != (self.boot, self.raw_era):
             return None
         bound = self._own_slew(Interval(timescale.k_ns, timescale.k_ns), at_raw_ns)
@@ -751,14 +764,13 @@ class Node:
         found = self.raw_estimate(timescale, at_raw_ns)
         if found is None:
             return None
-        offset, drift, age = found
         peer = self._peers.get(timescale.keeper)
         return Estimate(
-            self._own_slew(offset, at_raw_ns),
-            self._wall_drift(drift, 0),
+            self._own_slew(found.offset, at_raw_ns),
+            self._wall_drift(found.drift_ppb, 0),
             self._wander_of(timescale.keeper),
-            age,
-            self._patience_ns(timescale.keeper) // HOLDOVER_AFTER,
+            found.age_ns,
+            found.interval_ns,
             ("carried", timescale.clock, peer.pair.contradictions if peer is not None else -1),
             "",
         )
@@ -817,7 +829,7 @@ class Node:
         estimate = self._own_utc(at_raw_ns)
         if estimate is not None:
             offset = estimate.bound + self.wall.wall_minus_raw(at_raw_ns)
-            return Heard(offset, self._raw_drift(estimate.drift_ppb), estimate.age_ns)
+            return Heard(offset, self._raw_drift(estimate.drift_ppb), estimate.age_ns, estimate.interval_ns)
         return None if own or self.mesh is None else self.mesh.utc(at_raw_ns)
 
     def _raw_drift(self, wall_drift_ppb: Interval) -> Interval:
@@ -835,7 +847,7 @@ class Node:
             self._wall_drift(heard.drift_ppb, 0),
             math.ceil(self._limits(0, 0)[1]) + 1,
             heard.age_ns,
-            self._patience_ns("utc") // HOLDOVER_AFTER,
+            heard.interval_ns,
             ("utc", _HEARD),
             "utc",
         )
@@ -851,7 +863,7 @@ class Node:
             return self._utc_estimate(at_raw_ns)
         if name == self.name:
             still = Interval(0, 0)
-            return Estimate(still, still, 0, 0, 1, ("self",), f"node:{name}")
+            return Estimate(still, still, 0, 0, 1, _SELF, f"node:{name}")
         return self.peer_estimate(name, at_raw_ns)
 
     def status_with(self, estimate: Estimate, uncertainty_ns: int) -> Status:
@@ -917,17 +929,30 @@ class Node:
         rate = max(abs(drift_ppb.lo), abs(drift_ppb.hi))
         return bound.widen(abs(at_wall - wall.clamp(at_wall)) - (-wall.farthest(at_wall) * rate // _PPB))
 
+    def _published(self, estimate: Estimate, drift_ppb: Interval, at_raw: int, at_wall: int) -> Interval:
+        """What a knot says of reference - wall.
+
+        Where the reference is this node's own wall clock that is nothing at all, for a stamp. But a knot also tells
+        what the reference reads at a raw instant, and that is known only as well as the wall clock is foretold.
+        """
+        if estimate.epoch != _SELF:
+            return self._as_labelled(estimate.bound, drift_ppb, at_raw, at_wall)
+        return self.wall.wall_minus_raw(at_raw).shift(at_raw - at_wall).hull(Interval(0, 0))
+
     def _remember(self, at_raw: int, at_wall: int, estimate: Estimate | None) -> Knot:
         line = self._line
         assert line is not None
+        drift = estimate.drift_ppb if estimate else Interval(0, 0)
+        if estimate is not None and estimate.epoch == _SELF:
+            drift = drift.widen(self.wall.slew_ppb())
         knot = Knot(
             era=self.wall.era,
             era_begin_wall_ns=self.wall.era_begin_wall_ns,
             previous_end_wall_ns=self.wall.previous_end_wall_ns,
             raw_ns=at_raw,
             wall_ns=at_wall,
-            bound=self._as_labelled(estimate.bound, estimate.drift_ppb, at_raw, at_wall) if estimate else None,
-            drift_ppb=estimate.drift_ppb if estimate else Interval(0, 0),
+            bound=self._published(estimate, drift, at_raw, at_wall) if estimate else None,
+            drift_ppb=drift,
             wander_ppb_per_s=estimate.wander_ppb_per_s if estimate else 0,
             applied_ns=line.offset_ns,
             applied_slope_ppb=line.slope_ppb,
@@ -960,9 +985,7 @@ class Node:
             estimate = self.reference_estimate(knot.raw_ns)
             if estimate is None or (self.wall.era, *estimate.epoch) != self._line_key:
                 return better
-            bound = knot.bound.intersect(
-                self._as_labelled(estimate.bound, knot.drift_ppb, knot.raw_ns, knot.wall_ns),
-            )
+            bound = knot.bound.intersect(self._published(estimate, knot.drift_ppb, knot.raw_ns, knot.wall_ns))
             if bound is None or bound == knot.bound:
                 continue
             # Not its drift: the estimate's has the wall clock's rate of now in it, and then it may have been faster.

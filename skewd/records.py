@@ -693,9 +693,10 @@ class RecordStore:
     def _may_check(self, now_ns: int, first_hand: bool) -> bool:
         """Whether one more signature may be checked now; a quarter is kept for what neighbours say of themselves."""
         most = 2.0 * self._checks_per_s
-        gone = 0 if self._allowance_at_ns is None else max(now_ns - self._allowance_at_ns, 0)
+        before_ns = now_ns if self._allowance_at_ns is None else self._allowance_at_ns
+        gone = max(now_ns - before_ns, 0)
         self._allowance = min(most, self._allowance + gone * self._checks_per_s / _SECOND_NS)
-        self._allowance_at_ns = now_ns
+        self._allowance_at_ns = max(now_ns, before_ns)
         if self._allowance < (1 if first_hand else max(1, most / 4)):
             return False
         self._allowance -= 1
@@ -793,10 +794,12 @@ class RecordStore:
         own = self._own
         chosen: list[bytes] = []
         room = max_bytes - _WANT.size
-        own_turn = turn.count % OWN_EVERY == 0 or not self._held or self.urgent == self.own_name
-        if own is not None and own_turn and len(own) + 2 <= room:
+        # Twice at first, for the first message to a peer is not fresh to it; and to whoever is not known yet.
+        due = peer is None or turn.count % OWN_EVERY == 0 or turn.count < 2 or not self._held
+        if own is not None and (due or self.urgent == self.own_name) and len(own) + 2 <= room:
             chosen.append(own)
             room -= len(own) + 2
+        turn.count += own is not None
         urgent = None if self.urgent is None else self._held.get(self.urgent)
         if urgent is not None and self.urgent != peer and urgent.via != peer:
             sequence = urgent.record.sequence
@@ -805,7 +808,6 @@ class RecordStore:
                 turn.urgent = sequence
                 turn.given |= 1 << urgent.bit
                 room -= len(urgent.data) + 2
-        turn.count += 1
         if turn.wanted is not None and room >= _SMALLEST:
             lacking = self._lacking(turn.wanted, peer, room)
             turn.wanted = None
@@ -913,19 +915,21 @@ class RecordStore:
         return None if held is None else held.received_ns
 
     def clock_of(self, name: str, boot: bytes, raw_era: int) -> bytes | None:
-        """The tag of a peer's raw clock for edges and ``FirstHand.clock``; None until it brought a record itself."""
-        pin = self._pins.get(name)
-        return clock_tag(name, pin.public_key, boot, raw_era) if pin is not None and pin.first_hand else None
+        """The tag of a peer's raw clock for edges and ``FirstHand.clock``.
 
-    def attested_clock_of(self, name: str, boot: bytes, raw_era: int) -> bytes | None:
-        """The same where the peer brought none, but confirmed members vouch for the record that others brought of it.
-
-        For what this node composes only: a claim about it would vouch for a key that this node has not met.
+        None until it brought a record itself, or more members than may lie vouch for its key on this very clock: one
+        that is met once and then asked rarely would wait for minutes.
         """
-        held = self._held.get(name)
-        if held is None or not held.confirmed or (held.record.boot, held.record.raw_era) != (boot, raw_era):
+        pin, held = self._pins.get(name), self._held.get(name)
+        if pin is None:
             return None
-        return held.record.clock
+        vouched = (
+            held is not None
+            and held.confirmed
+            and (held.record.boot, held.record.raw_era) == (boot, raw_era)
+            and held.record.public_key == pin.public_key
+        )
+        return clock_tag(name, pin.public_key, boot, raw_era) if pin.first_hand or vouched else None
 
     def pins(self) -> dict[str, Pin]:
         """What ``identity.py`` should keep: the keys of confirmed owners."""

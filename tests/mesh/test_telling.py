@@ -65,11 +65,11 @@ def test_members_known_through_the_mesh_only_have_rows(sparse: Fleet) -> None:
         for name, row in rows(status).items():
             assert list(row) == list(status["peers"][0]), "all rows have the same columns"
             assert row["lower_ns"] <= truth(sparse, here, name) <= row["upper_ns"]
-            if len(row["path"]) > 1 or row["age_s"] < 10:
+            if len(row["path"]) > 1 or row["age_s"] < 3:
                 assert row["state"] == "synchronized"
             if row["trust"] == "first-hand":
                 assert row["path"][0] == [name]
-                assert (row["state"] == "holdover") <= (row["age_s"] > 10)
+                assert (row["state"] == "holdover") <= (row["age_s"] > 3)
                 assert row["link"] == row["lower_link"] == row["upper_link"] == "udp"
                 continue
             composed += 1
