@@ -405,6 +405,33 @@ def over_udp(neighbours: Callable[[int], Iterable[int]] = others) -> Callable[[i
     return lambda index: f"peers = {[f'{address(other)}:{PORT}' for other in neighbours(index)]}".replace("'", '"')
 
 
+def over_zmq(index: int) -> str:
+    """Everybody asks everybody over ZeroMQ."""
+    peers = ", ".join(f'"tcp://{address(other)}:{PORT}"' for other in others(index))
+    return f'[[link]]\ntransport = "zmq"\naddress = "tcp://{address(index)}:{PORT}"\npeers = [{peers}]'
+
+
+def over_aeron(index: int) -> str:
+    """Over Aeron's UDP, each with a driver of its own."""
+    peers = ", ".join(f'"{address(other)}:{PORT}"' for other in others(index))
+    return f'[[link]]\ntransport = "aeron"\naddress = "{address(index)}:{PORT}"\npeers = [{peers}]'
+
+
+def over_aeron_ipc(directory: Path) -> Callable[[int], str]:
+    """Over Aeron's shared memory: one driver for all, that runs in ``directory``."""
+
+    def configure(index: int) -> str:
+        peers = ", ".join(f'"{NAMES[other]}"' for other in others(index))
+        return f'[[link]]\ntransport = "aeron"\naddress = "aeron:ipc"\ndirectory = "{directory}"\npeers = [{peers}]'
+
+    return configure
+
+
+def over_kafka(bootstrap: str, topic: str) -> Callable[[int], str]:
+    """Over one topic of a broker that every namespace reaches on its loopback (:class:`Relay`)."""
+    return lambda _: f'[[link]]\ntransport = "kafka"\naddress = "{bootstrap}"\ntopic = "{topic}"'
+
+
 class Relay:
     """A TCP port of this machine's loopback, made reachable on the loopback of every namespace.
 

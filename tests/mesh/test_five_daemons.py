@@ -35,7 +35,10 @@ from tests.mesh.five_nodes import (
     mesh,
     network,
     others,
+    over_aeron,
+    over_kafka,
     over_udp,
+    over_zmq,
     whole,
 )
 
@@ -275,20 +278,6 @@ def quiet(five: Mesh) -> None:
         assert len(log.splitlines()) < 40, log
 
 
-def over_zmq(index: int) -> str:
-    peers = ", ".join(f'"tcp://{address(other)}:{PORT}"' for other in others(index))
-    return f'[[link]]\ntransport = "zmq"\naddress = "tcp://{address(index)}:{PORT}"\npeers = [{peers}]'
-
-
-def over_aeron(index: int) -> str:
-    peers = ", ".join(f'"{address(other)}:{PORT}"' for other in others(index))
-    return f'[[link]]\ntransport = "aeron"\naddress = "{address(index)}:{PORT}"\npeers = [{peers}]'
-
-
-def over_kafka(bootstrap: str, topic: str) -> str:
-    return f'[[link]]\ntransport = "kafka"\naddress = "{bootstrap}"\ntopic = "{topic}"'
-
-
 def test_over_zeromq_only(net: Network) -> None:
     pytest.importorskip("zmq", reason="skewd[zmq] is not installed")
     with mesh(net, over_zmq, udp=False) as five:
@@ -312,7 +301,7 @@ def test_over_kafka_only(net: Network) -> None:
     with (
         kafka.open_broker(warm_messages=2000) as broker,
         Relay(net, int(broker.bootstrap.rpartition(":")[2])) as relay,
-        mesh(net, lambda _: over_kafka(broker.bootstrap, "skewd-five"), udp=False) as five,
+        mesh(net, over_kafka(broker.bootstrap, "skewd-five"), udp=False) as five,
     ):
         only(five, "kafka")
         a_peer_dies(five)
