@@ -133,7 +133,7 @@ def test_a_peer_that_was_asked_but_once_is_bounded_by_others_as_well(sparse: Fle
             if name in composed:
                 checked += 1
                 # Both walls are new to each other in the first seconds, and their rates are not known yet.
-                    assert row["upper_ns"] - row["lower_ns"] < composed[name].interval.width + 2_000_000
+                assert row["upper_ns"] - row["lower_ns"] < composed[name].interval.width + 2_000_000
     assert checked > 5
 
 
