@@ -780,6 +780,8 @@ class Daemon:
     def _on_proofs(self, proofs: Proofs) -> None:
         now = self.clock.raw_ns()
         self.node.on_proofs(proofs, now)
+        if proofs.asked:
+            self._plan.asked_by(proofs.peer.name, round(asyncio.get_running_loop().time() * 1e9))
         if self._member is None:
             self._join_mesh()
         if self._member is not None:

@@ -13,6 +13,10 @@ unknown names are asked a few times, so many an interval and no more. Those that
 that one which left or came back is seen. One that would be chosen and is silent is asked now and then, and the next
 best is asked instead. The sum is bounded, whatever the number of members: :func:`requests_max`.
 
+Both ends of an exchange learn the same, so one of two that have chosen each other is enough: the one with the greater
+name does not ask while it is asked, and asks again as soon as it is not. In a small mesh, where all choose all, that
+halves what is sent.
+
 The reference is asked by everyone, and would be asked ``n`` times an interval in a mesh of ``n``. Beyond
 ``DIRECT_MAX`` members it is asked less often in proportion, so its load stays that of ``DIRECT_MAX``; in between its
 bound is kept narrow by what others measured.
@@ -114,6 +118,7 @@ class Plan:
         self._addresses: dict[str, _Address] = {}
         self._always: frozenset[str] = frozenset()
         self._stale = True
+        self._askers: dict[str, int] = {}
         # Those that are asked at a pace of their own, and those that share what is left of an interval.
         self._paced: list[str] = []
         self._shared: list[str] = []
@@ -144,6 +149,14 @@ class Plan:
         if names != self._always:
             self._always = names
             self._stale = True
+
+    def asked_by(self, name: str, now_ns: int) -> None:
+        """``name`` has asked this node: while it does, it need not be asked back (if its name is the lesser one)."""
+        if name < self._own:
+            self._askers.pop(name, None)
+            self._askers[name] = now_ns
+            if len(self._askers) > ADDRESSES_MAX:
+                self._askers.pop(next(iter(self._askers)))
 
     def answered(self, address: str, name: str) -> None:
         """A fresh answer came from ``address``, by ``name``. An address that is no candidate is not looked at."""
@@ -182,6 +195,7 @@ class Plan:
         """The addresses that are due; each counts as asked now. A delay of the caller's is not made up for."""
         self._assign()
         due = [address for address in self._paced if self._addresses[address].next_ns <= now_ns]
+        due = [address for address in due if not self._spared(self._addresses[address], now_ns)]
         if self._shared and self._shared_due_ns() <= now_ns:
             self._shared_at_ns = now_ns
             for role, most in ((Role.LEARNING, LEARNING), (Role.RARE, RARE)):
@@ -191,6 +205,16 @@ class Plan:
         for address in due:
             self._asked(self._addresses[address], now_ns)
         return due
+
+    def _spared(self, state: _Address, now_ns: int) -> bool:
+        """Whether a request that is due is left out, for the other side asks; the next one is due an interval later."""
+        if state.role is not Role.CHOSEN or state.name is None or state.asked < _START_ROUNDS:
+            return False
+        asked_ns = self._askers.get(state.name)
+        if asked_ns is None or not 0 <= now_ns - asked_ns <= self._interval_ns * 3 // 2:
+            return False
+        state.next_ns = max(state.next_ns + self._interval_ns, now_ns + self._interval_ns // 2)
+        return True
 
     def wait_ns(self, now_ns: int) -> int | None:
         """How long until an address may be due; None when there are none."""

@@ -9,8 +9,10 @@ are composed into bounds on every clock (``bounds/compose.py``), and it is judge
 What is not believed any more: a convicted member takes part in no path, has no vote and keeps no timescale. It stays
 convicted for ``CONVICTED_NS`` after it was last shown to lie, for a liar that is left out contradicts nobody.
 
-The cost of composing grows with the mesh, so it is done the more rarely the larger the mesh is (every
-``COMPOSE_PER`` members add an interval); in between its outcome is carried on.
+Once a member has settled, little changes from one interval to the next: a record is renewed every ``RENEW_EVERY``
+intervals, and at once when it says something new. All are composed every ``COMPOSE_EVERY`` intervals, the more rarely
+the larger the mesh is (every ``COMPOSE_PER`` members add an interval), and at once when members come or go; in between
+the outcome is carried on.
 
 Limits: as many members as the store holds. What a record says is as old as the record: a peer's step of its wall clock
 is known one round of records later. Pure: time and randomness are handed in, nothing is sent here.
@@ -53,8 +55,12 @@ if TYPE_CHECKING:
 CONVICTED_NS = 900_000_000_000
 """How long a conviction lasts after the last contradiction: 15 minutes."""
 
+SETTLING = 15
+"""For so many intervals after the start everything is done every interval."""
+
+RENEW_EVERY = 3
+COMPOSE_EVERY = 3
 COMPOSE_PER = 64
-"""Composed every interval up to so many members, every second one up to twice as many, and so on."""
 
 Say = Callable[[str, bool], None]
 """A line for a person, and whether it is a warning."""
@@ -93,7 +99,11 @@ class Membership:
         self._say = say
         self._raw_era = node.raw_era
         self._turn_at_ns: int | None = None
+        self._turns = 0
         self._compose_at_ns: int | None = None
+        self._composed_of: tuple[object, ...] = ()
+        self._renew_at_ns: int | None = None
+        self._said: tuple[object, ...] = ()
         self._view = node.mesh = MeshView(0)
         self._convicted: dict[str, int] = {}
         self._disputed: frozenset[str] = frozenset()
@@ -129,15 +139,26 @@ class Membership:
         if self.node.raw_era != self._raw_era:
             self._raw_era = self.node.raw_era
             self.store.forget_clock()
-            self._turn_at_ns = self._compose_at_ns = None
+            self._turn_at_ns = self._compose_at_ns = self._renew_at_ns = None
+            self._turns = 0
             self._view = MeshView(0)
         if self._turn_at_ns is not None and now_raw_ns < self._turn_at_ns:
             return
         self._turn_at_ns = now_raw_ns + self._interval_ns
         self.store.forget_departed(now_raw_ns)
         records = self.store.records()
-        if self._compose_at_ns is None or now_raw_ns >= self._compose_at_ns:
-            self._compose_at_ns = now_raw_ns + self._interval_ns * (1 + len(records) // COMPOSE_PER)
+        self._turns += 1
+        # Of whom there is something to compose: who is met, and whose clock is known to whom.
+        of = (frozenset(records), frozenset(self.node.first_hand(now_raw_ns)), self.store.confirmed)
+        wait_ns = self._interval_ns * (1 + len(records) // COMPOSE_PER)
+        if (
+            self._compose_at_ns is None
+            or now_raw_ns >= self._compose_at_ns
+            or (of != self._composed_of and len(records) < COMPOSE_PER)
+        ):
+            if self._turns > SETTLING:
+                wait_ns = max(wait_ns, self._interval_ns * COMPOSE_EVERY)
+            self._compose_at_ns, self._composed_of = now_raw_ns + wait_ns, of
             self._compose(records, now_raw_ns)
         decision = self.decision = self._decide(records, now_raw_ns)
         if decision.changed is not None:
@@ -292,6 +313,11 @@ class Membership:
     def _publish(self, timescale: Timescale | None, now_raw_ns: int) -> None:
         node = self.node
         me = node.describe()
+        edges = self._edges(timescale, now_raw_ns)
+        said = (timescale, me.raw_era, me.era, node.claims_utc, frozenset(edge.clock for edge in edges))
+        if self._turns > SETTLING and said == self._said and now_raw_ns < (self._renew_at_ns or now_raw_ns):
+            return
+        self._said, self._renew_at_ns = said, now_raw_ns + self._interval_ns * RENEW_EVERY
         self._sequence = self.store.next_sequence(self._sequence)
         utc = node.utc_raw(now_raw_ns, own=True) if node.claims_utc else None
         # The wall's reading is some milliseconds old; all of a record holds at one instant.
@@ -309,7 +335,7 @@ class Membership:
             max_wander_ppb_per_s=me.max_wander_ppb_per_s,
             utc=None if utc is None else self._claim(utc, 0, 0),
             timescale=timescale,
-            edges=self._edges(timescale, now_raw_ns),
+            edges=edges,
         )
         if self.alter is not None:
             record = self.alter(record)

@@ -76,7 +76,7 @@ PUBLIC_KEY_BYTES = 32
 SIGNATURE_BYTES = 64
 OWN_EVERY = 4
 URGENT_EVERY = 3
-"""The keeper\'s record goes to every peer at once, when it is so many versions newer than the last it was given."""
+"""A new version of the keeper's record is in the next message to each peer, but in one of so many at most."""
 PINS_MAX = 4_096
 CAPACITY = 2_048
 EXPIRE_NS = 300_000_000_000
@@ -486,7 +486,8 @@ class _Turn:
     count: int = 0
     given: int = 0
     wanted: tuple[int, int, int, int] | None = None
-    urgent: int = -URGENT_EVERY
+    urgent: int = -1
+    urgent_count: int = -URGENT_EVERY
 
 
 def _mixed(place: int, salt: int) -> int:
@@ -805,9 +806,10 @@ class RecordStore:
         urgent = None if self.urgent is None else self._held.get(self.urgent)
         if urgent is not None and self.urgent != peer and urgent.via != peer:
             sequence = urgent.record.sequence
-            if sequence >= turn.urgent + URGENT_EVERY and len(urgent.data) + 2 <= room:
+            spaced = turn.count >= turn.urgent_count + URGENT_EVERY
+            if sequence > turn.urgent and spaced and len(urgent.data) + 2 <= room:
                 chosen.append(urgent.data)
-                turn.urgent = sequence
+                turn.urgent, turn.urgent_count = sequence, turn.count
                 turn.given |= 1 << urgent.bit
                 room -= len(urgent.data) + 2
         if turn.wanted is not None and room >= _SMALLEST:

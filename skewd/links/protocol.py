@@ -119,6 +119,7 @@ class Proofs:
         rtt_ns: the path's round trip, the peer's holding time taken out, where this message completes one (or two:
             the shorter). Slightly negative values are possible: the two clocks' rates differ.
         attachment: what a fresh message brought beyond this; empty if nothing, or if the message was not fresh.
+        asked: whether it was a fresh request: the peer measures this node by itself.
     """
 
     peer: Self
@@ -128,6 +129,7 @@ class Proofs:
     incoming: tuple[tuple[int, int], ...]
     rtt_ns: int | None
     attachment: bytes = b""
+    asked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -720,7 +722,8 @@ class LinkProtocol:
         if rtt_ns is not None:
             peer.rtts.append((now_ns, rtt_ns))
         attachment = message.attachment if fresh else b""
-        proofs = Proofs(peer.described, self.link, address, outgoing, incoming, rtt_ns, attachment)
+        asked = fresh and message.kind is Kind.REQUEST
+        proofs = Proofs(peer.described, self.link, address, outgoing, incoming, rtt_ns, attachment, asked)
         return Received(proofs, reply, None, message.sender.name)
 
     def _told_of(self, peer: _Peer, told: wire.Answer) -> tuple[_Last | None, int]:

@@ -379,6 +379,8 @@ class Fleet:
         if received.proofs is not None:
             now = member.oscillator.raw(self.true_ns)
             member.node.on_proofs(received.proofs, now)
+            if received.proofs.asked:
+                member.membership.plan.asked_by(received.proofs.peer.name, now)
             member.membership.heard(received.proofs, now)
 
     # -- truth ---------------------------------------------------------------------------------------------------

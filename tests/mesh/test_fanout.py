@@ -9,6 +9,8 @@ import pytest
 
 from skewd.fanout import DIRECT_MAX, RARELY_NS, TRIES, Plan, Role, choose, requests_max
 
+SECOND = 1_000_000_000
+
 S = 1_000_000_000
 
 
@@ -253,3 +255,37 @@ def test_it_says_when_it_wants_to_be_asked_again() -> None:
     assert fleet.now_ns >= 63 * S, "it does not spin"
     fleet.plan.candidates((), 0)
     assert fleet.plan.wait_ns(0) is None
+
+
+class TestOneOfTwoAsks:
+    def plan(self, own: str, other: str) -> Plan:
+        plan = Plan(own, interval_ns=SECOND, k=8, phase=lambda: 1.0)
+        plan.candidates(["192.0.2.1:9957"], 0)
+        for at in range(0, 4 * SECOND, SECOND // 10):
+            if plan.take(at):
+                plan.answered("192.0.2.1:9957", other)
+        return plan
+
+    def asked(self, plan: Plan, other: str, *, asks: bool) -> int:
+        count = 0
+        for at in range(4 * SECOND, 24 * SECOND, SECOND // 10):
+            if asks and at % SECOND == 0:
+                plan.asked_by(other, at)
+            if plan.take(at):
+                count += 1
+                plan.answered("192.0.2.1:9957", other)
+        return count
+
+    def test_the_greater_name_does_not_ask_while_it_is_asked(self) -> None:
+        assert self.asked(self.plan("b", "a"), "a", asks=True) == 0
+        assert self.asked(self.plan("b", "a"), "a", asks=False) == 20
+
+    def test_the_lesser_name_asks_whoever_asks_it(self) -> None:
+        assert self.asked(self.plan("a", "b"), "b", asks=True) == 20
+
+    def test_it_asks_again_as_soon_as_it_is_not_asked_any_more(self) -> None:
+        plan = self.plan("b", "a")
+        self.asked(plan, "a", asks=True)
+        due = [at for at in range(24 * SECOND, 30 * SECOND, SECOND // 10) if plan.take(at)]
+        assert due
+        assert due[0] <= 26 * SECOND
