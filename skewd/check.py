@@ -22,7 +22,9 @@ Rounding for people is outward: the printed uncertainty covers the bound, whatev
 
 Limits: it judges one answer of the daemon (``status --json``); it keeps no state and sees no history. A bound grows
 while nothing is heard, so an old one is wide, not wrong; but a peer that is silent may have stepped its clock since,
-so a peer not heard of for ``max_age_s`` is stale. Pure.
+so a peer not heard of for ``max_age_s`` is stale. That a bound rests on others' word (``composed``), that the mesh does
+not agree on the reference, and that a peer is convicted of lying is said beside the verdict and does not change it: the
+bound holds, or is said to be in dispute. Pure.
 """
 
 from __future__ import annotations
@@ -138,7 +140,12 @@ def _facts(status: Mapping[str, Any], question: _Question) -> _Facts:
     _refuse_stale(f"the bound against {against}", age_s, question.max_age_s)
     notes = tuple(
         note
-        for note in (_unusual(status.get("status"), ("synchronized",)), VIRTUAL if status.get("virtual") else "")
+        for note in (
+            _unusual(status.get("status"), ("synchronized",)),
+            _rests_on(status),
+            _not_agreed(status),
+            VIRTUAL if status.get("virtual") else "",
+        )
         if note
     )
     return _Facts(
@@ -148,7 +155,7 @@ def _facts(status: Mapping[str, Any], question: _Question) -> _Facts:
         bound=bound,
         rtt_ns=_smallest(measured),
         age_s=age_s,
-        trust=None,
+        trust=_word(status.get("trust"), "") or None,
         notes=notes,
     )
 
@@ -162,19 +169,30 @@ def _peer_facts(status: Mapping[str, Any], node: str, question: _Question) -> _F
             raise _NothingKnown(f"{peer} is this node itself; name another with --peer, or leave it out")
         names = sorted({str(row.get("name")) for row in rows if row.get("name")})
         known = f"the peers are {', '.join(names[:20])}" if names else "no peer has been heard of yet"
+        more = len(names) - 20 + _count(status.get("peers_left_out"))
+        if len(names) > 20 and more > 0:
+            known += f" and {more} more"
         raise _NothingKnown(f"no peer is named '{peer[:63]}'; {known}")
     bounded = [(bound.width, place) for place, row in enumerate(mine) if (bound := _bound(row)) is not None]
     if not bounded:
         state = _unusual(mine[0].get("state"), ())
+        if mine[0].get("trust") == _COMPOSED:
+            raise _NothingKnown(
+                f"no bound on {peer}{f' ({state})' if state else ''}: this node does not ask it, and too few others"
+                " tell of it; name it in [mesh] peers"
+            )
         raise _NothingKnown(
             f"no bound on {peer} yet{f' ({state})' if state else ''}; is it running, reachable, and given the same key?"
         )
     row = mine[min(bounded)[1]]
     bound = _bound(row)
     assert bound is not None
-    _refuse_stale(f"the bound on {peer}", row.get("age_s"), question.max_age_s)
+    composed = row.get("trust") == _COMPOSED
+    _refuse_stale(f"the bound on {peer}", row.get("age_s"), question.max_age_s, "oldest record" if composed else "")
     notes = tuple(
-        note for note in (_unusual(row.get("trust"), ("first-hand",)), VIRTUAL if status.get("virtual") else "") if note
+        note
+        for note in (_rests_on(row), _STATES.get(str(row.get("state")), ""), VIRTUAL if status.get("virtual") else "")
+        if note
     )
     return _Facts(
         node=node,
@@ -346,9 +364,40 @@ def _why_no_bound(status: Mapping[str, Any]) -> str:
     return "no bound on the reference yet; 'skewd status' shows what each source and peer says"
 
 
-def _refuse_stale(what: str, age_s: object, max_age_s: float) -> None:
+_COMPOSED = "composed"
+_NAMED_MAX = 4
+_STATES = {
+    "convicted": "CONVICTED: what it says of clocks contradicts the others, and nobody else's error explains it",
+    "disputed": "disputed: members contradict each other about clocks, and nobody can be named",
+}
+
+
+def _rests_on(row: Mapping[str, Any]) -> str:
+    """Said when the bound is not this node's own measurement: which other nodes it was proven over."""
+    if row.get("trust") != _COMPOSED:
+        return _unusual(row.get("trust"), ("first-hand",))
+    path = row.get("path")
+    ways = path if isinstance(path, list) else []
+    via = dict.fromkeys(">".join(map(str, way[:-1])) for way in ways if isinstance(way, list) and len(way) > 1)
+    shown = ", ".join(list(via)[:_NAMED_MAX]) + (f" and {len(via) - _NAMED_MAX} more" if len(via) > _NAMED_MAX else "")
+    return f"composed via {shown}" if shown else _COMPOSED
+
+
+def _not_agreed(status: Mapping[str, Any]) -> str:
+    mesh = status.get("mesh")
+    if not isinstance(mesh, dict) or mesh.get("agreed") is not False or mesh.get("timescale") is None:
+        return ""
+    return "the reference is not agreed upon by all members"
+
+
+def _count(value: object) -> int:
+    return value if isinstance(value, int) and value > 0 else 0
+
+
+def _refuse_stale(what: str, age_s: object, max_age_s: float, which: str = "") -> None:
     if isinstance(age_s, int | float) and age_s > max_age_s:
-        raise _NothingKnown(f"{what} is stale: last heard {age_s:.0f} s ago, and --max-age is {max_age_s:g}s")
+        last = f"its {which} is {age_s:.0f} s old" if which else f"last heard {age_s:.0f} s ago"
+        raise _NothingKnown(f"{what} is stale: {last}, and --max-age is {max_age_s:g}s")
 
 
 def _bound(row: Mapping[str, Any]) -> Interval | None:

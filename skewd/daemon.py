@@ -321,12 +321,12 @@ class Daemon:
         if estimate is None:
             return {"earliest_ns": None, "latest_ns": None, "reference": None, "status": "unsynchronized"}
         time_ns = (self.node.wall.wall_minus_raw(raw) + estimate.bound).shift(raw)
-        told = self.node.status(raw)
+        uncertainty = estimate.bound.farthest(self.node.offset_applied(estimate, raw))
         return {
             "earliest_ns": time_ns.lo,
             "latest_ns": time_ns.hi,
             "reference": estimate.name,
-            "status": told["status"],
+            "status": self.node.status_with(estimate, uncertainty).value,
         }
 
     # -- running -------------------------------------------------------------------------------------------------
@@ -590,7 +590,7 @@ class Daemon:
             identity.key,
             plan=self._plan,
             first_sequence=identity.first_sequence,
-            say=lambda text: self._log.warning(text),
+            say=lambda text, warning: self._log.warning(text) if warning else self._log.info(text),
         )
 
     def _keep_pins(self) -> None:
@@ -840,6 +840,8 @@ class Daemon:
                 self.node.forget_departed(self.clock.raw_ns())
                 self._keep()
                 self._keep_pins()
+                if self._discovery is not None and self._plan.anyone_silent():
+                    self._discovery.look_again()
                 self._say()
             longest_s = TICK_S if self._set_watch is not None else POLL_S
             knot_s = (self._next_knot_ns - self.clock.raw_ns()) / 1e9
@@ -898,7 +900,8 @@ class Daemon:
         told = self.status()
         state = {"status": told["status"], "reference": told["reference"], "messages": tuple(told["messages"])}
         bound = "no bound" if told["offset_ns"] is None else f"+-{format_duration(told['uncertainty_ns'])}"
-        sd_notify.notify(f"STATUS={told['status']}, {len(told['peers'])} peers, {bound}")
+        heard = sum(row["heard_s"] is not None for row in told["peers"])
+        sd_notify.notify(f"STATUS={told['status']}, {heard} peers, {bound}")
         if state != self._said:
             self._said = state
             self._log.info(told["status"], reference=told["reference"], bound=bound, messages=told["messages"])

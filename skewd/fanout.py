@@ -174,6 +174,10 @@ class Plan:
         """The names that answer."""
         return frozenset(s.name for s in self._addresses.values() if s.name is not None and not s.silent)
 
+    def anyone_silent(self) -> bool:
+        """Whether an address that was asked does not answer any more: perhaps it has moved."""
+        return any(state.silent for state in self._addresses.values())
+
     def take(self, now_ns: int) -> list[str]:
         """The addresses that are due; each counts as asked now. A delay of the caller's is not made up for."""
         self._assign()

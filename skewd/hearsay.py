@@ -20,6 +20,9 @@ from skewd.bounds.history import carried
 from skewd.election import Timescale
 from skewd.interval import Interval
 
+MISSED = 3
+"""Renewals missed in a row after which a bound is called holdover."""
+
 _PPB = 1_000_000_000
 
 
@@ -50,12 +53,14 @@ class Heard:
     """X's raw clock (or UTC) minus this node's, at one raw instant of this node.
 
     Attributes:
-        age_ns: of the oldest record that it rests on.
+        age_ns: of the oldest record that it rests on, or of the last own exchange.
+        interval_ns: how often that is renewed while all is well.
     """
 
     offset: Interval
     drift_ppb: Interval
     age_ns: int
+    interval_ns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +115,7 @@ class MeshView:
             composed.interval + carried(elapsed, composed.drift_ppb, found.wander_ppb_per_s),
             composed.drift_ppb.widen(found.wander_ppb_per_s * abs(elapsed) // _PPB + 1),
             composed.age_ns + max(elapsed, 0),
+            self.patience_ns // MISSED,
         )
 
     def utc(self, at_raw_ns: int) -> Heard | None:

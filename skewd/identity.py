@@ -60,7 +60,7 @@ class Identity:
 
 
 def load_identity(directory: Path, node: str) -> Identity:
-    """The identity of ``node``, made if there is none yet. Counts a start.
+    """The identity of ``node``, made if there is none yet, as is the directory. Counts a start.
 
     Raises:
         IdentityError: the file is there and is damaged, or others can read it.
@@ -68,6 +68,7 @@ def load_identity(directory: Path, node: str) -> Identity:
     """
     path = directory / f"identity-{node}"
     try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         secret = _read(path)
         if secret is None:
             secret = secrets.token_bytes(32)

@@ -56,7 +56,8 @@ CONVICTED_NS = 900_000_000_000
 COMPOSE_PER = 64
 """Composed every interval up to so many members, every second one up to twice as many, and so on."""
 
-Say = Callable[[str], None]
+Say = Callable[[str, bool], None]
+"""A line for a person, and whether it is a warning."""
 
 
 class Membership:
@@ -78,7 +79,7 @@ class Membership:
         *,
         plan: Plan,
         first_sequence: int = 0,
-        say: Say = lambda text: None,
+        say: Say = lambda text, warning: None,
     ) -> None:
         mesh = node.config.mesh
         self.node, self.store = node, store
@@ -96,6 +97,9 @@ class Membership:
         self._view = node.mesh = MeshView(0)
         self._convicted: dict[str, int] = {}
         self._disputed: frozenset[str] = frozenset()
+        self._objectors: frozenset[str] = frozenset()
+        self._unconfirmed: dict[str, int] = {}
+        self._strangers: list[str] = []
 
     # -- messages ------------------------------------------------------------------------------------------------
 
@@ -116,7 +120,7 @@ class Membership:
         )
         for outcome in outcomes:
             if outcome.news is not None:
-                self._say(outcome.news)
+                self._say(outcome.news, True)
 
     # -- the turn ------------------------------------------------------------------------------------------------
 
@@ -137,30 +141,45 @@ class Membership:
             self._compose(records, now_raw_ns)
         decision = self.decision = self._decide(records, now_raw_ns)
         if decision.changed is not None:
-            self._say(_changed(decision))
-        patience = Timing.of(self._interval_ns, len(records) + 1).gone_ns
+            moved = decision.new_epoch and decision.epochs > 1
+            self._say(_changed(decision, moved), moved)
+        timing = Timing.of(self._interval_ns, len(records) + 1)
+        self._note_unconfirmed(records, timing, now_raw_ns)
         self.node.mesh = self._view = replace(
             self._view,
             timescale=decision.timescale,
-            agreed=decision.agreed,
+            agreed=decision.agreed and not self._objectors,
             alive=decision.alive,
             epochs=decision.epochs,
             members=len(records),
             convicted=frozenset(self._convicted),
             disputed=self._disputed,
-            patience_ns=patience,
+            patience_ns=timing.gone_ns,
         )
         keeper = None if decision.timescale is None else decision.timescale.keeper
+        self.store.urgent = keeper
         self.plan.always(frozenset() if keeper in (None, UTC_NAME, self.node.name) else frozenset({str(keeper)}))
         self._publish(decision.timescale, now_raw_ns)
+
+    def _note_unconfirmed(self, records: Mapping[str, Record], timing: Timing, now_raw_ns: int) -> None:
+        """Members that too few vouch for have no vote. But this node does not say over their heads that all agree."""
+        unconfirmed = {
+            name: record
+            for name, record in records.items()
+            if name not in self.store.confirmed and self._age_ns(name, record, now_raw_ns) <= timing.fresh_ns
+        }
+        followed = None if self.decision is None else self.decision.timescale
+        self._objectors = frozenset(name for name, record in unconfirmed.items() if record.timescale != followed)
+        self._unconfirmed = {name: self._unconfirmed.get(name, now_raw_ns) for name in unconfirmed}
+        self._strangers = [name for name, at in self._unconfirmed.items() if now_raw_ns - at > timing.join_ns * 2]
 
     # -- bounds --------------------------------------------------------------------------------------------------
 
     def _own_bounds(self, now_raw_ns: int) -> dict[str, FirstHand]:
-        found = {
-            name: FirstHand(self.store.clock_of(name, declared.boot, declared.raw_era), known.offset, known.drift_ppb)
-            for name, (declared, known) in self.node.first_hand(now_raw_ns).items()
-        }
+        store, found = self.store, dict[str, FirstHand]()
+        for name, (declared, known) in self.node.first_hand(now_raw_ns).items():
+            clock = store.clock_of(name, declared.boot, declared.raw_era)
+            found[name] = FirstHand(clock, known.offset, known.drift_ppb)
         utc = self.node.utc_raw(now_raw_ns, own=True)
         if utc is not None:
             found[UTC_NAME] = FirstHand(None, utc.offset, utc.drift_ppb)
@@ -185,7 +204,8 @@ class Membership:
             if verdict.convicted not in self._convicted:
                 self._say(
                     f"{verdict.convicted} is convicted: what it says of clocks contradicts what the others say, and"
-                    " nobody else's error explains it; it is left out"
+                    " nobody else's error explains it; it is left out",
+                    True,
                 )
             self._convicted[verdict.convicted] = now_raw_ns
         self._convicted = {
@@ -232,7 +252,7 @@ class Membership:
 
         def bound(timescale: Timescale) -> Interval | None:
             found = node.raw_estimate(timescale, now_raw_ns)
-            return None if found is None or found[0].width > 2 * limit else found[0]
+            return None if found is None or found.offset.width > 2 * limit else found.offset
 
         utc = node.utc_raw(now_raw_ns, own=True)
         own = Own(
@@ -339,7 +359,13 @@ class Membership:
             f"two parties with different keys claim to be {name}; give each its own [node] name"
             for name in sorted(self.store.contested)
         ]
-        if decision is not None and decision.timescale is not None and not decision.agreed:
+        if self._strangers:
+            shown = ", ".join(sorted(self._strangers)[:8]) + (" and others" if len(self._strangers) > 8 else "")
+            told.append(
+                f"fewer than {self._liars + 1} members vouch for {shown}, so what they say does not count here;"
+                " give the nodes more [mesh] peers in common, or a lower [mesh] liars"
+            )
+        if decision is not None and decision.timescale is not None and not view.agreed:
             told.append("not all members name the same reference (yet); it settles within a minute after a change")
         return told
 
@@ -353,7 +379,9 @@ class Membership:
         ages = [self._age_ns(name, record, now_raw_ns) for name, record in records.items()]
         return {
             "members": len(records) + 1,
-            "agreed": decision is not None and decision.agreed,
+            "bounded": sum(name in view.known for name in records),
+            "liars": self._liars,
+            "agreed": view.agreed,
             "timescale": None
             if timescale is None
             else {
@@ -372,7 +400,7 @@ class Membership:
         }
 
 
-def _changed(decision: Decision) -> str:
+def _changed(decision: Decision, moved: bool) -> str:
     """A change of timescale, for a person."""
     timescale = decision.timescale
     assert decision.changed is not None
@@ -380,7 +408,7 @@ def _changed(decision: Decision) -> str:
         return f"no timescale any more ({decision.changed})"
     name = "utc" if timescale.origin == UTC_NAME else f"node:{timescale.origin}"
     carried = f", carried on by {timescale.keeper}" if timescale.carried else ""
-    jump = "; published times before and after belong to different epochs" if decision.new_epoch else ""
+    jump = "; published times before and after belong to different epochs" if moved else ""
     return f"the reference timescale is {name}{carried} ({decision.changed}){jump}"
 
 

@@ -36,7 +36,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from skewd.assumptions import violations
+from skewd import telling
 from skewd.bounds import applied
 from skewd.bounds.history import Knot, Status
 from skewd.bounds.observed import Observed
@@ -44,12 +44,13 @@ from skewd.bounds.pair import PairBound, pair_limits
 from skewd.bounds.select import Selection, majority, select
 from skewd.clock import WallSample
 from skewd.config import Config, SourceConfig
-from skewd.durations import format_duration
 from skewd.election import UTC, Timescale
-from skewd.hearsay import Heard, MeshView, Wall
+from skewd.fanout import DIRECT_MAX
+from skewd.hearsay import MISSED, Heard, MeshView, Wall
 from skewd.interval import Interval
 from skewd.kernel_clock import RawFacts
 from skewd.links.protocol import Proofs, Self
+from skewd.over_links import OverLinks, RttMinimum
 from skewd.resume import (
     LEAP_AHEAD_NS,
     PAIRS_MAX,
@@ -82,7 +83,7 @@ DESCRIBE_WIDER_NS = 500
 TIGHTEN_NS = 2_000_000_000
 """How far back knots are improved by what arrived since."""
 
-HOLDOVER_AFTER = 3
+HOLDOVER_AFTER = MISSED
 """Missed intervals after which a bound is called holdover."""
 
 LEAP_BEFORE_NS = 2_000_000_000
@@ -94,42 +95,22 @@ SMEAR_PPM = 14
 
 _SMEAR_WANDER_PPB_PER_S = 1_000_000
 _DAY_NS = 86_400_000_000_000
-_RTT_WINDOW_NS = 60_000_000_000
 _PPB = 1_000_000_000
 _HEARD = "heard"
 _SELF = ("self",)
 
 
-class _RttMinimum:
-    """The smallest of the last minute, in a deque that stays increasing (at most 128 entries)."""
-
-    def __init__(self) -> None:
-        self._entries: deque[tuple[int, int]] = deque(maxlen=128)
-
-    def add(self, at_ns: int, rtt_ns: int) -> None:
-        while self._entries and self._entries[-1][1] >= rtt_ns:
-            self._entries.pop()
-        self._entries.append((at_ns, rtt_ns))
-        self._expire(at_ns)
-
-    def _expire(self, at_ns: int) -> None:
-        while len(self._entries) > 1 and at_ns - self._entries[0][0] > _RTT_WINDOW_NS:
-            self._entries.popleft()
-
-    def least_ns(self) -> int | None:
-        return self._entries[0][1] if self._entries else None
-
-
 @dataclass(slots=True)
-class _Peer:
+class Peer:
     """One peer: its filter and what it last said of itself."""
 
     declared: Self
     pair: PairBound
-    rtt: _RttMinimum
+    rtt: RttMinimum
     heard_ns: int
     address: str
     link: str
+    links: OverLinks
     observed: Observed
     wander_ppb_per_s: int
     """The pair's limit; like that on drift it stays for as long as this entry does."""
@@ -146,7 +127,7 @@ class _Peer:
 
 
 @dataclass(slots=True)
-class _Source:
+class Source:
     """One source of UTC."""
 
     name: str
@@ -156,7 +137,7 @@ class _Source:
     observed: Observed
     heard_ns: int | None = None
     state: str = "pending"
-    rtt: _RttMinimum = field(default_factory=_RttMinimum)
+    rtt: RttMinimum = field(default_factory=RttMinimum)
     smear: bool = False
     address: str | None = None
     leap: int = 0
@@ -186,6 +167,11 @@ class Estimate(NamedTuple):
     scale: tuple[object, ...] | None = None
     """In a mesh: how often published time may have jumped, and whose clock the timescale is now."""
 
+    @property
+    def told_by_others(self) -> bool:
+        """Whether it is UTC by what other members say, and not by own sources."""
+        return self.epoch[0] == "utc" and self.epoch[1] == _HEARD
+
     def continues(self, scale: tuple[object, ...] | None) -> bool:
         """Whether this is the timescale of before, carried on by another clock: times go on without a jump."""
         mine = self.scale
@@ -203,17 +189,25 @@ def _utc_limits(smear: bool) -> tuple[float, float]:
 
 
 def _learn(
-    pair: PairBound, observed: Observed, outgoing: Sequence[tuple[int, int]], incoming: Sequence[tuple[int, int]]
+    pair: PairBound,
+    observed: Observed,
+    outgoing: Sequence[tuple[int, int]],
+    incoming: Sequence[tuple[int, int]],
+    links: OverLinks | None = None,
 ) -> None:
-    """Gives a message's proofs to the filter, and to what watches whether its limits hold."""
+    """Gives a message's proofs to the filter, to what watches whether its limits hold, and to what knows its links."""
     for sent, received in outgoing:
         if not pair.outgoing(sent, received):
             observed.contradiction(sent)
         observed.outgoing(sent, received)
+        if links is not None:
+            links.proved(True, sent)
     for sent, received in incoming:
         if not pair.incoming(sent, received):
             observed.contradiction(received)
         observed.incoming(sent, received)
+        if links is not None:
+            links.proved(False, received)
 
 
 class Node:
@@ -235,8 +229,8 @@ class Node:
         self.raw_era = raw_era
         self.wall = WallMap(first)
         self._began_ns = first.raw_ns
-        self._peers: OrderedDict[str, _Peer] = OrderedDict()
-        self._sources: dict[str, _Source] = {}
+        self._peers: OrderedDict[str, Peer] = OrderedDict()
+        self._sources: dict[str, Source] = {}
         self._kept: dict[str, KeptPeer] = {}
         self._drift_priors: dict[str, DriftPrior] = {}
         self._contradictions_of_departed = 0
@@ -263,7 +257,7 @@ class Node:
     def _add_source(self, source: SourceConfig) -> None:
         # UTC is true time: its own limits are zero, but for a smear.
         limits = _utc_limits(source.smear)
-        self._sources[source.name] = _Source(
+        self._sources[source.name] = Source(
             source.name,
             source.type,
             source.interval,
@@ -428,18 +422,20 @@ class Node:
             self._resume_peer(declared, pair)
             observed = self._unseen(declared.max_drift_ppm, declared.max_wander_ppb_per_s)
             _, wander = self._limits(declared.max_drift_ppm, declared.max_wander_ppb_per_s)
-            peer = _Peer(
+            peer = Peer(
                 declared,
                 pair,
-                _RttMinimum(),
+                RttMinimum(),
                 now_raw_ns,
                 proofs.address,
                 proofs.link,
+                OverLinks(pair),
                 observed,
                 wander_ppb_per_s=math.ceil(wander) + 1,
             )
             self._peers[declared.name] = peer
-        _learn(peer.pair, peer.observed, proofs.outgoing, proofs.incoming)
+        peer.links.heard(proofs.link, proofs.address, now_raw_ns, proofs.rtt_ns)
+        _learn(peer.pair, peer.observed, proofs.outgoing, proofs.incoming, peer.links)
         if declared.wall_raw_at_ns >= peer.declared.wall_raw_at_ns or declared.era > peer.declared.era:
             peer.declared = declared
         if proofs.rtt_ns is not None:
@@ -473,7 +469,7 @@ class Node:
         source.heard_ns, source.state = now_raw_ns, "reachable"
         self._improved = True
 
-    def _past_leap(self, source: _Source, utc_ns: list[int], leap: int) -> bool:
+    def _past_leap(self, source: Source, utc_ns: list[int], leap: int) -> bool:
         """Keeps the announced leap; False for an answer too near to it to tell which reading of UTC it gives."""
         if source.smear or not utc_ns:
             return True
@@ -573,7 +569,7 @@ class Node:
             if (old.name, old.type, old.address, old.smear) in configured
         }
 
-    def _use_prior(self, source: _Source, now_raw_ns: int) -> None:
+    def _use_prior(self, source: Source, now_raw_ns: int) -> None:
         """Once a source tells how much time has passed, what its drift was then bounds what it is now."""
         prior = self._drift_priors.get(source.name)
         utc = None if prior is None else source.pair.offset(now_raw_ns)
@@ -628,7 +624,7 @@ class Node:
         for name, peer in self._peers.items():
             offset, drift = peer.pair.offset(at_raw_ns), peer.pair.drift(at_raw_ns)
             if offset is not None and drift is not None:
-                found[name] = peer.declared, Heard(offset, drift, at_raw_ns - peer.heard_ns)
+                found[name] = peer.declared, self._own_word(peer, offset, drift, at_raw_ns)
         return found
 
     def _raw_offset(self, name: str, at_raw_ns: int) -> tuple[Heard, Wall] | None:
@@ -649,7 +645,7 @@ class Node:
                 wall = told
             offset, drift = peer.pair.offset(at_raw_ns), peer.pair.drift(at_raw_ns)
             if offset is not None and drift is not None:
-                first = Heard(offset, drift, at_raw_ns - peer.heard_ns)
+                first = self._own_word(peer, offset, drift, at_raw_ns)
         wall = wall or told
         if wall is None:
             return None
@@ -658,8 +654,18 @@ class Node:
             known = first or others
             return None if known is None else (known, wall)
         both, drift = first.offset.intersect(others.offset), first.drift_ppb.intersect(others.drift_ppb)
-        # More than f members lie, or a limit is broken: this node believes itself.
-        return (first if both is None or drift is None else Heard(both, drift, first.age_ns)), wall
+        if both is None or drift is None:
+            return first, wall  # more than f members lie, or a limit is broken: this node believes itself
+        kept_up = first if first.age_ns <= HOLDOVER_AFTER * first.interval_ns else others
+        return Heard(both, drift, kept_up.age_ns, kept_up.interval_ns), wall
+
+    def _own_word(self, peer: Peer, offset: Interval, drift_ppb: Interval, at_raw_ns: int) -> Heard:
+        return Heard(offset, drift_ppb, at_raw_ns - peer.heard_ns, self._asked_every_ns())
+
+    def _asked_every_ns(self) -> int:
+        """How often a peer is heard while all is well; the reference of a large mesh less often (``fanout.py``)."""
+        members = 1 if self.mesh is None else self.mesh.members + 1
+        return self.config.mesh.interval * max(members, DIRECT_MAX) // DIRECT_MAX
 
     def peer_estimate(self, name: str, at_raw_ns: int) -> Estimate | None:
         """Peer's wall - own wall at an own raw instant; None while unknown."""
@@ -675,7 +681,7 @@ class Node:
             self._wall_drift(known.drift_ppb, wall.slew_ppb),
             self._wander_of(name),
             known.age_ns,
-            self._patience_ns(name) // HOLDOVER_AFTER,
+            known.interval_ns,
             (name, wall.timebase, wall.era, peer.pair.contradictions if peer is not None else -1),
             f"node:{name}",
         )
@@ -687,30 +693,24 @@ class Node:
         known = None if self.mesh is None else self.mesh.known.get(name)
         return 0 if known is None else known.wander_ppb_per_s
 
-    def _patience_ns(self, name: str) -> int:
-        """How old what is known of a peer may be before it is holdover."""
-        usual = HOLDOVER_AFTER * self.config.mesh.interval
-        return usual if self.mesh is None else max(usual, self.mesh.patience_ns)
-
-    def raw_estimate(self, timescale: Timescale, at_raw_ns: int) -> tuple[Interval, Interval, int] | None:
-        """Timescale - own raw at an own raw instant, its drift against the raw clock, and its age; None if unknown."""
+    def raw_estimate(self, timescale: Timescale, at_raw_ns: int) -> Heard | None:
+        """Timescale - own raw at an own raw instant, and its drift against the raw clock; None if unknown."""
         if timescale == UTC:
-            utc = self.utc_raw(at_raw_ns)
-            return None if utc is None else (utc.offset, utc.drift_ppb, utc.age_ns)
+            return self.utc_raw(at_raw_ns)
         keeper, k_ns = timescale.keeper, timescale.k_ns
         if keeper == self.name:
             if k_ns is not None:
-                return Interval(k_ns, k_ns), Interval(0, 0), 0
+                return Heard(Interval(k_ns, k_ns), Interval(0, 0), 0, 1)
             slew = self.wall.slew_ppb()
-            return self.wall.wall_minus_raw(at_raw_ns), Interval(-slew, slew), 0
+            return Heard(self.wall.wall_minus_raw(at_raw_ns), Interval(-slew, slew), 0, 1)
         found = self._raw_offset(keeper, at_raw_ns)
         if found is None or not self._keeps(timescale, found[1].timebase):
             return None
         known, wall = found
         if k_ns is not None:
-            return known.offset.shift(k_ns), known.drift_ppb, known.age_ns
+            return replace(known, offset=known.offset.shift(k_ns))
         minus_raw = wall.minus_raw_at(known.offset.shift(at_raw_ns))
-        return known.offset + minus_raw, known.drift_ppb.widen(wall.slew_ppb + 1), known.age_ns
+        return replace(known, offset=known.offset + minus_raw, drift_ppb=known.drift_ppb.widen(wall.slew_ppb + 1))
 
     def _keeps(self, timescale: Timescale, timebase: tuple[bytes, int]) -> bool:
         """Whether what is known of the keeper is of the clock that keeps the timescale.
@@ -740,12 +740,14 @@ class Node:
             estimate = self.peer_estimate(timescale.keeper, at_raw_ns) if keeps else None
         if estimate is None:
             return None
-        # Holdover is also what follows from a keeper that is silent everywhere.
-        age = (
-            estimate.age_ns
-            if self.mesh.alive
-            else max(estimate.age_ns, HOLDOVER_AFTER * estimate.interval_ns + LEAD_NS + 1)
-        )
+        age = estimate.age_ns
+        peer = self._peers.get(timescale.keeper)
+        own_word = timescale.keeper == self.name or timescale == UTC
+        if peer is not None:
+            own_word = at_raw_ns - peer.heard_ns <= HOLDOVER_AFTER * self._asked_every_ns() + LEAD_NS
+        if not own_word and not self.mesh.alive:
+            # Others' records stay fresh when the keeper, which they tell of, falls silent everywhere.
+            age = max(age, HOLDOVER_AFTER * estimate.interval_ns + LEAD_NS + 1)
         name = "utc" if timescale == UTC else f"node:{timescale.origin}"
         return estimate._replace(age_ns=age, name=name, scale=scale)
 
@@ -762,14 +764,13 @@ class Node:
         found = self.raw_estimate(timescale, at_raw_ns)
         if found is None:
             return None
-        offset, drift, age = found
         peer = self._peers.get(timescale.keeper)
         return Estimate(
-            self._own_slew(offset, at_raw_ns),
-            self._wall_drift(drift, 0),
+            self._own_slew(found.offset, at_raw_ns),
+            self._wall_drift(found.drift_ppb, 0),
             self._wander_of(timescale.keeper),
-            age,
-            self._patience_ns(timescale.keeper) // HOLDOVER_AFTER,
+            found.age_ns,
+            found.interval_ns,
             ("carried", timescale.clock, peer.pair.contradictions if peer is not None else -1),
             "",
         )
@@ -782,9 +783,9 @@ class Node:
         second_order = rate * max(here, 2_000_000) // (_PPB - min(here, _PPB // 2)) + 1
         return raw_drift_ppb.widen(there_slew_ppb + here + second_order)
 
-    def utc_selection(self, at_raw_ns: int) -> tuple[list[tuple[_Source, Interval]], Selection]:
+    def utc_selection(self, at_raw_ns: int) -> tuple[list[tuple[Source, Interval]], Selection]:
         """Each source's UTC - own wall, and what the majority of them agrees on."""
-        known: list[tuple[_Source, Interval]] = []
+        known: list[tuple[Source, Interval]] = []
         for source in self._sources.values():
             utc = source.pair.offset(at_raw_ns)
             if utc is not None:
@@ -828,7 +829,7 @@ class Node:
         estimate = self._own_utc(at_raw_ns)
         if estimate is not None:
             offset = estimate.bound + self.wall.wall_minus_raw(at_raw_ns)
-            return Heard(offset, self._raw_drift(estimate.drift_ppb), estimate.age_ns)
+            return Heard(offset, self._raw_drift(estimate.drift_ppb), estimate.age_ns, estimate.interval_ns)
         return None if own or self.mesh is None else self.mesh.utc(at_raw_ns)
 
     def _raw_drift(self, wall_drift_ppb: Interval) -> Interval:
@@ -846,7 +847,7 @@ class Node:
             self._wall_drift(heard.drift_ppb, 0),
             math.ceil(self._limits(0, 0)[1]) + 1,
             heard.age_ns,
-            self._patience_ns("utc") // HOLDOVER_AFTER,
+            heard.interval_ns,
             ("utc", _HEARD),
             "utc",
         )
@@ -865,14 +866,15 @@ class Node:
             return Estimate(still, still, 0, 0, 1, _SELF, f"node:{name}")
         return self.peer_estimate(name, at_raw_ns)
 
-    def _status(self, estimate: Estimate, uncertainty_ns: int) -> Status:
+    def status_with(self, estimate: Estimate, uncertainty_ns: int) -> Status:
+        """What an estimate is worth when the largest error of what is applied is ``uncertainty_ns``."""
         if uncertainty_ns > self.config.clock.max_uncertainty:
             return Status.UNSYNCHRONIZED
         return Status.SYNCHRONIZED if estimate.heard else Status.HOLDOVER
 
     def status_of(self, estimate: Estimate) -> Status:
         """What an estimate is worth as it is, its wall clock not corrected by anything."""
-        return self._status(estimate, estimate.bound.farthest(0))
+        return self.status_with(estimate, estimate.bound.farthest(0))
 
     # -- knots ---------------------------------------------------------------------------------------------------
 
@@ -955,7 +957,9 @@ class Node:
             applied_ns=line.offset_ns,
             applied_slope_ppb=line.slope_ppb,
             status=(
-                self._status(estimate, estimate.bound.farthest(line.offset_ns)) if estimate else Status.UNSYNCHRONIZED
+                self.status_with(estimate, estimate.bound.farthest(line.offset_ns))
+                if estimate
+                else Status.UNSYNCHRONIZED
             ),
             reference=estimate.name if estimate else None,
             epoch=self._epoch,
@@ -989,139 +993,34 @@ class Node:
             better.append(tightened)
         return better
 
-    # -- what is told --------------------------------------------------------------------------------------------
+    # -- what is told (``telling.py``) ---------------------------------------------------------------------------
+
+    @property
+    def peers(self) -> Mapping[str, Peer]:
+        """The peers that this node has heard itself, by name."""
+        return self._peers
+
+    @property
+    def sources(self) -> Mapping[str, Source]:
+        """The sources of UTC, by name."""
+        return self._sources
+
+    @property
+    def sources_found(self) -> bool:
+        """Whether nobody configured the sources: they were found on this machine."""
+        return self._found
+
+    def uptime_ns(self, now_raw_ns: int) -> int:
+        """How long this node has been measuring."""
+        return now_raw_ns - self._began_ns
+
+    def offset_applied(self, estimate: Estimate, now_raw_ns: int) -> int:
+        """What is applied to this node's times now: the line's offset, or the estimate's middle while there is none."""
+        if self._line is None or self._line_key != (self.wall.era, *estimate.epoch):
+            return estimate.bound.midpoint
+        wall = now_raw_ns + self.wall.wall_minus_raw(now_raw_ns).midpoint
+        return self._line.at(wall) if wall >= self._line.wall_ns else self._line.offset_ns
 
     def status(self, now_raw_ns: int) -> dict[str, Any]:
-        """``skewd status --json``: see docs for the fields; unknown is None."""
-        estimate = self.reference_estimate(now_raw_ns)
-        reference = self.reference_name()
-        told: dict[str, Any] = {
-            "node": self.name,
-            "era": self.wall.era,
-            "status": Status.UNSYNCHRONIZED.value,
-            "reference": None if reference is None else "utc" if reference == "utc" else f"node:{reference}",
-            "offset_ns": None,
-            "lower_ns": None,
-            "upper_ns": None,
-            "uncertainty_ns": None,
-            "drift_ppb": None,
-            "age_s": None,
-        }
-        if estimate is not None:
-            offset = estimate.bound.midpoint
-            if self._line is not None and self._line_key == (self.wall.era, *estimate.epoch):
-                wall = now_raw_ns + self.wall.wall_minus_raw(now_raw_ns).midpoint
-                offset = self._line.at(wall) if wall >= self._line.wall_ns else self._line.offset_ns
-            uncertainty = estimate.bound.farthest(offset)
-            told |= {
-                "status": self._status(estimate, uncertainty).value,
-                "offset_ns": offset,
-                "lower_ns": estimate.bound.lo,
-                "upper_ns": estimate.bound.hi,
-                "uncertainty_ns": uncertainty,
-                "drift_ppb": estimate.drift_ppb.midpoint,
-                "age_s": round(max(estimate.age_ns, 0) / 1e9, 3),
-            }
-        told["peers"] = [self._peer_status(name, peer, now_raw_ns) for name, peer in sorted(self._peers.items())]
-        told["sources"] = self._source_statuses(now_raw_ns)
-        told["links"] = []
-        told["virtual"] = self.virtual
-        told["contradictions"] = self.contradictions
-        told["uptime_s"] = round((now_raw_ns - self._began_ns) / 1e9, 3)
-        told["messages"] = self._messages(told, now_raw_ns)
-        return told
-
-    def _peer_status(self, name: str, peer: _Peer, now_raw_ns: int) -> dict[str, Any]:
-        estimate = self.peer_estimate(name, now_raw_ns)
-        age_ns = now_raw_ns - peer.heard_ns
-        late = age_ns > HOLDOVER_AFTER * self.config.mesh.interval
-        return {
-            "name": name,
-            "address": peer.address,
-            "link": peer.link,
-            "offset_ns": estimate.bound.midpoint if estimate else None,
-            "lower_ns": estimate.bound.lo if estimate else None,
-            "upper_ns": estimate.bound.hi if estimate else None,
-            "drift_ppb": estimate.drift_ppb.midpoint if estimate else None,
-            "rtt_min_ns": peer.rtt.least_ns(),
-            "age_s": round(max(age_ns, 0) / 1e9, 3),
-            "trust": "first-hand",
-            "state": "pending" if estimate is None else "holdover" if late else "synchronized",
-            "assumptions": peer.observed.told(now_raw_ns),
-        }
-
-    def _source_statuses(self, now_raw_ns: int) -> list[dict[str, Any]]:
-        known, selection = self.utc_selection(now_raw_ns)
-        bounds = {source.name: (bound, index) for index, (source, bound) in enumerate(known)}
-        statuses: list[dict[str, Any]] = []
-        for source in self._sources.values():
-            bound, index = bounds.get(source.name, (None, -1))
-            if source.state == "unreachable":
-                state = "unreachable"
-            elif index in selection.truechimers:
-                state = "truechimer"
-            elif index in selection.falsetickers:
-                state = "falseticker"
-            else:
-                state = "pending"
-            statuses.append(
-                {
-                    "name": source.name,
-                    "type": source.type,
-                    "offset_ns": bound.midpoint if bound else None,
-                    "lower_ns": bound.lo if bound else None,
-                    "upper_ns": bound.hi if bound else None,
-                    "rtt_min_ns": source.rtt.least_ns(),
-                    "age_s": None if source.heard_ns is None else round((now_raw_ns - source.heard_ns) / 1e9, 3),
-                    "state": state,
-                    "leap": ("none", "insert", "delete")[source.leap],
-                    "smear": source.smear,
-                    "configured": not self._found,
-                    "assumptions": source.observed.told(now_raw_ns),
-                }
-            )
-        return statuses
-
-    def _messages(self, told: dict[str, Any], now_raw_ns: int) -> list[str]:
-        """What is wrong, and what to do about it, in order of weight."""
-        messages: list[str] = []
-        reference = self.reference_name()
-        if self.virtual:
-            messages.append("this is a VIRTUAL node: its clocks are a test's stand-ins, not this machine's")
-        if reference is None and not self._sources and not self._peers:
-            if self.config.mesh.peers:
-                messages.append("no peer has answered yet; check that they run, and that the key is the same")
-            else:
-                messages.append("nothing to compare this clock with; add [[source]] or [mesh] peers")
-        elif reference is None and self.mesh is not None:
-            messages.append("joining the mesh: listening which reference it follows; this takes some seconds")
-        elif told["offset_ns"] is None:
-            if reference == "utc" and not self._sources:
-                messages.append("the reference is utc, and neither this node nor enough others have it; add [[source]]")
-            elif reference == "utc":
-                messages.append(
-                    "the sources disagree and no majority tells which is right; add a source"
-                    if self.utc_selection(now_raw_ns)[0]
-                    else "no source has answered yet"
-                )
-            else:
-                messages.append(f"no bound for the reference node '{reference}' yet; is it among [mesh] peers, and up?")
-        elif told["status"] == Status.UNSYNCHRONIZED.value:
-            limit = format_duration(self.config.clock.max_uncertainty)
-            width = format_duration(told["uncertainty_ns"])
-            messages.append(f"the bound (+-{width}) is wider than [clock] max_uncertainty ({limit})")
-        elif told["status"] == Status.HOLDOVER.value:
-            messages.append(f"holdover: the reference was last heard {told['age_s']:.0f} s ago, the bound grows")
-        if any(source.leap_at_ns is not None for source in self._sources.values()):
-            messages.append("a leap second is announced; around it the bound is as wide as both readings of UTC")
-        for source in told["sources"]:
-            if source["state"] in ("falseticker", "unreachable"):
-                messages.append(f"source {source['name']} is {source['state']}")
-        for row in (*told["peers"], *told["sources"]):
-            messages += violations(row["name"], row["assumptions"])
-        if self.contradictions:
-            messages.append(
-                f"{self.contradictions} contradictions: a clock moved by more than its declared limits"
-                " ([clock] max_drift_ppm, max_wander_ppb_per_s), or a raw clock jumped"
-            )
-        return messages
+        """``skewd status --json``: see ``telling.status``."""
+        return telling.status(self, now_raw_ns)

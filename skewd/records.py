@@ -25,8 +25,8 @@ should exclude it.
 each attachment begins with what its sender holds of one slice of all owners: 256 bits, one for each owner by a hash
 that changes from message to message (once nobody new turns up, every other time without the eighth that was renewed
 longest ago). The answer gives a record of an owner that is not among them: little is wasted while anyone is unknown.
-Own records go out in the first two and every ``OWN_EVERY``-th message to a peer; when nothing is lacking the newest received go first,
-and each peer is given every owner once before any of them twice.
+Own records go out in the first two and every ``OWN_EVERY``-th message to a peer; when nothing is lacking the newest
+received go first, and each peer is given every owner once before any of them twice.
 
 **Limits.** At most ``capacity`` owners, ``BYTES_MAX`` bytes each; owners that are not confirmed take at most a quarter
 of that, so a member that makes up names crowds out only others like them. Signatures are checked only for what would
@@ -75,6 +75,8 @@ EDGES_MAX = 12
 PUBLIC_KEY_BYTES = 32
 SIGNATURE_BYTES = 64
 OWN_EVERY = 4
+URGENT_EVERY = 3
+"""The keeper\'s record goes to every peer at once, when it is so many versions newer than the last it was given."""
 PINS_MAX = 4_096
 CAPACITY = 2_048
 EXPIRE_NS = 300_000_000_000
@@ -484,6 +486,7 @@ class _Turn:
     count: int = 0
     given: int = 0
     wanted: tuple[int, int, int, int] | None = None
+    urgent: int = -URGENT_EVERY
 
 
 def _mixed(place: int, salt: int) -> int:
@@ -527,6 +530,8 @@ class RecordStore:
         self._fresh: OrderedDict[str, None] = OrderedDict()  # versions not passed on yet, oldest first
         self._unconfirmed: OrderedDict[str, None] = OrderedDict()
         self._pins: OrderedDict[str, Pin] = OrderedDict(pins or {})
+        self.urgent: str | None = None
+        """Whose record goes to everyone at once: the keeper's, for all must see that it lives."""
         self._own: bytes | None = None
         self._own_key = b""
         self._own_sequence = -1
@@ -797,10 +802,18 @@ class RecordStore:
             chosen.append(own)
             room -= len(own) + 2
         turn.count += own is not None
+        urgent = None if self.urgent is None else self._held.get(self.urgent)
+        if urgent is not None and self.urgent != peer and urgent.via != peer:
+            sequence = urgent.record.sequence
+            if sequence >= turn.urgent + URGENT_EVERY and len(urgent.data) + 2 <= room:
+                chosen.append(urgent.data)
+                turn.urgent = sequence
+                turn.given |= 1 << urgent.bit
+                room -= len(urgent.data) + 2
         if turn.wanted is not None and room >= _SMALLEST:
             lacking = self._lacking(turn.wanted, peer, room)
             turn.wanted = None
-            if lacking is not None:
+            if lacking is not None and lacking.data not in chosen:
                 chosen.append(lacking.data)
                 turn.given |= 1 << lacking.bit
                 room -= len(lacking.data) + 2
@@ -813,6 +826,8 @@ class RecordStore:
             for owner, held in self._held.items():
                 if turn.given >> held.bit & 1 or owner == peer or held.via == peer or len(held.data) + 2 > room:
                     continue
+                if again and held.data in chosen:
+                    continue
                 chosen.append(held.data)
                 sent.append(owner)
                 turn.given |= 1 << held.bit
@@ -821,7 +836,7 @@ class RecordStore:
                     break
             for owner in sent:
                 self._held.move_to_end(owner)
-            if sent or chosen:
+            if sent:
                 break
         if not chosen and own is not None and len(own) + 2 <= room:
             chosen.append(own)

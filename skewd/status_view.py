@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from skewd import assumptions
+from skewd.bounds.compose import COMPOSED
 from skewd.check import VIRTUAL, describe, rounded_up, short
 from skewd.interval import Interval
 from skewd.links.protocol import REASONS
@@ -31,7 +32,8 @@ def render_status(status: Mapping[str, Any], steered: str | None = None) -> str:
         status: what the daemon says.
         steered: who steers this machine's clock, if that was looked up.
     """
-    sections = [_this_node(status, steered), _wrong(status), _sources(status), _peers(status)]
+    sections = [_this_node(status, steered), _wrong(status), _mesh(status), _sources(status), _peers(status)]
+    sections = [lines for lines in sections if lines]
     links = _links(status)
     if links:
         sections.append(links)
@@ -151,6 +153,42 @@ def _wrong(status: Mapping[str, Any]) -> list[str]:
     return [*lines, *_rest(len(messages))]
 
 
+def _mesh(status: Mapping[str, Any]) -> list[str]:
+    """What all members together say: how many they are, whether they agree, who lies."""
+    mesh = status.get("mesh")
+    if not isinstance(mesh, dict):
+        return []
+    return ["mesh", *(f"  {label:<13} {text}" for label, text in _mesh_facts(mesh))]
+
+
+def _mesh_facts(mesh: _Row) -> Iterator[tuple[str, str]]:
+    members, bounded, asked = mesh.get("members"), mesh.get("bounded"), mesh.get("asked")
+    if isinstance(members, int):
+        known = f"; {bounded} of the others bounded" if isinstance(bounded, int) else ""
+        yield "members", f"{members}{known}" + (f", {asked} asked from here" if isinstance(asked, int) else "")
+    timescale = mesh.get("timescale")
+    if not isinstance(timescale, dict):
+        yield "reference", "none yet"
+    else:
+        origin = _word(timescale, "origin")
+        named = "named by all" if mesh.get("agreed") is True else "NOT named by all"
+        yield "reference", f"{origin if origin == 'utc' else f'node:{origin}'}, {named}"
+        if timescale.get("carried") is True:
+            yield "carried on by", f"{_word(timescale, 'keeper')}, with {origin}'s time"
+    for label in ("convicted", "disputed", "contested"):
+        names = mesh.get(label)
+        if isinstance(names, list) and names:
+            yield label, _names(names, 8)
+    oldest = mesh.get("oldest_record_s")
+    if _is_number(oldest):
+        yield "oldest record", _age(oldest).removesuffix(" ago")
+
+
+def _names(names: Sequence[object], most: int) -> str:
+    shown = ", ".join(_printable(str(name)[:NAME_MAX]) for name in names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
+
+
 def _sources(status: Mapping[str, Any]) -> list[str]:
     columns: list[tuple[str, Callable[[_Row], str]]] = [
         ("source", lambda row: _word(row, "name")),
@@ -172,10 +210,32 @@ def _peers(status: Mapping[str, Any]) -> list[str]:
         ("best RTT", lambda row: _short(row.get("rtt_min_ns"))),
         ("drift", lambda row: _drift(row.get("drift_ppb"))),
         ("heard", lambda row: _age(row.get("age_s"))),
-        ("trust", lambda row: _word(row, "trust")),
+        ("trust", _trust),
         ("state", lambda row: _word(row, "state")),
     ]
-    return _table(_rows(status, "peers"), columns, "no peers; [mesh] peers adds one")
+    rows = _rows(status, "peers")
+    if any(row.get("link") for row in rows):
+        columns.insert(2, ("link", lambda row: _word(row, "link")))
+    lines = _table(rows, columns, "no peers; [mesh] peers adds one")
+    left_out = status.get("peers_left_out")
+    return [*lines, f"  and {left_out} more members"] if isinstance(left_out, int) and left_out > 0 else lines
+
+
+def _trust(row: _Row) -> str:
+    """What a bound rests on: ``composed via n2, n3>n5`` where others are relied upon."""
+    via = _via(row.get("path"))
+    trust = _word(row, "trust")
+    if not via:
+        return trust
+    return f"{trust} via {via}" if trust == COMPOSED else f"{trust}, also via {via}"
+
+
+def _via(path: object) -> str:
+    """The nodes between here and the peer, one entry for each path."""
+    if not isinstance(path, list):
+        return ""
+    ways = [">".join(str(name) for name in way[:-1]) for way in path if isinstance(way, list) and len(way) > 1]
+    return _names(list(dict.fromkeys(ways)), 4)
 
 
 def _links(status: Mapping[str, Any]) -> list[str]:

@@ -15,15 +15,19 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+_BAD = "unsynchronized|unreachable|falseticker|violated|convicted|disputed|contested|NOT named by all|no daemon"
+_LABELS = (
+    "how far|how sure|drift|last heard|steered by|era|metrics|limits|members|reference|carried on by|oldest record"
+)
 _STYLES = (
     (r"\b(?:synchronized|truechimer|nothing is wrong|within the limits)\b", "green"),
     (r"\b(?:holdover|pending|cannot tell yet)\b", "yellow"),
-    (r"\b(?:unsynchronized|unreachable|falseticker|violated|no daemon)\b", "bold red"),
+    (rf"\b(?:{_BAD})\b", "bold red"),
     (r"^\*\*\* .*", "reverse"),
     (r"^ *! .*", "red"),
     (r"^ *-> .*", "cyan"),
-    (r"^(?:source|peer|link) +.*", "bold"),
-    (r"^  (?:how far|how sure|drift|last heard|steered by|era|metrics|limits)\b", "dim"),
+    (r"^(?:(?:source|peer|link) +.*|mesh$)", "bold"),
+    (rf"^  (?:{_LABELS})\b", "dim"),
 )
 
 

@@ -288,6 +288,14 @@ class PairBound:
         slowest, fastest = max(-self._drift_max, self._slowest - wander), min(self._drift_max, self._fastest + wander)
         return Interval(math.floor(slowest), math.ceil(fastest))
 
+    def instants(self, *, upper: bool) -> tuple[int, ...]:
+        """The local instants of one side's lines. The last line gives that end of :meth:`offset` from now on.
+
+        A line has the instant of the message that told it (when it left here, or when it arrived), or that of a later
+        message of the other side, if it carries an older line on.
+        """
+        return tuple([local_ns for local_ns, _ in (self._upper if upper else self._lower).proofs])
+
     # -- kept over a restart -------------------------------------------------------------------------------------
 
     def proofs(self) -> tuple[Proof, ...]:

@@ -5,7 +5,8 @@ disagree and nothing has to be kept up to date between scrapes. Series exist for
 others: a departed peer's series goes with it. Names and units follow Prometheus' rules (base units in the name,
 ``_total`` for counters); intervals are given by both ends, since a bound is no single number.
 
-Limits: as many peers as the node remembers (256). Values are floats of seconds, good to 1e-16 of their size.
+Limits: as many peers as the status has rows (256), those measured first-hand first. Values are floats of seconds, good
+to 1e-16 of their size.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ class NodeCollector(Collector):
         yield from self._clock(told)
         yield from self._discipline(told.get("discipline"))
         yield from self._peers(told["peers"])
+        if told.get("mesh") is not None:
+            yield from self._mesh(told["mesh"])
         states = GaugeMetricFamily("skewd_source_state", "1 for the state a source is in.", labels=["source", "state"])
         for source in told["sources"]:
             for state in SOURCE_STATES:
@@ -139,9 +142,53 @@ class NodeCollector(Collector):
         exchanged = GaugeMetricFamily(
             "skewd_peer_last_exchange_timestamp_seconds", "When the peer was last heard, Unix time.", labels=["peer"]
         )
+        first_hand = GaugeMetricFamily(
+            "skewd_peer_first_hand",
+            "1 if the bound on the peer rests on own exchanges, 0 if on what others say.",
+            labels=["peer"],
+        )
         for peer in peers:
-            exchanged.add_metric([peer["name"]], now - peer["age_s"])
+            heard_s = peer.get("heard_s", peer["age_s"])
+            if heard_s is not None:
+                exchanged.add_metric([peer["name"]], now - heard_s)
+            first_hand.add_metric([peer["name"]], float(peer["trust"] == "first-hand"))
         yield exchanged
+        yield first_hand
+
+    @staticmethod
+    def _mesh(mesh: dict[str, Any]) -> Iterable[Metric]:
+        for name, key, text in (
+            ("skewd_mesh_members", "members", "Members of the mesh whose records are held, this node included."),
+            ("skewd_mesh_bounded_members", "bounded", "Other members on whose clock this node has a bound."),
+            ("skewd_mesh_agreed", "agreed", "1 if all members name the same reference, 0 if some do not (yet)."),
+        ):
+            yield GaugeMetricFamily(name, text, value=float(mesh[key]))
+        convicted = GaugeMetricFamily(
+            "skewd_mesh_convicted", "1 for each member that is convicted of lying about clocks.", labels=["peer"]
+        )
+        for name in mesh["convicted"]:
+            convicted.add_metric([name], 1.0)
+        yield convicted
+        yield GaugeMetricFamily(
+            "skewd_mesh_disputed",
+            "Members that contradict each other while nobody can be named.",
+            value=float(len(mesh["disputed"])),
+        )
+        records = CounterMetricFamily(
+            "skewd_mesh_records", "Signed records that came, by what became of them.", labels=["outcome"]
+        )
+        for outcome, count in mesh["records"].items():
+            records.add_metric([str(outcome)], count)
+        yield records
+        if mesh["oldest_record_s"] is not None:
+            yield GaugeMetricFamily(
+                "skewd_mesh_oldest_record_seconds", "Age of the oldest record held.", value=mesh["oldest_record_s"]
+            )
+        epochs = CounterMetricFamily(
+            "skewd_mesh_reference_epochs", "Changes of the reference after which published times may have jumped."
+        )
+        epochs.add_metric([], mesh["epochs"])
+        yield epochs
 
 
 def registry(

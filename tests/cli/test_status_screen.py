@@ -59,6 +59,36 @@ zmq   ipc:///x.ipc   up     0         0
 """
 
 
+MESH = """\
+n1: synchronized
+  how far       1.20 ms behind node:n0
+  how sure      +-0.43 ms  (the reference lies +784us to +1.622ms from here)
+  era           1, no step seen
+  metrics       http://127.0.0.1:9956/metrics
+
+what is wrong, and what to do
+  ! n5 is convicted of lying about clocks and left out
+    -> see what is wrong with it, or with its clock
+
+mesh
+  members       7; 6 of the others bounded, 3 asked from here
+  reference     node:n0, NOT named by all
+  carried on by n2, with n0's time
+  convicted     n5
+  disputed      n3, n4
+  oldest record 12.3 s
+
+no sources of UTC; [[source]] adds one
+
+peer  address  link     offset    bound      best RTT  drift     heard      trust                        state
+n2    n2:9957  udp+zmq  +1.20 ms  +-0.43 ms  200us     +1.2 ppm  0.3 s ago  first-hand, also via n3, n4  synchronized
+n3    n3:9957  udp      +1.20 ms  +-0.43 ms  200us     +1.2 ppm  0.3 s ago  first-hand                   disputed
+n5    -        -        -         -          -         -         -          composed                     convicted
+n6    -        -        +1.20 ms  +-0.43 ms  -         +1.2 ppm  9.3 s ago  composed via n2, n3>n4       synchronized
+  and 5 more members
+"""
+
+
 @pytest.mark.parametrize(
     ("kernel", "says"),
     [
@@ -140,7 +170,58 @@ def test_a_node_with_everything_and_something_wrong() -> None:
     assert render_status(everything(), "chronyd (pid 812)") == EVERYTHING
 
 
+def in_a_mesh() -> dict[str, Any]:
+    """A member that knows others over one and over two links, through the mesh, and one that lies."""
+    peer = status_of(784_000, 1_622_000)["peers"][0]
+    unheard = {"address": None, "link": None, "rtt_min_ns": None, "trust": "composed"}
+    unknown: dict[str, Any] = {
+        "offset_ns": None,
+        "lower_ns": None,
+        "upper_ns": None,
+        "drift_ppb": None,
+        "age_s": None,
+        "path": [],
+    }
+    narrowed = [["n2"], ["n3", "n2"], ["n4", "n2"]]
+    return status_of(
+        784_000,
+        1_622_000,
+        node="n1",
+        reference="node:n0",
+        peers=[
+            {**peer, "name": "n2", "address": "n2:9957", "link": "udp+zmq", "path": narrowed},
+            {**peer, "name": "n3", "address": "n3:9957", "link": "udp", "path": [["n3"]], "state": "disputed"},
+            {**peer, **unheard, **unknown, "name": "n5", "state": "convicted"},
+            {**peer, **unheard, "name": "n6", "age_s": 9.3, "path": [["n2", "n6"], ["n3", "n4", "n6"], ["n2", "n6"]]},
+        ],
+        peers_left_out=5,
+        mesh={
+            "members": 7,
+            "bounded": 6,
+            "asked": 3,
+            "agreed": False,
+            "timescale": {"origin": "n0", "epoch": 1, "keeper": "n2", "carried": True},
+            "convicted": ["n5"],
+            "disputed": ["n3", "n4"],
+            "contested": [],
+            "oldest_record_s": 12.31,
+        },
+        messages=["n5 is convicted of lying about clocks and left out; see what is wrong with it, or with its clock"],
+    )
+
+
+def test_a_member_of_a_mesh() -> None:
+    assert render_status(in_a_mesh()) == MESH
+
+
+def test_a_mesh_that_has_just_begun() -> None:
+    screen = render_status(status_of(0, 0, mesh={"members": 1, "timescale": None, "oldest_record_s": None}))
+    assert "\nmesh\n  members       1\n  reference     none yet\n\n" in screen
+
+
 def test_colours_change_no_word() -> None:
+    assert styled(MESH).plain == MESH
+    assert "bold red" in {str(span.style) for span in styled("  convicted     n5\n").spans}
     text = styled(EVERYTHING)
     assert text.plain == EVERYTHING
     assert {str(span.style) for span in text.spans} >= {"green", "yellow", "red", "bold red", "cyan", "bold", "dim"}
@@ -193,17 +274,16 @@ def test_little_is_shown_as_unknown(status: dict[str, Any]) -> None:
 
 
 VALUE = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12)
-ROW = st.dictionaries(
-    st.sampled_from(
-        ["name", "assumptions", "offset_ns", "lower_ns", "upper_ns", "rtt_min_ns", "drift_ppb", "age_s", "state"]
-    ),
-    VALUE,
-)
-ANYTHING = VALUE | st.lists(ROW | VALUE, max_size=3)
+KEYS_OF_ROWS = ["name", "assumptions", "offset_ns", "lower_ns", "upper_ns", "rtt_min_ns", "drift_ppb", "age_s", "state"]
+KEYS_OF_ROWS += ["trust", "link", "members", "timescale", "agreed", "oldest_record_s"]
+ROW = st.dictionaries(st.sampled_from(KEYS_OF_ROWS), VALUE)
+PATH = st.lists(VALUE | st.lists(VALUE, max_size=3), max_size=3)
+NAMED = st.dictionaries(st.sampled_from(["path", "convicted", "disputed", "timescale"]), PATH | ROW, max_size=3)
+ANYTHING = VALUE | st.lists(ROW | VALUE | NAMED, max_size=3) | ROW | NAMED
 
 
 KEYS = ["node", "status", "reference", "peers", "sources", "links", "messages", "metrics", "age_s", "drift_ppb"]
-KEYS += ["lower_ns", "upper_ns", "offset_ns", "virtual", "era", "uptime_s"]
+KEYS += ["lower_ns", "upper_ns", "offset_ns", "virtual", "era", "uptime_s", "mesh", "peers_left_out"]
 
 
 @given(st.dictionaries(st.sampled_from(KEYS), ANYTHING))

@@ -58,7 +58,7 @@ def level() -> Iterator[None]:
 def config(root: Path, *sources: SourceConfig, peers: tuple[str, ...] = (), **more: Any) -> Config:
     return Config(
         node=NodeConfig(name="n", runtime_dir=root / "run", state_dir=root),
-        mesh=MeshConfig(listen="127.0.0.1:0", peers=peers, interval=50 * MS),
+        mesh=MeshConfig(listen="127.0.0.1:0", peers=peers, interval=50 * MS, reference="utc"),
         metrics=MetricsConfig(listen=None),
         source=sources,
         **more,

@@ -31,8 +31,17 @@ def test_the_secret_is_not_shown(tmp_path: Path) -> None:
     assert secret not in repr(identity)
 
 
+def test_a_directory_that_is_missing_is_made_for_its_user_only(tmp_path: Path) -> None:
+    missing = tmp_path / "not" / "yet"
+    one, two = load_identity(missing, "a"), load_identity(missing, "a")
+    assert one.kept
+    assert one.public_key == two.public_key
+    assert missing.stat().st_mode & 0o777 == 0o700
+
+
 def test_without_a_directory_the_key_is_new_each_time_and_that_is_said(tmp_path: Path) -> None:
-    missing = tmp_path / "missing"
+    (tmp_path / "file").touch()
+    missing = tmp_path / "file" / "state"
     one, two = load_identity(missing, "a"), load_identity(missing, "a")
     assert one.public_key != two.public_key
     assert not one.kept
