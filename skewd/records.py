@@ -25,8 +25,8 @@ should exclude it.
 each attachment begins with what its sender holds of one slice of all owners: 256 bits, one for each owner by a hash
 that changes from message to message (once nobody new turns up, every other time without the eighth that was renewed
 longest ago). The answer gives a record of an owner that is not among them: little is wasted while anyone is unknown.
-Own records go out in every ``OWN_EVERY``-th message to a peer; when nothing is lacking the newest received go first,
-and each peer is given every owner once before any of them twice.
+Own records go out in the first two and every ``OWN_EVERY``-th message to a peer; when nothing is lacking the newest
+received go first, and each peer is given every owner once before any of them twice.
 
 **Limits.** At most ``capacity`` owners, ``BYTES_MAX`` bytes each; owners that are not confirmed take at most a quarter
 of that, so a member that makes up names crowds out only others like them. Signatures are checked only for what would

@@ -445,3 +445,33 @@ def test_a_peer_that_is_not_the_reference_makes_no_knot_narrower() -> None:
     node.on_proofs(proof, now + 90_000)
     assert node.tightened() == []
     assert node.peer_estimate("other", now) is not None
+
+
+def test_the_reference_node_itself_says_how_well_it_foretells_its_wall_clock() -> None:
+    """A stamp of its own needs no correction, but what the reference reads at a raw instant is its wall clock."""
+    clocks = Clocks(epoch_ns=10**12)
+    slewed = 300_000  # ppb, against its raw clock
+
+    def sample(true_ns: int) -> WallSample:
+        reading = clocks.sample(true_ns)
+        return WallSample(reading.raw_ns, reading.wall_minus_raw.shift(true_ns * slewed // SECOND))
+
+    config = Config(node=NodeConfig(name="here"), mesh=MeshConfig(reference="here"))
+    node = Node(config, boot=bytes(16), first=sample(0), virtual=False)
+    history, checks = History(stamps="wall"), 0
+    for tick in range(1, 80):
+        now = tick * 250 * MS
+        node.on_wall(sample(now))
+        knot = node.knot(clocks.raw(now))
+        assert knot is not None
+        history.append(knot)
+        history.tighten(node.tightened())
+        for newest in (knot, history.latest):
+            assert newest is not None
+            for later in (0, 100 * MS, 249 * MS):
+                reads = clocks.wall(now + later) + (now + later) * slewed // SECOND
+                assert reference_time(newest, clocks.raw(now + later)).contains(reads)
+                checks += 1
+        correction = history.at(clocks.wall(now) + now * slewed // SECOND)
+        assert correction.offset_ns == 0
+    assert checks > 400

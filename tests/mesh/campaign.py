@@ -24,7 +24,16 @@ SEEDS, LIARS = 4, 48
 GROWN = (10, 30, 100, 200)
 SENT = (10, 30, 100, 300, 1000)
 REPORT = Path(__file__).parent.parent.parent / "docs" / "reports" / "mesh.md"
-MUTANT_PLAYS = ("no jitter", "a long silence")
+LIKELY = {
+    "one path is enough": ("bounds of a nanosecond",),
+    "paths need not be disjoint": ("false UTC",),
+    "records are carried without wander": ("a long silence",),
+    "limits are halved": ("nothing happens",),
+    "whoever signs a record exists": ("made-up members", "a victim framed"),
+    "the convicted are not left out": ("bounds shifted",),
+    "signatures are not checked": ("forged relays",),
+}
+"""Where a mutant is looked for first; it is as good if another one notices."""
 
 
 @dataclass
@@ -43,6 +52,7 @@ class Figures:
 
     seeds: int
     liars: int
+    largest: int = max(GROWN)
     grown: list[Growth] = field(default_factory=list)
     sent: list[Traffic] = field(default_factory=list)
     plays: dict[str, Played] = field(default_factory=dict)
@@ -99,17 +109,15 @@ class Figures:
 
 def catch(mutant: str) -> str:
     """The first that notices a mutant; empty if nothing does."""
+    plays = {what.name: what for what in PLAYS}
     with made_wrong(mutant):
         for seed in range(3):
-            for way in WAYS:
-                tally = attempt(way, seed).tally
+            for name in dict.fromkeys((*LIKELY.get(mutant, ()), *WAYS)):
+                if name in plays and seed:
+                    continue
+                tally = play(plays[name], seed).tally if name in plays else attempt(name, seed).tally
                 if tally.misses or tally.accused:
-                    return f"liar: {way}"
-            for what in PLAYS:
-                if what.name in MUTANT_PLAYS and seed == 0:
-                    tally = play(what, seed).tally
-                    if tally.misses or tally.accused:
-                        return f"play: {what.name}"
+                    return f"play: {name}" if name in plays else f"liar: {name}"
     return ""
 
 
@@ -141,7 +149,7 @@ def say(text: str) -> None:
 
 def run(seeds: int, liars: int, largest: int) -> Figures:
     """Everything."""
-    figures = Figures(seeds, liars)
+    figures = Figures(seeds, liars, largest)
     with ProcessPoolExecutor() as processes:
         grown = [
             processes.submit(grow, nodes, reference, 60)
@@ -190,11 +198,11 @@ def report(figures: Figures) -> str:
         "honest member says is compared with the truth. Written by",
         "",
         "```",
-        f"make simulate-mesh          # python3 tasks.py simulate-mesh --seeds {figures.seeds} --liars {figures.liars}",
+        f"python3 tasks.py simulate-mesh --seeds {figures.seeds} --liars {figures.liars} --largest {figures.largest}",
         "```",
         "",
-        "and the same each time on one machine, but for memory and processor time. What runs:",
-        "[tests/mesh](../../tests/mesh).",
+        "(`make simulate-mesh` runs more of it), and the same each time on one machine, but for memory and processor",
+        "time. What runs: [tests/mesh](../../tests/mesh).",
         "",
         "## What is claimed",
         "",

@@ -241,11 +241,7 @@ def replays(choose: random.Random, names: list[str]) -> Lies:
 def holds_back(choose: random.Random, names: list[str]) -> Lies:
     """Passes nothing on of some members, or of anybody; sometimes not its own words either."""
     hidden = set(choose.sample(names, choose.randrange(1, len(names))))
-    return Lies(
-        attach=lambda member, peer, room, honest: (
-            honest if peer not in hidden else honest[:_WANT_BYTES]
-        )
-    )
+    return Lies(attach=lambda member, peer, room, honest: honest if peer not in hidden else honest[:_WANT_BYTES])
 
 
 def equivocates(choose: random.Random, names: list[str]) -> Lies:

@@ -470,3 +470,45 @@ def test_departed_owners_are_forgotten_by_all() -> None:
         gossip.step()
     gone = gossip.names[3]
     assert all(gone not in store.records() for index, store in enumerate(gossip.stores) if index != 3)
+
+
+@pytest.mark.parametrize("raw_ns", [-(10**14), 10**14])
+def test_signatures_are_checked_and_the_lacking_asked_for_whatever_the_raw_clock_reads(raw_ns: int) -> None:
+    """A raw clock may begin anywhere; only differences of it mean anything."""
+    store = RecordStore("here", checks_per_s=2)
+    for sequence in range(1, 30):
+        now = raw_ns + sequence * SECOND
+        assert reason(give(store, Owner("one").signed(sequence), now=now)) == "accepted"
+    told = store.next_for("peer", ROOM)
+    other = RecordStore("peer")
+    other.receive(told, first_hand_owner="here", received_raw_ns=raw_ns)
+    give(other, Owner("one").signed(1), now=raw_ns)
+    give(other, Owner("two").signed(1), now=raw_ns + 1)
+    give(other, Owner("one").signed(2), now=raw_ns + 2)
+    given = [decode(data).owner for data in unbundle(other.next_for("here", ROOM)[38:])]
+    assert given[0] == "two", "what is held there already comes after what is lacking"
+
+
+def test_own_records_go_out_with_the_first_two_messages_to_a_peer() -> None:
+    """The first one is not fresh to a peer that was just started, so what is attached to it is lost."""
+    store, mine = RecordStore("mine"), Owner("mine")
+    store.next_for("peer", ROOM)  # before there is one
+    for sequence in range(40):
+        give(store, Owner(f"n{sequence}").signed())
+    store.put_own(mine.signed())
+    owners = [[decode(data).owner for data in unbundle(store.next_for("peer", ROOM)[38:])] for _ in range(2)]
+    assert all("mine" in said for said in owners)
+    assert "mine" in [decode(data).owner for data in unbundle(store.next_for(None, ROOM)[38:])]
+
+
+def test_a_peers_clock_is_known_once_more_than_may_lie_vouch_for_it() -> None:
+    """One that was met before it had a record, and is asked rarely, would be left out of every path for minutes."""
+    store, met = RecordStore("mine", liars_max=1), Owner("met")
+    assert store.clock_of("met", BOOT, 1) is None
+    give(store, met.signed())
+    assert store.clock_of("met", BOOT, 1) is None, "anybody may have made it"
+    for index, name in enumerate(("one", "two")):
+        give(store, Owner(name).signed(about=(met.tag,)), via=name)
+        store.forget_departed(SECOND * (10 + 2 * index))
+        assert (store.clock_of("met", BOOT, 1) == met.tag) == (index == 1)
+    assert store.clock_of("met", bytes(16), 1) is None, "nobody vouches for another boot of it"

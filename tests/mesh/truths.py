@@ -171,7 +171,7 @@ def bounded(fleet: Fleet, here: Member) -> int:
     return count
 
 
-def scales(fleet: Fleet) -> tuple[set[tuple[object, ...]], int]:
+def scales(fleet: Fleet) -> tuple[set[object], int]:
     """The clocks that living honest members name, and how many say that all agree."""
     views = [member.node.mesh for member in fleet.honest()]
     named: set[tuple[object, ...]] = {
