@@ -796,10 +796,7 @@ class RecordStore:
         room = max_bytes - _WANT.size
         # Twice at first, for the first message to a peer is not fresh to it; and to whoever is not known yet.
         due = peer is None or turn.count % OWN_EVERY == 0 or turn.count < 2 or not self._held
-        if own is not None and self.urgent == self.own_name:
-            # What others said must have room as well.
-            due = due or turn.count % 2 == 0 or 2 * len(own) <= room
-        if own is not None and due and len(own) + 2 <= room:
+        if own is not None and (due or self.urgent == self.own_name) and len(own) + 2 <= room:
             chosen.append(own)
             room -= len(own) + 2
         turn.count += own is not None
@@ -818,16 +815,16 @@ class RecordStore:
                 chosen.append(lacking.data)
                 turn.given |= 1 << lacking.bit
                 room -= len(lacking.data) + 2
-        for _ in range(2):
+        for again in (False, True):
             if room < _SMALLEST:
                 break
+            if again:
+                turn.given = 0
             sent: list[str] = []
-            waiting = False
             for owner, held in self._held.items():
-                if turn.given >> held.bit & 1 or owner == peer or held.via == peer:
+                if turn.given >> held.bit & 1 or owner == peer or held.via == peer or len(held.data) + 2 > room:
                     continue
-                if len(held.data) + 2 > room:
-                    waiting = True
+                if again and held.data in chosen:
                     continue
                 chosen.append(held.data)
                 sent.append(owner)
@@ -837,10 +834,7 @@ class RecordStore:
                     break
             for owner in sent:
                 self._held.move_to_end(owner)
-            if sent or waiting:
-                break
-            turn.given = 0  # it was given everybody: from now on all of them again
-            if chosen:
+            if sent:
                 break
         if not chosen and own is not None and len(own) + 2 <= room:
             chosen.append(own)

@@ -65,7 +65,9 @@ def attempt(way: str, seed: int) -> Attempt:
     assert lies is not None
     verdicts = [member.node.mesh is not None and liar in member.node.mesh.convicted for member in fleet.honest()]
     outcome.convicted = any(verdicts)
-    neighbours = sum(liar in member.node.first_hand(member.oscillator.raw(fleet.true_ns)) for member in fleet.honest())
+    neighbours = sum(
+        liar in member.node.first_hand(member.oscillator.raw(fleet.true_ns)) for member in fleet.honest()
+    )
     if lies.blatant and neighbours >= NEIGHBOURS:
         outcome.due, outcome.convicting = len(verdicts), sum(verdicts)
     outcome.jumps = [text for member in fleet.honest() for text in member.published.jumps]

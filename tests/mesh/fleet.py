@@ -156,7 +156,9 @@ class Fleet:
         self.clocks: dict[tuple[str, bytes], Member] = {}
         """Whoever had this boot last, the dead included: whose raw clock that is."""
         self.configured = None if reference == "auto" else reference
-        self._mesh = MeshConfig(fanout=fanout, liars=liars, reference=reference, interval=round(interval_s * SECOND))
+        self._mesh = MeshConfig(
+            fanout=fanout, liars=liars, reference=reference, interval=round(interval_s * SECOND)
+        )
         self._turn_ns = round(interval_s * TURN_NS)
         self._wire, self._wires, self._loss = wire or Wire(jitter_us=50.0), wires or {}, loss
         self._style, self._lies, self._duration_s = style, lies or {}, duration_s
@@ -200,7 +202,7 @@ class Fleet:
             private_key(secret),
             plan=new_plan(config, choose.random),
             first_sequence=starts * SEQUENCES_PER_START,
-            say=lambda text, _loud: said.append(text),
+            say=said.append,
         )
         if not self._composing:
             membership._compose = lambda records, now_raw_ns: None  # type: ignore[method-assign]
@@ -354,7 +356,9 @@ class Fleet:
         return honest if member.lies is None else member.lies.attach(member, peer, room, honest)
 
     def _passes(self, one: str, other: str) -> bool:
-        return self.part_of(one) == self.part_of(other) and (not self._loss or self.choose.random() >= self._loss)
+        return self.part_of(one) == self.part_of(other) and (
+            not self._loss or self.choose.random() >= self._loss
+        )
 
     def _send(self, member: Member, to: str, data: bytes) -> None:
         member.sent["packets"] += 1

@@ -241,7 +241,11 @@ def replays(choose: random.Random, names: list[str]) -> Lies:
 def holds_back(choose: random.Random, names: list[str]) -> Lies:
     """Passes nothing on of some members, or of anybody; sometimes not its own words either."""
     hidden = set(choose.sample(names, choose.randrange(1, len(names))))
-    return Lies(attach=lambda member, peer, room, honest: honest if peer not in hidden else honest[:_WANT_BYTES])
+    return Lies(
+        attach=lambda member, peer, room, honest: (
+            honest if peer not in hidden else honest[:_WANT_BYTES]
+        )
+    )
 
 
 def equivocates(choose: random.Random, names: list[str]) -> Lies:
@@ -296,9 +300,7 @@ def timescales(choose: random.Random, names: list[str]) -> Lies:
     def record(own: Record) -> Record:
         said = own.timescale
         if own_one or said is None or said.origin == "utc":
-            return replace(
-                own, timescale=Timescale(choose.choice((1, 4_000_000_000)), own.owner, own.owner, own.boot, 1)
-            )
+            return replace(own, timescale=Timescale(choose.choice((1, 4_000_000_000)), own.owner, own.owner, own.boot, 1))
         k_ns = own.wall_minus_raw.midpoint + by_ns
         return replace(
             own,
