@@ -474,6 +474,11 @@ def run_simulate(arguments: list[str]) -> None:
     become("python", "-m", "tests.simulation.campaign", *arguments)
 
 
+def run_simulate_mesh(arguments: list[str]) -> None:
+    """meshes of up to a thousand members, a thousand attempts of liars; writes docs/reports/mesh.md"""
+    become("python", "-m", "tests.mesh.campaign", *arguments)
+
+
 def run_lint(arguments: list[str]) -> None:
     """ruff"""
     become("ruff", "check", *(arguments or ["."]))
@@ -523,7 +528,7 @@ def run_pins(arguments: list[str]) -> None:
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "setup": run_setup, "demo": run_demo, "test": run_test, "lint": run_lint, "types": run_types, "wheel": run_wheel,
-    "simulate": run_simulate, "clean": run_clean, "pins": run_pins,
+    "simulate": run_simulate, "simulate-mesh": run_simulate_mesh, "clean": run_clean, "pins": run_pins,
 }  # fmt: skip
 
 

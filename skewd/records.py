@@ -484,7 +484,7 @@ class _Turn:
     count: int = 0
     given: int = 0
     wanted: tuple[int, int, int, int] | None = None
-    urgent: int = -1
+    urgent: int = -URGENT_EVERY
 
 
 def _mixed(place: int, salt: int) -> int:
@@ -529,7 +529,7 @@ class RecordStore:
         self._unconfirmed: OrderedDict[str, None] = OrderedDict()
         self._pins: OrderedDict[str, Pin] = OrderedDict(pins or {})
         self.urgent: str | None = None
-        """Whose newest record goes to everyone at once: the keeper's, for all must see that it lives."""
+        """Whose record goes to everyone at once, if not in every version: the keeper's, for all must see that it lives."""
         self._own: bytes | None = None
         self._own_key = b""
         self._own_sequence = -1
@@ -796,14 +796,14 @@ class RecordStore:
         room = max_bytes - _WANT.size
         # Twice at first, for the first message to a peer is not fresh to it; and to whoever is not known yet.
         due = peer is None or turn.count % OWN_EVERY == 0 or turn.count < 2 or not self._held
-        if own is not None and (due or self.urgent == self.own_name) and len(own) + 2 <= room:
+        if own is not None and due and len(own) + 2 <= room:
             chosen.append(own)
             room -= len(own) + 2
         turn.count += own is not None
         urgent = None if self.urgent is None else self._held.get(self.urgent)
         if urgent is not None and self.urgent != peer and urgent.via != peer:
             sequence = urgent.record.sequence
-            if sequence != turn.urgent and len(urgent.data) + 2 <= room:
+            if sequence >= turn.urgent + URGENT_EVERY and len(urgent.data) + 2 <= room:
                 chosen.append(urgent.data)
                 turn.urgent = sequence
                 turn.given |= 1 << urgent.bit
@@ -846,14 +846,14 @@ class RecordStore:
         self._wants += 1
         number, salt = self._wants % (1 << depth), self._wants & 0xFF
         entries = self._slice(depth, number)
-        since = 0
+        since: int | None = None
         if self._wants - self._new_at > _SETTLED and (self._wants >> depth) % 2 and entries:
             # Nobody new for a while: every other time, the eighth renewed longest ago is said to be lacking as well.
             times = sorted(self._held[owner].received_ns for _, owner in entries)
             since = times[len(times) // 8]
         held = 0
         for place, owner in entries:
-            if self._held[owner].received_ns >= since:
+            if since is None or self._held[owner].received_ns >= since:
                 held |= 1 << _mixed(place, salt)
         return _WANT.pack(salt, depth, number, held.to_bytes(32, "big"))
 

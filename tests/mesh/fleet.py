@@ -202,7 +202,7 @@ class Fleet:
             private_key(secret),
             plan=new_plan(config, choose.random),
             first_sequence=starts * SEQUENCES_PER_START,
-            say=said.append,
+            say=lambda text, warning: said.append(text),
         )
         if not self._composing:
             membership._compose = lambda records, now_raw_ns: None  # type: ignore[method-assign]
@@ -415,3 +415,7 @@ class Fleet:
         """there's raw - here's raw, now, to a fraction of a nanosecond beyond whole epochs."""
         epochs = there.oscillator.epoch_ns - here.oscillator.epoch_ns
         return epochs + (there.oscillator.deviation(self.true_ns) - here.oscillator.deviation(self.true_ns))
+
+    def wall_between(self, here: Member, there: Member) -> int:
+        """there's wall - here's wall, now."""
+        return there.wall.read(self.true_ns) - here.wall.read(self.true_ns)

@@ -1,4 +1,4 @@
-"""How a mesh behaves as it grows: until when everything is bounded, what is sent, how old records are, what it costs."""
+"""How a mesh behaves as it grows: when all is bounded, what is sent, how old records are, what it costs."""
 
 from __future__ import annotations
 

@@ -300,7 +300,8 @@ def timescales(choose: random.Random, names: list[str]) -> Lies:
     def record(own: Record) -> Record:
         said = own.timescale
         if own_one or said is None or said.origin == "utc":
-            return replace(own, timescale=Timescale(choose.choice((1, 4_000_000_000)), own.owner, own.owner, own.boot, 1))
+            epoch = choose.choice((1, 4_000_000_000))
+            return replace(own, timescale=Timescale(epoch, own.owner, own.owner, own.boot, 1))
         k_ns = own.wall_minus_raw.midpoint + by_ns
         return replace(
             own,

@@ -1,6 +1,6 @@
 """What protects a mesh, taken away on purpose, piece by piece: the campaign has to notice each.
 
-Not among them: a drift that is not clipped to its limit. That makes bounds wider, never false; ``test_carry.py`` has it.
+Not among them: a drift that is not clipped to its limit. It makes bounds wider, never false; ``test_carry.py`` has it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A mesh of real members in true time: every word of theirs against the truth. The campaign (``campaign.py``) in small."""
+"""A mesh of real members in true time: every word of theirs against the truth; ``campaign.py`` in small."""
 
 from __future__ import annotations
 
