@@ -75,6 +75,8 @@ EDGES_MAX = 12
 PUBLIC_KEY_BYTES = 32
 SIGNATURE_BYTES = 64
 OWN_EVERY = 4
+URGENT_EVERY = 3
+"""The keeper\'s record goes to every peer at once, when it is so many versions newer than the last it was given."""
 PINS_MAX = 4_096
 CAPACITY = 2_048
 EXPIRE_NS = 300_000_000_000
@@ -529,7 +531,7 @@ class RecordStore:
         self._unconfirmed: OrderedDict[str, None] = OrderedDict()
         self._pins: OrderedDict[str, Pin] = OrderedDict(pins or {})
         self.urgent: str | None = None
-        """Whose record goes to everyone at once, if not in every version: the keeper's, for all must see that it lives."""
+        """Whose record goes to everyone at once: the keeper's, for all must see that it lives."""
         self._own: bytes | None = None
         self._own_key = b""
         self._own_sequence = -1

@@ -208,7 +208,7 @@ def report(figures: Figures) -> str:
         "second. In rounds: until all name one reference, know that all do, are bounded against it; until every pair",
         "is bounded, first-hand or through others. Ages of the records held at the end, in seconds.",
         "",
-        "| nodes | reference | all name it | all know | bounded against it | every pair | age, median | 95 % | oldest |",
+        "| nodes | reference | all name it | all know | bounded against it | every pair | median age | 95 % | oldest |",
         "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
         *(
             f"| {one.nodes} | {one.reference} | {one.to_named or '-'} | {one.to_agreed or '-'} |"

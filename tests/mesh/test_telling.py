@@ -132,8 +132,10 @@ def test_a_peer_that_was_asked_but_once_is_bounded_by_others_as_well(sparse: Fle
             composed = compose(here=Here(here, b"no tag"), now_raw_ns=now, first_hand=without, records=records)
             if name in composed:
                 checked += 1
-                # Both walls are new to each other in the first seconds, and their rates are not known yet.
-                assert row["upper_ns"] - row["lower_ns"] < composed[name].interval.width + 2_000_000
+                raw = member.node._raw_offset(name, now)
+                assert raw is not None
+                assert raw[0].offset.width < composed[name].interval.width + 300_000
+                assert row["path"][1:], "and the row says through whom"
     assert checked > 5
 
 
