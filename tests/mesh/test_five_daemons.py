@@ -212,7 +212,11 @@ def _the_reference_dies_and_comes_back(five: Mesh, keeper: Node) -> None:
         for (one, at, unsure), (other, later, _) in pairwise(samples):
             passed = other.after_ns - one.before_ns
             moved = abs(later - at)
-            assert moved <= unsure + passed * RATE_PPM // 1_000_000 + 1_000, f"{name} moved by {moved} ns"
+            # The host's wall clock is read in a sandwich, which is wide when this process was made to wait.
+            read = one.host_wall_minus_raw.width + other.host_wall_minus_raw.width
+            most = unsure + passed * RATE_PPM // 1_000_000 + read + 1_000
+            keepers = [answer.status["mesh"]["timescale"]["keeper"] for answer in (one, other)]
+            assert moved <= most, f"{name} moved by {moved} ns, at most {most}: {unsure} {read} {keepers}"
     _one_carried_scale(five, str(follows))
 
     keeper.start()
