@@ -3,7 +3,7 @@
 ``python benchmarks/mesh_widths.py --minutes 1`` (as root; about that for each transport; ``--help``)
 
 Five daemons in network namespaces (``tests/mesh/five_nodes.py``), each with a virtual clock whose truth is known. Two
-seconds after all have agreed on a reference it begins. For half a minute nobody is asked anything: *processor* is the
+seconds after all have agreed on a reference it begins. For 20 s nobody is asked anything: *processor* is the
 mean share of a core that a daemon takes then, all threads. After that each is asked four times a second, every bound on
 another node is compared with the truth, and its width is kept. *Misses* are bounds that do not contain the truth: there
 must be none.
@@ -44,7 +44,7 @@ from tests.mesh.five_nodes import (
 )
 
 LOOK_S = 0.25
-QUIET_S = 30.0
+QUIET_S = 20.0
 SETTLE_S = 90.0
 
 

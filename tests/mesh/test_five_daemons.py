@@ -6,6 +6,7 @@ that any daemon names at that moment.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -111,10 +112,10 @@ def _commands_agree(five: Mesh, node: Node) -> None:
     assert said_ns.intersect(truth) is not None
     assert now.status["reference"] == f"node:{origin.name}"
     reader = Now(node.directory / "run" / "clock.shm", VirtualClock(node.page))
-    with_memory = VirtualClock(origin.page)
-    earliest, read, latest = with_memory.wall_ns(), reader(), with_memory.wall_ns()
-    assert read.lo - 1000 <= latest
-    assert read.hi + 1000 >= earliest
+    its = VirtualClock(origin.page)
+    earliest, read, latest = its.wall_ns(), reader(), its.wall_ns()
+    assert read.lo <= latest
+    assert read.hi >= earliest
     assert read.width < 50 * MS
 
 
@@ -211,7 +212,11 @@ def _the_reference_dies_and_comes_back(five: Mesh, keeper: Node) -> None:
         for (one, at, unsure), (other, later, _) in pairwise(samples):
             passed = other.after_ns - one.before_ns
             moved = abs(later - at)
-            assert moved <= unsure + passed * RATE_PPM // 1_000_000 + 1_000, f"{name} moved by {moved} ns"
+            # The host's wall clock is read in a sandwich, which is wide when this process was made to wait.
+            read = one.host_wall_minus_raw.width + other.host_wall_minus_raw.width
+            most = unsure + passed * RATE_PPM // 1_000_000 + read + 1_000
+            keepers = [answer.status["mesh"]["timescale"]["keeper"] for answer in (one, other)]
+            assert moved <= most, f"{name} moved by {moved} ns, at most {most}: {unsure} {read} {keepers}"
     _one_carried_scale(five, str(follows))
 
     keeper.start()
@@ -278,10 +283,30 @@ def quiet(five: Mesh) -> None:
         assert len(log.splitlines()) < 40, log
 
 
+def rubbish(five: Mesh, kind: socket.SocketKind) -> None:
+    """Random bytes at every node's port, which are nobody's: all go on as before."""
+
+    def send() -> None:
+        with five.net.inside(five.net.hub):
+            for index in range(len(NAMES)):
+                with socket.socket(socket.AF_INET, kind) as out, contextlib.suppress(OSError):
+                    out.settimeout(5)
+                    out.connect((address(index), PORT))
+                    for size in (1, 47, 320, 1400, 1400):
+                        out.send(os.urandom(size))
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    sender.join(30)
+    five.watch(1)
+    assert settled([answer.status for answer in five.look()])
+
+
 def test_over_zeromq_only(net: Network) -> None:
     pytest.importorskip("zmq", reason="skewd[zmq] is not installed")
     with mesh(net, over_zmq, udp=False) as five:
         only(five, "zmq")
+        rubbish(five, socket.SOCK_STREAM)
         a_peer_dies(five)
         quiet(five)
 
@@ -290,6 +315,7 @@ def test_over_aeron_only(net: Network) -> None:
     pytest.importorskip("pyaeron", reason="pyaeron is not here: it needs Python 3.12 and x86_64")
     with mesh(net, over_aeron, udp=False) as five:
         only(five, "aeron")
+        rubbish(five, socket.SOCK_DGRAM)
         a_peer_dies(five)
         quiet(five)
 
