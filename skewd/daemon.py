@@ -65,7 +65,7 @@ looking is a slew that begins, and that this machine slept."""
 POLL_S = 0.007
 """The same where the kernel does not tell when the wall clock is set (a virtual node's)."""
 
-EARLY = 0.4
+EARLY = 0.7
 """From this part of the time between two looks on, a message that wakes the process anyway brings the next one on.
 
 Waking a sleeping process costs more than the look itself. The time between two looks is never longer for it.

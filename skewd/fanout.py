@@ -49,6 +49,10 @@ RARELY_NS = 60_000_000_000
 TRIES = 4
 """Requests in a row without an answer, over as many intervals, after which an address counts as silent."""
 
+TOGETHER = 4
+"""Requests due within this part of an interval are sent together, at most ``TOGETHER_MAX`` before their time."""
+
+TOGETHER_MAX = 16
 WAITING_INTERVALS = 4
 """A silent address that would be chosen is asked every so many intervals, while another is asked in its place."""
 
@@ -195,6 +199,8 @@ class Plan:
         """The addresses that are due; each counts as asked now. A delay of the caller's is not made up for."""
         self._assign()
         due = [address for address in self._paced if self._addresses[address].next_ns <= now_ns]
+        if due:
+            due += self._brought_on(now_ns)
         due = [address for address in due if not self._spared(self._addresses[address], now_ns)]
         if self._shared and self._shared_due_ns() <= now_ns:
             self._shared_at_ns = now_ns
@@ -205,6 +211,13 @@ class Plan:
         for address in due:
             self._asked(self._addresses[address], now_ns)
         return due
+
+    def _brought_on(self, now_ns: int) -> list[str]:
+        """Who is due soon is asked at once, when somebody is due: to wake up costs more than to ask."""
+        soon_ns = now_ns + self._interval_ns // TOGETHER
+        states = ((address, self._addresses[address]) for address in self._paced)
+        soon = [address for address, s in states if now_ns < s.next_ns <= soon_ns and s.asked >= _START_ROUNDS]
+        return soon[:TOGETHER_MAX]
 
     def _spared(self, state: _Address, now_ns: int) -> bool:
         """Whether a request that is due is left out, for the other side asks; the next one is due an interval later."""

@@ -60,6 +60,7 @@ SETTLING = 15
 
 RENEW_EVERY = 3
 COMPOSE_EVERY = 3
+COMPOSE_EVERY_MET = 10
 COMPOSE_PER = 64
 
 Say = Callable[[str, bool], None]
@@ -149,7 +150,8 @@ class Membership:
         records = self.store.records()
         self._turns += 1
         # Of whom there is something to compose: who is met, and whose clock is known to whom.
-        of = (frozenset(records), frozenset(self.node.first_hand(now_raw_ns)), self.store.confirmed)
+        met = self.node.met
+        of = (frozenset(records), met, self.store.confirmed)
         wait_ns = self._interval_ns * (1 + len(records) // COMPOSE_PER)
         if (
             self._compose_at_ns is None
@@ -157,7 +159,9 @@ class Membership:
             or (of != self._composed_of and len(records) < COMPOSE_PER)
         ):
             if self._turns > SETTLING:
-                wait_ns = max(wait_ns, self._interval_ns * COMPOSE_EVERY)
+                # Where this node measures everybody itself, others can do no more than narrow what it knows.
+                every = COMPOSE_EVERY_MET if met.issuperset(records) else COMPOSE_EVERY
+                wait_ns = max(wait_ns, self._interval_ns * every)
             self._compose_at_ns, self._composed_of = now_raw_ns + wait_ns, of
             self._compose(records, now_raw_ns)
         decision = self.decision = self._decide(records, now_raw_ns)

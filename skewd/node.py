@@ -618,6 +618,11 @@ class Node:
     def _own_slew(self, bound: Interval, at_raw_ns: int) -> Interval:
         return bound - self.wall.wall_minus_raw(at_raw_ns)
 
+    @property
+    def met(self) -> frozenset[str]:
+        """The peers that this node has exchanged messages with."""
+        return frozenset(self._peers)
+
     def first_hand(self, at_raw_ns: int) -> dict[str, tuple[Self, Heard]]:
         """Every peer that this node bounds itself: what it said of itself, and its raw clock minus this one's."""
         found: dict[str, tuple[Self, Heard]] = {}
