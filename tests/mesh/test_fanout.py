@@ -289,3 +289,20 @@ class TestOneOfTwoAsks:
         due = [at for at in range(24 * SECOND, 30 * SECOND, SECOND // 10) if plan.take(at)]
         assert due
         assert due[0] <= 26 * SECOND
+
+
+def test_what_is_due_soon_is_asked_together_and_everyone_once_an_interval() -> None:
+    phases = iter(index / 8 for index in range(8))
+    plan = Plan("own", interval_ns=S, k=8, phase=lambda: next(phases))
+    addresses = [f"192.0.2.{number}:9957" for number in range(8)]
+    plan.candidates(addresses, 0)
+    wakes, asked = 0, Counter[str]()
+    for at in range(0, 30 * S, S // 100):
+        due = plan.take(at)
+        for address in due:
+            plan.answered(address, f"peer-{address.split(':')[0]}")
+        if at >= 10 * S:
+            wakes += bool(due)
+            asked.update(due)
+    assert all(19 <= asked[address] <= 21 for address in addresses)
+    assert wakes <= 20 * 5, "eight that are spread would be 8 times a second"
