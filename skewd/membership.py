@@ -158,7 +158,9 @@ class Membership:
             or now_raw_ns >= self._compose_at_ns
             or (of != self._composed_of and len(records) < COMPOSE_PER)
         ):
-            if self._turns > SETTLING:
+            if self.node.reference_estimate(now_raw_ns) is None:
+                wait_ns = self._interval_ns  # nothing is more urgent than to know that
+            elif self._turns > SETTLING:
                 # Where this node measures everybody itself, others can do no more than narrow what it knows.
                 every = COMPOSE_EVERY_MET if met.issuperset(records) else COMPOSE_EVERY
                 wait_ns = max(wait_ns, self._interval_ns * every)
