@@ -365,6 +365,7 @@ class Daemon:
             await api.open(config.socket_path)
             self._watch_clock(stack)
             stack.callback(self._keep)
+            self._say()  # before the service manager is told that all is ready: it shows this text
             self.ticker = asyncio.create_task(self._tick_forever(), name="skewd-tick")
             stack.push_async_callback(_cancelled, self.ticker)
             yield ready
