@@ -46,7 +46,7 @@ from __future__ import annotations
 import struct
 from bisect import bisect_left, insort
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from hashlib import blake2s
@@ -544,6 +544,7 @@ class RecordStore:
         self._contested: OrderedDict[str, None] = OrderedDict()
         self.counters: dict[str, int] = dict.fromkeys(("accepted", "key_changes", "evicted", "expired", *Reason), 0)
         self._votes: dict[bytes, int] = {}
+        self._vouchers: frozenset[str] = frozenset()
         self._refreshed_ns: int | None = None
 
     # -- our own -------------------------------------------------------------------------------------------------
@@ -761,6 +762,12 @@ class RecordStore:
             for edge in held.record.edges:
                 votes[edge.clock] = votes.get(edge.clock, 0) + 1
         self._votes = votes
+        keeper = None if self.urgent is None else records.get(self.urgent)
+        self._vouchers = frozenset(
+            name
+            for name, record in records.items()
+            if keeper is not None and any(edge.clock == keeper.clock for edge in record.edges)
+        )
 
     def forget_departed(self, now_raw_ns: int) -> None:
         """Drops the records of owners that were not renewed for ``expire_ns``. Call it about once a second."""
@@ -825,7 +832,7 @@ class RecordStore:
             if again:
                 turn.given = 0
             sent: list[str] = []
-            for owner, held in self._held.items():
+            for owner, held in self._in_turn():
                 if turn.given >> held.bit & 1 or owner == peer or held.via == peer or len(held.data) + 2 > room:
                     continue
                 if again and held.data in chosen:
@@ -843,6 +850,14 @@ class RecordStore:
         if not chosen and own is not None and len(own) + 2 <= room:
             chosen.append(own)
         return self._want() + bundle(chosen)
+
+    def _in_turn(self) -> Iterator[tuple[str, _Held]]:
+        """Who has measured the keeper first: all need two such paths to it; then the others, as their turn is."""
+        for owner in self._vouchers:
+            held = self._held.get(owner)
+            if held is not None:
+                yield owner, held
+        yield from self._held.items()
 
     def _want(self) -> bytes:
         """Whose records are held here, for one slice of the ring after another."""
@@ -870,12 +885,14 @@ class RecordStore:
         """A record of an owner of whom the peer says that it holds none."""
         salt, depth, number, held = wanted
         best: _Held | None = None
+        best_rank = (False, 0)
         for place, owner in self._slice(depth, number):
             if not held >> _mixed(place, salt) & 1 and owner != peer:
                 found = self._held[owner]
-                newer = best is None or found.received_ns > best.received_ns
+                rank = (owner in self._vouchers, found.received_ns)
+                newer = best is None or rank > best_rank
                 if newer and found.via != peer and len(found.data) + 2 <= room:
-                    best = found
+                    best, best_rank = found, rank
         return best
 
     def _turn_of(self, peer: str | None) -> _Turn:
