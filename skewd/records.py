@@ -75,6 +75,9 @@ EDGES_MAX = 12
 PUBLIC_KEY_BYTES = 32
 SIGNATURE_BYTES = 64
 OWN_EVERY = 4
+RICH_EDGES = 4
+"""A record with fewer claims is said to be lacking, so that a better one comes."""
+
 URGENT_EVERY = 3
 """A new version of the keeper's record is in the next message to each peer, but in one of so many at most."""
 PINS_MAX = 4_096
@@ -872,7 +875,9 @@ class RecordStore:
             since = times[len(times) // 8]
         held = 0
         for place, owner in entries:
-            if since is None or self._held[owner].received_ns >= since:
+            has = self._held[owner]
+            # One from its owner's first moments, with next to nothing in it, is as good as none.
+            if len(has.record.edges) >= RICH_EDGES and (since is None or has.received_ns >= since):
                 held |= 1 << _mixed(place, salt)
         return _WANT.pack(salt, depth, number, held.to_bytes(32, "big"))
 
@@ -885,11 +890,11 @@ class RecordStore:
         """A record of an owner of whom the peer says that it holds none."""
         salt, depth, number, held = wanted
         best: _Held | None = None
-        best_rank = (False, 0)
+        best_rank = (False, False, 0)
         for place, owner in self._slice(depth, number):
             if not held >> _mixed(place, salt) & 1 and owner != peer:
                 found = self._held[owner]
-                rank = (owner in self._vouchers, found.received_ns)
+                rank = (owner in self._vouchers, len(found.record.edges) >= RICH_EDGES, found.received_ns)
                 newer = best is None or rank > best_rank
                 if newer and found.via != peer and len(found.data) + 2 <= room:
                     best, best_rank = found, rank
