@@ -97,6 +97,7 @@ def requests_max(k: int, always: int = 1) -> float:
 
 @dataclass(slots=True)
 class _Address:
+    order: bytes  # in which learning takes its turn: another one in each node, so that not all ask the same at once
     name: str | None = None
     role: Role = Role.LEARNING
     asked: int = 0
@@ -143,7 +144,7 @@ class Plan:
         for address in gone:
             del self._addresses[address]
         for address in sorted(wanted - self._addresses.keys()):
-            self._addresses[address] = _Address(next_ns=now_ns)
+            self._addresses[address] = _Address(next_ns=now_ns, order=score(self._own, address))
             self._stale = True
         self._stale = self._stale or bool(gone)
         return gone
@@ -207,7 +208,9 @@ class Plan:
             for role, most in ((Role.LEARNING, LEARNING), (Role.RARE, RARE)):
                 states = self._addresses
                 those = [a for a in self._shared if states[a].role is role and states[a].next_ns <= now_ns]
-                due += heapq.nsmallest(most, those, key=lambda address: (states[address].next_ns, address))
+                due += heapq.nsmallest(
+                    most, those, key=lambda address: (states[address].next_ns, states[address].order)
+                )
         for address in due:
             self._asked(self._addresses[address], now_ns)
         return due

@@ -75,8 +75,8 @@ EDGES_MAX = 12
 PUBLIC_KEY_BYTES = 32
 SIGNATURE_BYTES = 64
 OWN_EVERY = 4
-RICH_EDGES = 4
-"""A record with fewer claims is said to be lacking, so that a better one comes."""
+RICH_EDGES = 8
+"""A record with fewer claims is said to be lacking, so that a better one comes (in a small mesh: than a third of all)."""
 
 URGENT_EVERY = 3
 """A new version of the keeper's record is in the next message to each peer, but in one of so many at most."""
@@ -877,9 +877,13 @@ class RecordStore:
         for place, owner in entries:
             has = self._held[owner]
             # One from its owner's first moments, with next to nothing in it, is as good as none.
-            if len(has.record.edges) >= RICH_EDGES and (since is None or has.received_ns >= since):
+            if len(has.record.edges) >= self._rich and (since is None or has.received_ns >= since):
                 held |= 1 << _mixed(place, salt)
         return _WANT.pack(salt, depth, number, held.to_bytes(32, "big"))
+
+    @property
+    def _rich(self) -> int:
+        return min(RICH_EDGES, len(self._ring) // 3)
 
     def _slice(self, depth: int, number: int) -> list[tuple[int, str]]:
         width = 1 << (32 - depth)
@@ -894,7 +898,7 @@ class RecordStore:
         for place, owner in self._slice(depth, number):
             if not held >> _mixed(place, salt) & 1 and owner != peer:
                 found = self._held[owner]
-                rank = (owner in self._vouchers, len(found.record.edges) >= RICH_EDGES, found.received_ns)
+                rank = (owner in self._vouchers, len(found.record.edges) >= self._rich, found.received_ns)
                 newer = best is None or rank > best_rank
                 if newer and found.via != peer and len(found.data) + 2 <= room:
                     best, best_rank = found, rank
