@@ -76,7 +76,7 @@ PUBLIC_KEY_BYTES = 32
 SIGNATURE_BYTES = 64
 OWN_EVERY = 4
 RICH_EDGES = 8
-"""A record with fewer claims (in a small mesh: for a third of all) is said to be lacking, so that a better one comes."""
+"""A record with fewer claims (in a small mesh: for a third of all) counts as lacking, so that a better one comes."""
 
 URGENT_EVERY = 3
 """A new version of the keeper's record is in the next message to each peer, but in one of so many at most."""

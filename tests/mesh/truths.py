@@ -174,9 +174,7 @@ def bounded(fleet: Fleet, here: Member) -> int:
 def scales(fleet: Fleet) -> tuple[set[object], int]:
     """The clocks that living honest members name, and how many say that all agree."""
     views = [member.node.mesh for member in fleet.honest()]
-    named: set[object] = {
-        view.timescale.clock for view in views if view is not None and view.timescale is not None
-    }
+    named: set[object] = {view.timescale.clock for view in views if view is not None and view.timescale is not None}
     return named, sum(view is not None and view.agreed for view in views)
 
 
