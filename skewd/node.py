@@ -1021,7 +1021,11 @@ class Node:
 
     def offset_applied(self, estimate: Estimate, now_raw_ns: int) -> int:
         """What is applied to this node's times now: the line's offset, or the estimate's middle while there is none."""
-        if self._line is None or self._line_key != (self.wall.era, *estimate.epoch):
+        same = self._line_key == (self.wall.era, *estimate.epoch)
+        # Handed over, and the next knot is not made yet: it will continue the line that is published now.
+        carried_on = self._line_key is not None and self._line_era == self.wall.era
+        carried_on = carried_on and estimate.continues(self._line_scale)
+        if self._line is None or not (same or carried_on):
             return estimate.bound.midpoint
         wall = now_raw_ns + self.wall.wall_minus_raw(now_raw_ns).midpoint
         return self._line.at(wall) if wall >= self._line.wall_ns else self._line.offset_ns
