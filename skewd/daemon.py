@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from skewd.sources.local import LocalSource
     from skewd.sources.ntp import NtpSource
 
-TICK_S = 0.1
+TICK_S = 0.125
 """How often at least the two clocks are compared where the kernel tells when one is set: what is left to find by
 looking is a slew that begins, and that this machine slept."""
 
