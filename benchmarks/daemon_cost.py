@@ -206,7 +206,7 @@ async def be_swarm(target: int, ports: Sequence[int]) -> None:
     # Here, so that the yardstick stays what it is said to be: bare.
     from skewd.clock import HostClock, read_wall
     from skewd.config import parse_config
-    from skewd.kernel_stamps import ReceiveStamps
+    from skewd.kernel_stamps import SocketStamps
     from skewd.links.protocol import LinkProtocol, Timebases
     from skewd.links.udp import UdpLink
     from skewd.node import Node
@@ -227,7 +227,7 @@ async def be_swarm(target: int, ports: Sequence[int]) -> None:
                 lambda proofs: None,
                 [f"127.0.0.1:{target}"],
                 1_000_000_000,
-                stamps=ReceiveStamps(clock, lambda: 1_000_000),
+                stamps=SocketStamps(clock, lambda: 1_000_000),
             )
         )
     print("ready", flush=True)
