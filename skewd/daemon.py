@@ -784,7 +784,11 @@ class Daemon:
         if proofs.asked:
             self._plan.asked_by(proofs.peer.name, round(asyncio.get_running_loop().time() * 1e9))
         if self._member is None:
-            self._join_mesh()
+            try:
+                self._join_mesh()
+            except StartError as error:  # its identity is damaged: it goes on with its own peers, and says so
+                self._mesh_complaint = str(error)
+                self._log.error(self._mesh_complaint)
         if self._member is not None:
             self._member.heard(proofs, now)
         else:

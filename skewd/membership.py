@@ -63,6 +63,9 @@ COMPOSE_EVERY = 3
 COMPOSE_EVERY_MET = 10
 COMPOSE_PER = 64
 
+NEWS_EVERY_NS = 10_000_000_000
+"""News of records and keys are said this often at most, whatever others send."""
+
 Say = Callable[[str, bool], None]
 """A line for a person, and whether it is a warning."""
 
@@ -100,6 +103,7 @@ class Membership:
         self._say = say
         self._raw_era = node.raw_era
         self._turn_at_ns: int | None = None
+        self._news_at_ns: int | None = None
         self._turns = 0
         self._compose_at_ns: int | None = None
         self._composed_of: tuple[object, ...] = ()
@@ -130,7 +134,9 @@ class Membership:
             first_hand_boot=proofs.peer.boot,
         )
         for outcome in outcomes:
-            if outcome.news is not None:
+            # A member could make news with each message; the store counts them all.
+            if outcome.news is not None and (self._news_at_ns is None or now_raw_ns >= self._news_at_ns):
+                self._news_at_ns = now_raw_ns + NEWS_EVERY_NS
                 self._say(outcome.news, True)
 
     # -- the turn ------------------------------------------------------------------------------------------------
@@ -140,7 +146,7 @@ class Membership:
         if self.node.raw_era != self._raw_era:
             self._raw_era = self.node.raw_era
             self.store.forget_clock()
-            self._turn_at_ns = self._compose_at_ns = self._renew_at_ns = None
+            self._turn_at_ns = self._compose_at_ns = self._renew_at_ns = self._news_at_ns = None
             self._turns = 0
             self._view = MeshView(0)
         if self._turn_at_ns is not None and now_raw_ns < self._turn_at_ns:

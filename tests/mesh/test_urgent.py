@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from skewd.interval import Interval
-from skewd.records import Record, RecordStore, decode, private_key, public_key_of, sign, unbundle
+from skewd.links.protocol import Proofs
+from skewd.records import Record, RecordStore, bundle, decode, private_key, public_key_of, sign, unbundle
+from tests.mesh.fleet import Fleet
 
 SECOND = 1_000_000_000
 ATTACHMENT = 1_000
@@ -50,3 +54,21 @@ def test_the_keeper_is_in_the_next_message_to_each_peer_when_it_is_newer() -> No
     assert "n07" not in sent(store, "n07"), "it knows itself"
     told = [sent(store, "n01") for _ in range(6)]
     assert sum("n07" in owners for owners in told) <= 2, "the others have their turn, too"
+
+
+def test_news_of_keys_are_said_now_and_then_however_often_a_member_makes_them() -> None:
+    said: list[str] = []
+    fleet = Fleet(["n0", "n1", "n2"], 3)
+    fleet.run(20)
+    member = fleet.members["n0"]
+    membership, now = member.membership, member.oscillator.raw(fleet.true_ns)
+    membership._say = lambda text, warning: said.append(text)
+    described = fleet.members["n1"].node.describe()
+    for number in range(50):
+        key = private_key(bytes([number + 1]) * 32)
+        forged = replace(decode(signed("n2", 9)), public_key=public_key_of(key), sequence=1 << 50)
+        attachment = bytes(38) + bundle([sign(forged, key)])
+        membership.heard(Proofs(described, "udp", "n1", (), (), None, attachment), now + number * SECOND // 10)
+    assert membership.store.counters["key_changed"] >= 50
+    assert len(said) == 1
+    assert "n2" in said[0]
