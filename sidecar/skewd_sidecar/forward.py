@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from skewd.ports import is_loopback
 from skewd_sidecar.endpoint import Destination, EndpointError, reached_listener
-from skewd_sidecar.gateway import Signal
+from skewd_sidecar.gateway import Metadata, Signal
 from skewd_sidecar.outcome import INTERNAL, UNAVAILABLE, UNIMPLEMENTED, Outcome
 
 if TYPE_CHECKING:
@@ -42,12 +42,13 @@ log = logging.getLogger(__name__)
 class Forwarder(Protocol):
     """Sends requests of one signal to one next hop."""
 
-    async def send(self, body: bytes, timeout_s: float | None) -> Outcome:
+    async def send(self, body: bytes, timeout_s: float | None, metadata: Metadata = ()) -> Outcome:
         """One attempt; never raises for what the next hop or the network does.
 
         Args:
             body: the serialized export request.
             timeout_s: what the exporter still waits; the destination's own limit applies too.
+            metadata: sent beside the destination's own headers, which win.
         """
         ...
 
@@ -95,17 +96,20 @@ class GrpcForwarder:
         self._call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(
             f"/{signal.grpc_service}/Export", request_serializer=None, response_deserializer=None
         )
-        self._metadata = destination.headers or None
+        self._own = dict(destination.headers)
 
-    async def send(self, body: bytes, timeout_s: float | None) -> Outcome:
+    async def send(self, body: bytes, timeout_s: float | None, metadata: Metadata = ()) -> Outcome:
         limit = self._destination.timeout_s if timeout_s is None else min(timeout_s, self._destination.timeout_s)
         try:
-            return Outcome.delivered(await self._call(body, timeout=limit, metadata=self._metadata))
+            return Outcome.delivered(await self._call(body, timeout=limit, metadata=self._headers(metadata)))
         except self._error as error:
             trailing: Any = error.trailing_metadata()  # the stubs' type is not the one that is returned
             details = trailing.get(_STATUS_DETAILS) if trailing is not None else None
             code = error.code().value[0]
             return Outcome.failed(code, f"{self._destination}: {error.details() or error.code().name}", details)
+
+    def _headers(self, metadata: Metadata) -> Metadata | None:
+        return tuple({**dict(metadata), **self._own}.items()) or None
 
     async def close(self) -> None:
         await self._channel.close(None)
@@ -137,14 +141,19 @@ class HttpForwarder:
             },
             cookie_jar=aiohttp.DummyCookieJar(),
         )
+        self._own = {name.lower() for name in self._session.headers}
         self._timeout = aiohttp.ClientTimeout
 
-    async def send(self, body: bytes, timeout_s: float | None) -> Outcome:
+    async def send(self, body: bytes, timeout_s: float | None, metadata: Metadata = ()) -> Outcome:
         limit = self._destination.timeout_s if timeout_s is None else min(timeout_s, self._destination.timeout_s)
         data = gzip.compress(body, 1) if self._destination.gzip else body
         try:
             async with self._session.post(
-                self._url, data=data, timeout=self._timeout(total=limit), allow_redirects=False
+                self._url,
+                data=data,
+                headers=[(name, value) for name, value in metadata if name not in self._own],
+                timeout=self._timeout(total=limit),
+                allow_redirects=False,
             ) as response:
                 answer = bytearray()
                 async for chunk in response.content.iter_any():
@@ -191,12 +200,12 @@ class Forwarders:
         }
         self._away: set[Signal] = set()
 
-    async def send(self, signal: Signal, body: bytes, timeout_s: float | None) -> Outcome:
+    async def send(self, signal: Signal, body: bytes, timeout_s: float | None, metadata: Metadata = ()) -> Outcome:
         """One attempt, see :class:`Forwarder`; a signal without a next hop is not implemented."""
         forwarder = self._forwarders.get(signal)
         if forwarder is None:
             return Outcome.failed(UNIMPLEMENTED, f"no next hop for {signal}; give --forward for all signals")
-        outcome = await forwarder.send(body, timeout_s)
+        outcome = await forwarder.send(body, timeout_s, metadata)
         if outcome.code == UNAVAILABLE:
             if signal not in self._away:
                 self._away.add(signal)

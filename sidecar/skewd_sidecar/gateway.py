@@ -13,9 +13,13 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from enum import StrEnum
+from typing import TypeAlias
 
 from skewd.bounds.history import CorrectionSource
 from skewd_sidecar.patch import Action, PatchOptions, PatchResult, check_message, patch_traces
+
+Metadata: TypeAlias = tuple[tuple[str, str], ...]
+"""What of a request's headers goes on with it: names in lower case, sorted; only those that the settings allow."""
 
 BODY_MAX_BYTES = 16 * 1024 * 1024
 """The largest request taken, after decompression: four times what OTLP receivers take by default."""
@@ -27,16 +31,22 @@ class Signal(StrEnum):
     TRACES = "traces"
     METRICS = "metrics"
     LOGS = "logs"
+    PROFILES = "profiles"
 
     @property
     def http_path(self) -> str:
         """The path that OTLP/HTTP defines."""
-        return f"/v1/{self.value}"
+        return "/v1development/profiles" if self is Signal.PROFILES else f"/v1/{self.value}"
 
     @property
     def grpc_service(self) -> str:
         """The service that OTLP/gRPC defines; its one method is ``Export``."""
-        name = {"traces": "trace.v1.Trace", "metrics": "metrics.v1.Metrics", "logs": "logs.v1.Logs"}[self.value]
+        name = {
+            Signal.TRACES: "trace.v1.Trace",
+            Signal.METRICS: "metrics.v1.Metrics",
+            Signal.LOGS: "logs.v1.Logs",
+            Signal.PROFILES: "profiles.v1development.Profiles",
+        }[self]
         return f"opentelemetry.proto.collector.{name}Service"
 
 

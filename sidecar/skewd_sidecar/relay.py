@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from skewd_sidecar.forward import Forwarders
-from skewd_sidecar.gateway import Gateway, Signal
+from skewd_sidecar.gateway import Gateway, Metadata, Signal
 from skewd_sidecar.outcome import INVALID_ARGUMENT, UNAVAILABLE, Outcome
 from skewd_sidecar.patch import MalformedRequest
 
@@ -24,7 +24,7 @@ BYTES_MAX = 64 * 1024 * 1024
 class Handler(Protocol):
     """What a receiver hands its requests to."""
 
-    async def __call__(self, signal: Signal, body: bytes, timeout_s: float | None) -> Outcome:
+    async def __call__(self, signal: Signal, body: bytes, timeout_s: float | None, metadata: Metadata = ()) -> Outcome:
         """The answer for a decompressed export request; ``timeout_s`` is what the exporter still waits."""
         ...
 
@@ -47,7 +47,7 @@ class Relay:
         self._requests = 0
         self._bytes = 0
 
-    async def __call__(self, signal: Signal, body: bytes, timeout_s: float | None) -> Outcome:
+    async def __call__(self, signal: Signal, body: bytes, timeout_s: float | None, metadata: Metadata = ()) -> Outcome:
         size = len(body)
         if self._requests >= self._requests_max or (self._requests and self._bytes + size > self._bytes_max):
             self._gateway.undelivered(signal, "busy")
@@ -60,7 +60,7 @@ class Relay:
             except MalformedRequest as error:
                 self._gateway.undelivered(signal, "malformed")
                 return Outcome.failed(INVALID_ARGUMENT, str(error))
-            outcome = await self._forwarders.send(signal, result.body, timeout_s)
+            outcome = await self._forwarders.send(signal, result.body, timeout_s, metadata)
             if outcome.ok:
                 self._gateway.delivered(signal, result)
             else:

@@ -15,7 +15,7 @@ def shown(forward: str | None, **environment: str) -> dict[str, str]:
 
 
 def every(text: str) -> dict[str, str]:
-    return {str(signal): text.replace("*", signal) for signal in Signal}
+    return {str(signal): text.replace("/v1/*", signal.http_path) for signal in Signal}
 
 
 @pytest.mark.parametrize(
@@ -56,6 +56,7 @@ def test_signals_may_go_to_different_places() -> None:
         "traces": "https://t:443/as/it/is",
         "metrics": "http://c:4318/v1/metrics",
         "logs": "grpc://c:4318",
+        "profiles": "http://c:4318/v1development/profiles",
     }
     assert shown(None, TRACES_ENDPOINT="http://t:4318/v1/traces", ENDPOINT=" ") == {"traces": "http://t:4318/v1/traces"}
 

@@ -10,7 +10,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from skewd.bounds.history import UNSYNCHRONIZED, Correction
 from skewd_sidecar.forward import Forwarders
-from skewd_sidecar.gateway import Gateway, Signal
+from skewd_sidecar.gateway import Gateway, Metadata, Signal
 from skewd_sidecar.outcome import UNAVAILABLE, Outcome, encode_status
 from skewd_sidecar.patch import Mode, PatchOptions
 from skewd_sidecar.relay import Relay
@@ -24,7 +24,7 @@ class Held(Forwarders):
         super().__init__({})
         self.go = asyncio.Event()
 
-    async def send(self, signal: Signal, body: bytes, timeout_s: float | None) -> Outcome:
+    async def send(self, signal: Signal, body: bytes, timeout_s: float | None, metadata: Metadata = ()) -> Outcome:
         await self.go.wait()
         return Outcome.delivered(b"")
 
