@@ -479,6 +479,11 @@ def run_simulate_mesh(arguments: list[str]) -> None:
     become("python", "-m", "tests.mesh.campaign", *arguments)
 
 
+def run_bench(arguments: list[str]) -> None:
+    """the sidecar against an OpenTelemetry Collector (built once, with Go); writes docs/reports/sidecar.md"""
+    become("python", "-m", "benchmarks.sidecar.compare", *arguments)
+
+
 def run_lint(arguments: list[str]) -> None:
     """ruff"""
     become("ruff", "check", *(arguments or ["."]))
@@ -528,7 +533,7 @@ def run_pins(arguments: list[str]) -> None:
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "setup": run_setup, "demo": run_demo, "test": run_test, "lint": run_lint, "types": run_types, "wheel": run_wheel,
-    "simulate": run_simulate, "simulate-mesh": run_simulate_mesh, "clean": run_clean, "pins": run_pins,
+    "simulate": run_simulate, "simulate-mesh": run_simulate_mesh, "bench": run_bench, "clean": run_clean, "pins": run_pins,
 }  # fmt: skip
 
 
