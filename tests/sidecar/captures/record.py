@@ -80,7 +80,9 @@ async def record(language: str) -> None:
             sent = [(signal, kind.rpartition("-")[2], body) for signal, kind, body in kept]
             sent += [(each.signal.value, "protobuf", each.body) for each in collector.requests]
             if sorted(signal for signal, _, _ in sent) != ["logs", "metrics", "traces"]:
-                raise SystemExit(f"{language} over {protocol} sent {[signal for signal, _, _ in sent]}, not one of each")
+                raise SystemExit(
+                    f"{language} over {protocol} sent {[signal for signal, _, _ in sent]}, not one of each"
+                )
             for signal, kind, body in sent:
                 end = "json" if kind.endswith("json") else "bin"
                 (RECORDED / f"{language}-{protocol}-{signal}.{end}").write_bytes(body)

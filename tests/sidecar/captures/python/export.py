@@ -104,7 +104,9 @@ def main() -> None:
         body="said ünïcode",
         attributes=ATTRIBUTES,
     )
-    logger.emit(timestamp=T0 + 3, observed_timestamp=T0 + 4, body={"deep": {"list": [1, "two", None, True, b"\x00\xff"]}})
+    logger.emit(
+        timestamp=T0 + 3, observed_timestamp=T0 + 4, body={"deep": {"list": [1, "two", None, True, b"\x00\xff"]}}
+    )
     logger.emit(observed_timestamp=T0 + 5, body="no time of its own", event_name="event.named")
     logging.shutdown()
 
