@@ -90,7 +90,7 @@ const logger = logging.getLogger("capture", "2.0");
 logger.emit({ timestamp: at(1), observedTimestamp: at(2), severityNumber: SeverityNumber.INFO, severityText: "INFO",
   body: "said ünïcode", attributes, context: below });
 logger.emit({ timestamp: at(3), observedTimestamp: at(4), body: { deep: { list: [1, "two", null, true] } } });
-logger.emit({ observedTimestamp: at(5), body: "no time of its own" });
+logger.emit({ timestamp: [0, 0], observedTimestamp: at(5), body: "no time of its own" }); // else it takes its own clock
 const logs = await exporter("logs", "OTLPLogExporter");
 await new Promise((done, failed) => logs.export(records, (result) => (result.code === 0 ? done() : failed(result.error))));
 await logs.shutdown();
