@@ -143,11 +143,11 @@ def active(target: Target) -> str:
     return ", ".join(f"{key} {value}" for key, value in sorted(said.items()) if key not in ("component", "virtual"))
 
 
-def bytes_after(requests: int = 4) -> dict[tuple[str, str], float | None]:
+def bytes_after(modes: tuple[str, ...] = ("tag", "rewrite"), requests: int = 4) -> dict[tuple[str, str], float | None]:
     """Bytes a span, behind the sidecar, by mode and by ``[sidecar] attributes``; None where it has no such setting."""
     found: dict[tuple[str, str], float | None] = {}
     with targets.sink() as sink:
-        for mode in ("tag", "rewrite"):
+        for mode in modes:
             for setting in SETTINGS:
                 # The default is not named: a version without the key refuses it.
                 more = {} if setting == SETTINGS[0] else {"attributes": setting}
@@ -239,7 +239,7 @@ def written(
         parts.append(report.table(head, others))
     named = {SETTINGS[0]: "`span` (the default)", **{name: f"`{name}`" for name in SETTINGS[1:]}}
     rows = [
-        [named[setting], *(_size(sizes.get((mode, setting))) for mode in ("tag", "rewrite"))]
+        [named[setting], *(_size(sizes, mode, setting) for mode in ("tag", "rewrite"))]
         for setting in SETTINGS
         if any((mode, setting) in sizes for mode in ("tag", "rewrite"))
     ]
@@ -251,7 +251,10 @@ def written(
     return "\n\n".join(parts)
 
 
-def _size(after: float | None) -> str:
+def _size(sizes: dict[tuple[str, str], float | None], mode: str, setting: str) -> str:
+    if (mode, setting) not in sizes:
+        return ""
+    after = sizes[mode, setting]
     return "not in this version" if after is None else f"{after:.1f} (+{after - SPAN_BYTES:.1f})"
 
 
@@ -288,7 +291,7 @@ def main(argv: list[str] | None = None) -> int:
     about = versions(binary)
     if is_what:
         about.append(f"the sidecar says: {is_what}")
-    text = written(found, bytes_after(), effort, about, why_alone, cases)
+    text = written(found, bytes_after(("rewrite",)) if chosen.quick else bytes_after(), effort, about, why_alone, cases)
     if chosen.json:
         Path(chosen.json).write_text(json.dumps([asdict(one) for one in found], indent=1))
     print(text)

@@ -1,8 +1,11 @@
 """Sends one prebuilt request again and again: ``python -m benchmarks.sidecar.load`` (``--help``).
 
 A closed loop: each of ``connections x streams`` senders waits for its answer before it sends the next, as an exporter
-does. What it measures is told as one line of JSON: how many were acknowledged and how many refused, the seconds that
-took, and the time of an answer (percentiles, microseconds).
+does. With ``--rate`` an open one: so many requests a second, whatever becomes of those before, as many exporters
+together do; a request that is due while every sender waits is not sent, and counted.
+
+What it measures is told as one line of JSON: how many were acknowledged and how many refused (HTTP: with which status,
+and how many of them said when to try again), the seconds that took, the time of an answer (percentiles, microseconds).
 
 Limits: for benchmarks on loopback. HTTP/1.1 has one request at a time on a connection.
 """
@@ -14,13 +17,17 @@ import asyncio
 import json
 import re
 import time
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from benchmarks.sidecar import frames
 from benchmarks.sidecar.work import request
 
 _LENGTH = re.compile(rb"\r\ncontent-length:\s*(\d+)", re.IGNORECASE)
 _CHUNKED = re.compile(rb"\r\ntransfer-encoding:\s*chunked", re.IGNORECASE)
+_RETRY_AFTER = re.compile(rb"\r\nretry-after:", re.IGNORECASE)
 GRPC_PATH = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 STALLED_S = 60.0
 
@@ -37,6 +44,9 @@ class Tally:
     under_way: int = 0
     done: asyncio.Event = field(default_factory=asyncio.Event)
     problem: str = ""
+    paced: bool = False
+    statuses: Counter[str] = field(default_factory=Counter)
+    retry_after: int = 0
 
     def next(self) -> bool:
         """Whether one more is to be sent."""
@@ -79,7 +89,16 @@ class HttpSender(asyncio.Protocol):
         self._transport = transport
         transport.set_write_buffer_limits(high=1 << 24)
 
+    def close(self) -> None:
+        self._transport.abort()
+
+    @property
+    def free(self) -> bool:
+        """Whether it may send one more."""
+        return not self._sent_ns
+
     def begin(self) -> None:
+        """Sends one, if one more is to be sent."""
         if self._tally.next():
             self._sent_ns = time.monotonic_ns()
             self._transport.write(self._request)
@@ -98,8 +117,13 @@ class HttpSender(asyncio.Protocol):
             if len(self._held) < end + 4 + (int(length[1]) if length else 0):
                 return
         self._held = b""
-        self._tally.answered(head[9:12] == b"200", time.monotonic_ns() - self._sent_ns)
-        self.begin()
+        status = head[9:12].decode()
+        self._tally.statuses[status] += 1
+        self._tally.retry_after += _RETRY_AFTER.search(head) is not None
+        took, self._sent_ns = time.monotonic_ns() - self._sent_ns, 0
+        self._tally.answered(status == "200", took)
+        if not self._tally.paced:
+            self.begin()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self._tally.done.is_set():
@@ -132,8 +156,17 @@ class GrpcSender(asyncio.Protocol):
         transport.set_write_buffer_limits(high=1 << 24)
         transport.write(frames.PREFACE + frames.settings(table=0))
 
+    def close(self) -> None:
+        self._transport.abort()
+
+    @property
+    def free(self) -> bool:
+        """Whether it may make one more call."""
+        return len(self._began) < self._streams
+
     def begin(self) -> None:
-        for _ in range(self._streams):
+        """Makes as many calls as it may; one, if they are paced."""
+        for _ in range(1 if self._tally.paced else self._streams):
             self._call()
 
     def _call(self) -> None:
@@ -182,7 +215,8 @@ class GrpcSender(asyncio.Protocol):
                 took = time.monotonic_ns() - self._began.pop(stream)
                 self._tally.answered(stream in self._answered, took)
                 self._answered.discard(stream)
-                self._call()
+                if not self._tally.paced:
+                    self._call()
 
     def _settings(self, said: dict[int, int]) -> None:
         more = said.get(4, self._stream_window) - self._stream_window
@@ -208,15 +242,22 @@ class GrpcSender(asyncio.Protocol):
 
 
 async def run(
-    protocol: str, port: int, body: bytes, requests: int, connections: int, streams: int, seconds: float = float("inf")
-) -> dict[str, float]:
-    """Sends ``requests`` of them, or for so many seconds.
+    protocol: str,
+    port: int,
+    body: bytes,
+    requests: int,
+    connections: int,
+    streams: int,
+    seconds: float = float("inf"),
+    rate: float | None = None,
+) -> dict[str, Any]:
+    """Sends ``requests`` of them, or for so many seconds; ``rate`` a second, or as fast as they are answered.
 
     Raises:
         RuntimeError: a connection broke, or no answer came for ``STALLED_S``.
     """
     loop = asyncio.get_running_loop()
-    tally = Tally(requests)
+    tally = Tally(requests, paced=rate is not None)
     authority = f"127.0.0.1:{port}"
     senders: list[HttpSender | GrpcSender] = []
     for _ in range(connections):
@@ -231,8 +272,13 @@ async def run(
             senders.append(grpc)
     began = time.monotonic()
     tally.until = began + seconds
-    for sender in senders:
-        sender.begin()
+    unsent = 0
+    if rate is None:
+        for sender in senders:
+            sender.begin()
+    else:
+        unsent = await pace(tally, senders, rate)
+    sent = time.monotonic()
     answers = -1
     while not tally.done.is_set():
         try:
@@ -242,6 +288,8 @@ async def run(
                 raise RuntimeError(f"no answer for {STALLED_S:g} s, {tally.under_way} requests under way") from None
             answers = len(tally.waits_ns)
     took = time.monotonic() - began
+    for sender in senders:
+        sender.close()
     if tally.problem:
         raise RuntimeError(tally.problem)
     waits = sorted(tally.waits_ns)
@@ -250,10 +298,36 @@ async def run(
         "ok": tally.ok,
         "refused": tally.refused,
         "seconds": took,
+        "unsent": unsent,
+        "drain_s": 0.0 if rate is None else began + took - sent,
+        "statuses": dict(tally.statuses),
+        "retry_after": tally.retry_after,
         "p50_us": waits[len(waits) // 2] / 1000,
         "p99_us": waits[len(waits) * 99 // 100] / 1000,
         "own_cpu_s": used,
     }
+
+
+async def pace(tally: Tally, senders: Sequence[HttpSender | GrpcSender], rate: float) -> int:
+    """Sends at a rate until the tally's end; how many were due while every sender waited for an answer."""
+    began, due, unsent, turn = time.monotonic(), 0, 0, 0
+    while tally.left > 0 and (now := time.monotonic()) < tally.until and not tally.problem:
+        while due < (now - began) * rate:
+            due += 1
+            for _ in senders:
+                turn = (turn + 1) % len(senders)
+                if senders[turn].free:
+                    senders[turn].begin()
+                    break
+            else:
+                unsent += 1
+        await asyncio.sleep(0.002)
+    tally.left = 0
+    tally.paced = False  # what is answered from here on may find that it was the last
+    for sender in senders:
+        if sender.free:
+            sender.begin()
+    return unsent
 
 
 def main() -> None:
@@ -263,6 +337,7 @@ def main() -> None:
     parser.add_argument("--spans", type=int, required=True)
     parser.add_argument("--requests", type=int, default=1 << 62)
     parser.add_argument("--seconds", type=float, default=float("inf"))
+    parser.add_argument("--rate", type=float, help="requests a second, answered or not")
     parser.add_argument("--connections", type=int, default=8)
     parser.add_argument("--streams", type=int, default=2, help="calls at a time on a gRPC connection")
     chosen = parser.parse_args()
@@ -274,6 +349,7 @@ def main() -> None:
         chosen.connections,
         chosen.streams,
         chosen.seconds,
+        chosen.rate,
     )
     print(json.dumps(asyncio.run(answer)))
 

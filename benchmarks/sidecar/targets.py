@@ -236,14 +236,20 @@ def collector(binary: Path, protocol: str, to: int) -> Iterator[Target]:
         yield Target(child.pid, ports)
 
 
-def load(protocol: str, port: int, spans: int, **options: float) -> dict[str, float]:
-    """Runs the load generator (see ``load.py``) to its end."""
+def load_words(protocol: str, port: int, spans: int, **options: float) -> list[str]:
+    """The load generator's command (see ``load.py``)."""
     words = [sys.executable, "-m", "benchmarks.sidecar.load", "--protocol", protocol]
     words += ["--port", str(port), "--spans", str(spans)]
     for name, value in options.items():
         words += [f"--{name}", str(value)]
+    return words
+
+
+def load(protocol: str, port: int, spans: int, **options: float) -> dict[str, Any]:
+    """Runs the load generator to its end."""
+    words = load_words(protocol, port, spans, **options)
     done = subprocess.run(words, env=clean_environment(), capture_output=True, text=True, cwd=ROOT)
     if done.returncode:
         raise Broken(f"the load generator: {done.stderr.strip()[-800:]}")
-    said: dict[str, float] = json.loads(done.stdout)
+    said: dict[str, Any] = json.loads(done.stdout)
     return said

@@ -69,7 +69,7 @@ def written(results: Path, missing: list[str]) -> str:
         "Jaeger's `/api/v3` tells our times and integers exactly. `/api/traces`, which its pages use, tells times in "
         "whole microseconds, integers up to 2^53 as numbers and larger ones as strings: nothing of ours is rounded "
         "there but the times themselves. A trace with an infinite attribute, which JSON cannot say, it does not tell "
-        "at all (500), with a sidecar and without.",
+        "at all (500; `/api/v3` does), with a sidecar and without.",
         *(f"**Not run**: {one}." for one in missing),
         report.table(["what", "which", "outcome"], rows),
     ]
