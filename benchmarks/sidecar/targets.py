@@ -69,7 +69,7 @@ def build_collector(given: str | None = None) -> Path:
         raise NoCollector("Go is not installed, and the Collector is built with it")
     folder.mkdir(parents=True, exist_ok=True)
     env = {**os.environ, "GOBIN": str(BUILT / "tools"), "GOFLAGS": "-mod=mod", "CGO_ENABLED": "0"}
-    (folder / "builder.yaml").write_bytes(plan)
+    (folder / "builder.yaml").write_bytes(plan.replace(b"dist:\n", b"dist:\n  output_path: ./distribution\n", 1))
     log = folder / "build.log"
     print("bench: building the Collector (once, some minutes)", file=sys.stderr, flush=True)
     steps = [
@@ -89,11 +89,10 @@ def build_collector(given: str | None = None) -> Path:
             if done.returncode:
                 last = log.read_text(errors="replace").strip().splitlines()[-1:]
                 raise NoCollector(f"the Collector could not be built: {''.join(last)[:300]} ({log})")
-    for made in folder.glob("*/otelcol-bench"):  # a folder of the builder's own choice
-        made.rename(folder / "otelcol-bench.new")
-        (folder / "otelcol-bench.new").rename(binary)
-    if not binary.exists():
+    made = folder / "distribution" / "otelcol-bench"
+    if not made.exists():
         raise NoCollector(f"the builder left no binary ({log})")
+    made.rename(binary)
     return binary
 
 
