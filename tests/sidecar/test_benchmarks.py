@@ -58,7 +58,9 @@ def test_the_bench_runs_on_this_checkout(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "all.json").read_text())
     assert {(one["target"], one["case"]) for one in found} == {
-        (target, case) for target in ("sink", "sidecar") for case in ("gRPC, 512 spans", "HTTP, 10 spans")
+        (target, case)
+        for target in ("sink", "sidecar", "sidecar, minimal")
+        for case in ("gRPC, 512 spans", "HTTP, 10 spans")
     }
     assert all(one["cpu_s_per_million"] > 0 and one["peak_bytes"] > 0 for one in found if one["target"] == "sidecar")
     text = (tmp_path / "report.md").read_text()
@@ -67,14 +69,14 @@ def test_the_bench_runs_on_this_checkout(tmp_path: Path) -> None:
 
 
 def measured(target: str, cost: float, peak: int) -> list[Measured]:
-    return [Measured(target, case.name, cost, cost, 1e5, peak, peak, 500) for case in CASES for _ in range(3)]
+    return [Measured(target, case.name, cost, cost, 1e5, peak, peak, 500, 500) for case in CASES for _ in range(3)]
 
 
 def test_ratios_say_what_is_reached_and_what_is_not() -> None:
     found = measured("sidecar", 1.0, 50 << 20) + measured("Collector", 4.0, 60 << 20) + measured("sink", 0, 0)
     text = compare.written(found, {}, compare.Effort(), ["a version"], None)
-    assert "| gRPC, 512 spans | 4.00 | 3 | yes | 1.20 | yes |" in text
-    assert "| HTTP, 512 spans | 4.00 | 8 | **no** | 1.20 | yes |" in text
+    assert "| gRPC, 512 spans | sidecar | 4.00 | 3 | yes | 1.20 | yes |" in text
+    assert "| HTTP, 512 spans | sidecar | 4.00 | 8 | **no** | 1.20 | yes |" in text
     assert report.spread([1, 3, 2]) == "2.00 (1.00 to 3.00)"
 
 
