@@ -367,7 +367,7 @@ async def test_a_partial_success_comes_back(onward: str) -> None:
         (grpc.StatusCode.INVALID_ARGUMENT, "400"),
         (grpc.StatusCode.PERMISSION_DENIED, "403"),
         (grpc.StatusCode.UNAUTHENTICATED, "401"),
-        (grpc.StatusCode.RESOURCE_EXHAUSTED, "429"),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, "413"),  # without a RetryInfo it is final
         (grpc.StatusCode.UNAVAILABLE, "503"),
         (grpc.StatusCode.ABORTED, "503"),
         (grpc.StatusCode.INTERNAL, "500"),

@@ -88,6 +88,7 @@ def _export(signal: Signal, handler: Handler) -> Callable[[bytes, _Context], Awa
 
 
 async def _abort(context: _Context, outcome: Outcome) -> NoReturn:
-    trailing = (("grpc-status-details-bin", outcome.details),) if outcome.details is not None else ()
+    details = outcome.grpc_details()
+    trailing = (("grpc-status-details-bin", details),) if details is not None else ()
     await context.abort(_CODES.get(outcome.code, grpc.StatusCode.UNKNOWN), outcome.message, trailing)
     raise AssertionError("abort returned")

@@ -29,6 +29,7 @@ from skewd_sidecar.outcome import (
 )
 from skewd_sidecar.receive.listen import BACKLOG, bind_tcp, name_of
 from skewd_sidecar.relay import BYTES_MAX, REQUESTS_MAX, Handler
+from skewd_sidecar.rpc_status import write_retry_after
 
 CONCURRENT_MAX = 4 * REQUESTS_MAX
 READ_S = 30.0
@@ -198,5 +199,5 @@ def _is_json(request: web.BaseRequest) -> bool:
 def _response(outcome: Outcome) -> web.Response:
     if outcome.ok:
         return web.Response(body=outcome.body, content_type=_PROTOBUF)
-    headers = {"Retry-After": outcome.retry_after} if outcome.retry_after is not None else None
+    headers = {"Retry-After": write_retry_after(outcome.retry_after_s)} if outcome.retry_after_s is not None else None
     return web.Response(status=outcome.http_status, body=outcome.status_body(), content_type=_PROTOBUF, headers=headers)
