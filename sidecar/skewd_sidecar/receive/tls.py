@@ -168,22 +168,17 @@ def _read(files: TlsFiles) -> TlsMaterial:
 
 
 def _content(key: str, path: Path, mark: str) -> bytes:
+    setting = f"--{key.replace('_', '-')} or [sidecar] {key}"
     try:
         with path.open("rb") as file:
             content = file.read(FILE_MAX_BYTES + 1)
     except OSError as error:
         fix = "make it readable for the sidecar's user" if isinstance(error, PermissionError) else "correct the path"
-        raise TlsError(
-            f"--{key.replace('_', '-')} or [sidecar] {key}: '{path}' cannot be read: {error.strerror or error}; {fix}"
-        ) from None
+        raise TlsError(f"{setting}: '{path}' cannot be read: {error.strerror or error}; {fix}") from None
     if len(content) > FILE_MAX_BYTES:
-        raise TlsError(
-            f"--{key.replace('_', '-')} or [sidecar] {key}: '{path}' is larger than {FILE_MAX_BYTES} bytes; is it the right file?"
-        )
+        raise TlsError(f"{setting}: '{path}' is larger than {FILE_MAX_BYTES} bytes; is it the right file?")
     if mark.encode() not in content:
-        raise TlsError(
-            f"--{key.replace('_', '-')} or [sidecar] {key}: '{path}' has no '{mark}' in it; give a file in PEM"
-        )
+        raise TlsError(f"{setting}: '{path}' has no '{mark}' in it; give a file in PEM")
     return content
 
 
