@@ -129,7 +129,7 @@ def test_any_message_in_any_form_becomes_the_bytes_that_protobuf_writes(signal: 
         wanted = message.SerializeToString(deterministic=True)
         assert to_protobuf(signal, body) == wanted
         seen += len(wanted)
-    assert seen > 200_000, "the messages are worth comparing"
+    assert seen > 100_000, "the messages are worth comparing"
 
 
 def span(fields: dict[str, Any]) -> bytes:

@@ -15,7 +15,8 @@ from typing import Protocol
 from skewd_sidecar.gateway import Metadata
 from skewd_sidecar.hop import HOP_HEADER
 
-METADATA_MAX_BYTES = 8 * 1024
+METADATA_MAX_BYTES = 4 * 1024
+"""Half of what gRPC itself takes of all headers."""
 
 
 class MetadataRefused(ValueError):
