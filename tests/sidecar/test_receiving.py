@@ -633,15 +633,21 @@ async def test_a_grpc_call_that_never_sends_its_request_is_ended(monkeypatch: py
         assert (await call(running, traces()))[0] == "OK"
 
 
-async def test_noise_is_answered_counted_and_hardly_logged(caplog: pytest.LogCaptureFixture) -> None:
-    async with grpc_collector() as behind, sidecar(forward=behind.url) as running, asyncio.timeout(LIMIT_S):
+async def test_noise_is_answered_counted_and_hardly_logged(
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async with observed() as (_, running), asyncio.timeout(LIMIT_S):
         for number in range(20):
             reader, writer = await connect(running)
-            writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n" + bytes((number,)) + b": \r\n\r\n")
+            noise = b"\x16\x03\x01\x02\x00" if number % 2 else b"GET / HTTP/1.1\r\nHost: x\r\n\x01: \r\n\r\n"
+            writer.write(noise)
             assert b" 400 " in await reader.readline()
             writer.close()
         assert (await post(running, traces(), PROTOBUF))[0] == 200
-    assert len(caplog.records) <= 2
+        assert 'skewd_refused_requests_total{reason="not_http"} 20.0' in (await metrics(running)).splitlines()
+    said = "".join(capfd.readouterr()).splitlines() + [each.message for each in caplog.records]
+    assert len([each for each in said if "is not HTTP" in each]) == 1
+    assert len(said) <= 2
 
 
 # ---------------------------------------------------------------------------------------------------- health

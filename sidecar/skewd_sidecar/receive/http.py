@@ -80,8 +80,16 @@ class _Refused(Exception):
 class _ServerLog(logging.Logger):
     """What aiohttp would say with a stack trace each time: what is no HTTP, and what should not happen."""
 
+    def __init__(self, counts: Counts) -> None:
+        super().__init__(__name__)
+        self._counts = counts
+
+    def debug(self, msg: object, *args: object, **more: Any) -> None:
+        self._counts.refused["not_http"] += 1  # another protocol altogether, as TLS
+
     def exception(self, msg: object, *args: object, exc_info: Any = None, **more: Any) -> None:
         if isinstance(exc_info, HttpProcessingError):
+            self._counts.refused["not_http"] += 1
             log.warning("what arrived is not HTTP", setting=SETTING, why=str(exc_info.message)[:200])
         else:
             log.warning("a request failed unexpectedly", why=repr(exc_info)[:200], exc_info=True)
@@ -118,7 +126,7 @@ class HttpReceiver:
         self._file: UnixSocketFile | None = None
         self._converter: ThreadPoolExecutor | None = None
         server = _Server(
-            self._answer, access_log=None, auto_decompress=False, keepalive_timeout=IDLE_S, logger=_ServerLog(__name__)
+            self._answer, access_log=None, auto_decompress=False, keepalive_timeout=IDLE_S, logger=_ServerLog(counts)
         )
         server.counts, server.connections_max = counts, CONNECTIONS_MAX
         self._runner = web.ServerRunner(server, shutdown_timeout=_FORCE_S)
