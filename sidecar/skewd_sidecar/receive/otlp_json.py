@@ -42,6 +42,7 @@ CONTAINERS_MAX = 1_000_000
 
 _EXACT_MAX = 1 << 53  # floats above it skip integers
 _FLOAT_TEXT_MAX = 400  # digits; more say nothing that a double holds
+_SMALL = tuple(bytes((value,)) for value in range(0x80))
 
 _REQUESTS: dict[Signal, type[Message]] = {
     Signal.TRACES: trace_service_pb2.ExportTraceServiceRequest,
@@ -150,17 +151,18 @@ def _encode_message(table: _Table, tree: dict[str, Any], depth: int) -> bytes:
         raise _BadValue(f"nested deeper than {DEPTH_MAX}")
     fields = table.fields
     parts: dict[int, tuple[int, bytes]] = {}
-    for key, value in tree.items():
-        entry = fields.get(key)
-        if entry is None or value is None:
-            continue
-        number, group, encode = entry
-        if group in parts:
-            raise _BadValue("is there twice, or beside another of which only one can be", key[:60])
-        try:
+    key = ""
+    try:
+        for key, value in tree.items():
+            entry = fields.get(key)
+            if entry is None or value is None:
+                continue
+            number, group, encode = entry
+            if group in parts:
+                raise _BadValue("is there twice, or beside another of which only one can be")
             parts[group] = number, encode(value, depth)
-        except _BadValue as error:
-            raise error.within(key) from None
+    except _BadValue as error:
+        raise error.within(key[:60]) from None
     if len(parts) == 1:
         return next(iter(parts.values()))[1]
     return b"".join([content for _, content in sorted(parts.values())])
@@ -173,6 +175,8 @@ def _writer(field: FieldDescriptor) -> _Encode:
         return _messages(field, field.message_type)
     write, wire = _scalar(field)
     tag = _varint(field.number << 3 | wire)
+    if field.type == FieldDescriptor.TYPE_STRING and not field.is_repeated:
+        return _one_text(tag, kept=field.has_presence)
     if field.is_repeated:
         if wire == 2:
             return _each(lambda value: tag + _delimited(write(value)))
@@ -186,6 +190,22 @@ def _writer(field: FieldDescriptor) -> _Encode:
         if content == absent:
             return b""
         return tag + _delimited(content) if wire == 2 else tag + content
+
+    return encode
+
+
+def _one_text(tag: bytes, *, kept: bool) -> _Encode:
+    """The commonest field by far, written out; ``kept``: even if it is empty."""
+    heads = tuple(tag + size for size in _SMALL)
+
+    def encode(value: Any, depth: int) -> bytes:
+        if not isinstance(value, str):
+            raise _BadValue(f"{_shown(value)} is not text")
+        content = value.encode()
+        size = len(content)
+        if size < 0x80:
+            return heads[size] + content if size or kept else b""
+        return tag + _varint(size) + content
 
     return encode
 
@@ -423,7 +443,7 @@ _INTEGERS: Mapping[int, tuple[Callable[[Any], bytes], int]] = {
 
 def _varint(value: int) -> bytes:
     if value < 0x80:
-        return bytes((value,))
+        return _SMALL[value]
     out = bytearray()
     while value >= 0x80:
         out.append(value & 0x7F | 0x80)
