@@ -194,11 +194,15 @@ class HttpReceiver:
         self._active += 1
         self._idle.clear()
         try:
-            signal = self._check(request)
+            signal, is_json, encoding = self._check(request)
             metadata = self._metadata(request)
-            if request.content_type == _JSON:
-                return await self._answer_json(signal, request, metadata)
-            body, since_s = await self._body(request)
+            if is_json:
+                return await self._answer_json(signal, encoding, request, metadata)
+            body = await self._body(request)
+            since_s = None
+            if encoding:
+                since_s = time.perf_counter()
+                body = self._decompressed(encoding, body)
             self._received("protobuf", body)
             outcome = await self._handler(signal, body, None, metadata, since_s=since_s)
         except _Refused as refused:
@@ -209,8 +213,13 @@ class HttpReceiver:
                 self._idle.set()
         return _response(outcome, None)
 
-    async def _answer_json(self, signal: Signal, request: web.BaseRequest, metadata: Metadata) -> web.StreamResponse:
-        text, since_s = await self._body(request)
+    async def _answer_json(
+        self, signal: Signal, encoding: str, request: web.BaseRequest, metadata: Metadata
+    ) -> web.StreamResponse:
+        text = await self._body(request)
+        since_s = time.perf_counter()
+        if encoding:
+            text = self._decompressed(encoding, text)
         size = len(text)
         if self._held + size > BYTES_MAX and self._held:
             raise self._too_many_bytes()
@@ -244,8 +253,12 @@ class HttpReceiver:
         self._counts.received["http", encoding] += 1
         self._counts.received_bytes["http"] += len(body)
 
-    def _check(self, request: web.BaseRequest) -> Signal:
-        """What can be said from the head of the request alone."""
+    def _check(self, request: web.BaseRequest) -> tuple[Signal, bool, str]:
+        """What the head of the request says: the signal, whether it is JSON, and how it is compressed (empty: not).
+
+        Raises:
+            _Refused: what can be refused by the head alone.
+        """
         signal = _SIGNALS.get(request.path)
         if signal is None:
             where = f"nothing is at {request.path[:100]}; POST to {', '.join(_SIGNALS)}"
@@ -253,15 +266,18 @@ class HttpReceiver:
         if request.method != "POST":
             what = f"{request.method} is not for {request.path}; POST an export request"
             raise _Refused(405, UNIMPLEMENTED, "path", what)
-        if request.content_type not in (_PROTOBUF, _JSON):
-            given = request.headers.get("Content-Type", "missing")[:100]
+        headers = request.headers
+        # Nearly all say just this; the rest is for a parser.
+        is_json = headers.get("Content-Type") != _PROTOBUF and request.content_type != _PROTOBUF
+        if is_json and request.content_type != _JSON:
+            given = headers.get("Content-Type", "missing")[:100]
             raise _Refused(
                 415,
                 INVALID_ARGUMENT,
                 "content_type",
                 f"the content type is {given}; send {_PROTOBUF} or {_JSON}",
             )
-        encoding = _encoding(request)
+        encoding = headers.get("Content-Encoding", "").strip().lower()
         if encoding not in _ENCODINGS:
             raise _Refused(
                 415,
@@ -271,7 +287,7 @@ class HttpReceiver:
             )
         if (request.content_length or 0) > self._body_max:
             raise self._too_large()
-        return signal
+        return signal, is_json, "" if encoding == "identity" else encoding
 
     def _metadata(self, request: web.BaseRequest) -> Metadata:
         try:
@@ -279,15 +295,27 @@ class HttpReceiver:
         except MetadataRefused as error:
             raise _Refused(431, INVALID_ARGUMENT, "metadata", str(error)) from None
 
-    async def _body(self, request: web.BaseRequest) -> tuple[bytes, float | None]:
-        """The body, decompressed, and when it had arrived if there was something to do with it since."""
+    async def _body(self, request: web.BaseRequest) -> bytes:
+        """
+        Raises:
+            _Refused: it is too large, too slow, or cut short.
+        """
+        content = request.content
+        if content.is_eof():  # as usual, it came together with its head
+            try:
+                body = content.read_nowait()
+            except (aiohttp.ClientError, web.RequestPayloadError, OSError):
+                raise self._cut_short() from None
+            if len(body) > self._body_max:
+                raise self._too_large()
+            return body
         if request.headers.get("Expect", "").lower() == "100-continue":
             await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         chunks = []
         size = 0
         try:
             async with asyncio.timeout(READ_S):
-                async for chunk in request.content.iter_any():
+                async for chunk in content.iter_any():
                     size += len(chunk)
                     self._held += len(chunk)
                     if size > self._body_max:
@@ -299,16 +327,17 @@ class HttpReceiver:
             why = f"the body did not arrive within {READ_S:g} s; try again"
             raise _Refused(503, UNAVAILABLE, "slow", why) from None
         except (aiohttp.ClientError, web.RequestPayloadError, OSError):
-            why = "the connection ended before the body did"
-            raise _Refused(400, INVALID_ARGUMENT, "cut_short", why) from None
+            raise self._cut_short() from None
         finally:
             self._held -= size
-        body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-        encoding = _encoding(request)
-        if encoding in ("identity", ""):
-            return body, time.perf_counter() if request.content_type == _JSON else None
-        since_s = time.perf_counter()
-        return (self._gunzip(body) if encoding == "gzip" else self._inflate(body)), since_s
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    def _decompressed(self, encoding: str, body: bytes) -> bytes:
+        """
+        Raises:
+            _Refused: it is too large, or not what was announced.
+        """
+        return self._gunzip(body) if encoding == "gzip" else self._inflate(body)
 
     def _gunzip(self, body: bytes) -> bytes:
         """All members of a gzip stream, each complete, together within the limit."""
@@ -360,6 +389,10 @@ class HttpReceiver:
     def _too_many_bytes() -> _Refused:
         return _Refused(503, UNAVAILABLE, "busy", "the sidecar has too many bytes under way; try again")
 
+    @staticmethod
+    def _cut_short() -> _Refused:
+        return _Refused(400, INVALID_ARGUMENT, "cut_short", "the connection ended before the body did")
+
     def _refusal(self, request: web.BaseRequest, refused: _Refused) -> web.Response:
         self._counts.refused[refused.reason] += 1
         delay_s = BUSY_RETRY_AFTER_S if refused.http_status == 503 else None
@@ -375,10 +408,6 @@ class HttpReceiver:
         if self._closing:
             response.force_close()
         return response
-
-
-def _encoding(request: web.BaseRequest) -> str:
-    return request.headers.get("Content-Encoding", "").strip().lower()
 
 
 def _response(outcome: Outcome, json_of: Signal | None) -> web.Response:
