@@ -431,6 +431,8 @@ def sidecar(
     loaded = _load(config, override)
     settings = loaded.config.sidecar
     _configure_logs(loaded.config)
+    # Otherwise gRPC's core writes a line of its own for each handshake that fails, as often as a network likes.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     from skewd_sidecar.patch import Mode
     from skewd_sidecar.service import SidecarSettings, TlsFiles, serve
 
