@@ -108,10 +108,9 @@ def measure(name: str, target: Target, sink: Sink, case: Case, effort: Effort) -
     )
 
 
-def session(binary: Path | None, effort: Effort, cases: tuple[Case, ...]) -> tuple[list[Measured], str]:
-    """All measurements, the targets in turn; and what the sidecar said that it is."""
+def session(binary: Path | None, effort: Effort, cases: tuple[Case, ...]) -> list[Measured]:
+    """All measurements, the targets in turn."""
     found: list[Measured] = []
-    is_what = ""
     with targets.sink() as sink:
         for repetition in range(effort.repetitions):
             for case in cases:
@@ -123,7 +122,6 @@ def session(binary: Path | None, effort: Effort, cases: tuple[Case, ...]) -> tup
                 for name in names if repetition % 2 else reversed(names):
                     with started(name, binary, case, sink) as target:
                         found.append(measure(name, target, sink, case, effort))
-                        is_what = active(target) or is_what
                     one = found[-1]
                     print(
                         f"bench: {one.case:15} {name:16} {one.cpu_s_per_million:6.2f} CPU-s per million spans, "
@@ -131,7 +129,7 @@ def session(binary: Path | None, effort: Effort, cases: tuple[Case, ...]) -> tup
                         file=sys.stderr,
                         flush=True,
                     )
-    return found, is_what
+    return found
 
 
 def started(name: str, binary: Path | None, case: Case, sink: Sink) -> contextlib.AbstractContextManager[Target]:
@@ -145,9 +143,14 @@ def started(name: str, binary: Path | None, case: Case, sink: Sink) -> contextli
 
 def active(target: Target) -> str:
     """Which kernel and transport a sidecar says that it uses, from its metrics; empty for others."""
-    labels = re.findall(r"^skewd_build_info\{(.*)\}", target.scrape(), re.MULTILINE)
-    said = dict(re.findall(r'(\w+)="([^"]*)"', labels[0])) if labels else {}
-    return ", ".join(f"{key} {value}" for key, value in sorted(said.items()) if key not in ("component", "virtual"))
+    found = []
+    for line in re.findall(r"^skewd_(?:build|transport)_info\{(.*)\}", target.scrape(), re.MULTILINE):
+        said = dict(re.findall(r'(\w+)="([^"]*)"', line))
+        if "side" in said:
+            found.append(f"gRPC {said['side']} {said.get('transport')}")
+        else:
+            found += [f"{key} {value}" for key, value in sorted(said.items()) if key not in ("component", "virtual")]
+    return ", ".join(found)
 
 
 def bytes_after(requests: int = 4) -> dict[tuple[str, str], float | None]:
@@ -299,10 +302,10 @@ def main(argv: list[str] | None = None) -> int:
         except NoCollector as error:
             why_alone = str(error)
             print(f"bench: the sidecar alone: {error}", file=sys.stderr, flush=True)
-    found, is_what = session(binary, effort, cases)
+    found = session(binary, effort, cases)
     about = versions(binary)
-    if is_what:
-        about.append(f"the sidecar says: {is_what}")
+    with targets.sink() as sink, targets.sidecar("grpc", sink.port, metrics=True) as target:
+        about.append(f"the sidecar says: {active(target)}")
     text = written(found, {} if chosen.quick else bytes_after(), effort, about, why_alone, cases)
     if chosen.json:
         Path(chosen.json).write_text(json.dumps([asdict(one) for one in found], indent=1))

@@ -41,6 +41,7 @@ MIB = 1 << 20
 SECONDS = 60.0
 TIMES = 3.0
 HOP_SPANS_PER_S = 20_000.0
+LIMIT_BYTES = 64 * MIB
 SOON_S = 0.25
 IN_A_ROW = 20
 RECOVERY_LIMIT_S = 30.0
@@ -68,8 +69,8 @@ class Scene:
 SCENES = (
     Scene("http", 512, HOP_SPANS_PER_S, 192, 1),
     Scene("grpc", 512, HOP_SPANS_PER_S, 24, 8),
-    Scene("http", 10, None, 256, 1),
-    Scene("grpc", 10, None, 32, 8),
+    Scene("http", 10, None, 512, 1),
+    Scene("grpc", 10, None, 64, 16),
 )
 
 
@@ -143,13 +144,24 @@ def recovered_after(target: Target, soon_s: float = SOON_S) -> float | None:
     return None
 
 
-def play(scene: Scene, seconds: float) -> dict[str, Any]:
-    """Floods one sidecar.
+def bounded(max_bytes: int) -> tuple[int, dict[str, str]]:
+    """The bound on what may be under way, and the settings that make it so (none where it is not configurable)."""
+    from skewd_sidecar.relay import BYTES_MAX
+    from skewd_sidecar.service import SidecarSettings
+
+    if "max_bytes" in SidecarSettings.__dataclass_fields__:
+        return max_bytes, {"max_bytes": str(max_bytes)}
+    return BYTES_MAX, {}
+
+
+def play(scene: Scene, seconds: float, max_bytes: int = LIMIT_BYTES) -> dict[str, Any]:
+    """Floods one sidecar, whose ``[sidecar] max_bytes`` is given.
 
     Raises:
         Broken: a process ended, or something acknowledged did not arrive.
     """
-    with targets.sink(scene.hop) as sink, targets.sidecar(scene.protocol, sink.port) as target:
+    bound, more = bounded(max_bytes)
+    with targets.sink(scene.hop) as sink, targets.sidecar(scene.protocol, sink.port, metrics=True, **more) as target:
         idle = warmed(scene, target)
         capacity = scene.hop if scene.hop is not None else own_rate(scene, target, min(3.0, seconds))
         sink.stats()
@@ -182,6 +194,7 @@ def play(scene: Scene, seconds: float) -> dict[str, Any]:
             "statuses": said["statuses"],
             "retry_after": said["retry_after"],
             "told": dict(seen.told),
+            "bound_bytes": bound,
             "idle_bytes": idle,
             "peak_bytes": seen.peak_bytes,
             "recovery_s": None if recovery is None else said["drain_s"] + recovery,
@@ -220,7 +233,7 @@ def unfit(said: dict[str, Any]) -> list[str]:
     return sorted({*(set(words) - RETRYABLE), *(word for word in said["told"] if word == "RESOURCE_EXHAUSTED")})
 
 
-def written(results: list[dict[str, Any]], seconds: float, limit_bytes: int) -> str:
+def written(results: list[dict[str, Any]], seconds: float) -> str:
     """The report's section."""
     rows = []
     for said in results:
@@ -250,7 +263,7 @@ def written(results: list[dict[str, Any]], seconds: float, limit_bytes: int) -> 
             f"`python -m benchmarks.sidecar.overload` writes this: {TIMES:g} times what can be done, for {seconds:g} s "
             f"(the module says how). {report.machine()}; {results[0]['active']}.",
             report.table([*head, "prompt again, after its end", "spans lost"], rows),
-            f"What may be under way is limited to {limit_bytes / MIB:.0f} MiB as received. What was told:",
+            f"Memory for what is under way is limited to {results[0]['bound_bytes'] / MIB:.0f} MiB. What was told:",
             "\n".join(told),
             f"**Told to drop their data**: {'; '.join(wrong)}." if wrong else "Nobody was told to drop their data.",
         ]
@@ -261,16 +274,15 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="overload", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--seconds", type=float, default=SECONDS)
     parser.add_argument("--scenes", default="0,1,2,3", help="which of them, by number; all unless given")
+    parser.add_argument("--max-bytes", type=int, default=LIMIT_BYTES, help="[sidecar] max_bytes")
     parser.add_argument("--json", metavar="FILE", help="what was measured, too")
     parser.add_argument("--out", metavar="FILE", type=Path, help="instead of the report")
     chosen = parser.parse_args(argv)
-    from skewd_sidecar.relay import BYTES_MAX
-
     results = []
     for number in map(int, chosen.scenes.split(",")):
-        results.append(play(SCENES[number], chosen.seconds))
+        results.append(play(SCENES[number], chosen.seconds, chosen.max_bytes))
         print(json.dumps(results[-1]), file=sys.stderr, flush=True)
-    text = written(results, chosen.seconds, BYTES_MAX)
+    text = written(results, chosen.seconds)
     if chosen.json:
         Path(chosen.json).write_text(json.dumps(results, indent=1))
     print(text)

@@ -199,16 +199,20 @@ class Target:
 
 
 @contextlib.contextmanager
-def sidecar(protocol: str, to: int, mode: str = "rewrite", **settings: str) -> Iterator[Target]:
-    """The sidecar of this checkout. ``settings``: keys of ``[sidecar]``, as their environment variables take them."""
+def sidecar(protocol: str, to: int, mode: str = "rewrite", metrics: bool = False, **settings: str) -> Iterator[Target]:
+    """The sidecar of this checkout. ``settings``: keys of ``[sidecar]``, as their environment variables take them.
+
+    Without metrics unless asked for, as the Collector has none.
+    """
     env = clean_environment(**{f"SKEWD_SIDECAR__{key.upper()}": value for key, value in settings.items()})
     words = [str(Path(sys.executable).with_name("skewd")), "sidecar", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0"]
-    words += ["--metrics", "127.0.0.1:0", "--mode", mode, "--forward", f"{protocol}://127.0.0.1:{to}"]
+    words += ["--metrics", "127.0.0.1:0"] if metrics else []
+    words += ["--mode", mode, "--forward", f"{protocol}://127.0.0.1:{to}"]
     words += ["--static-offset", f"{SHIFT_NS}ns", "--static-uncertainty", f"{UNCERTAINTY_NS}ns", "--node", "node-a"]
     with process(words, env, "the sidecar") as child:
         said = json.loads(line_of(child, "READY ", "the sidecar"))
         ports = {each: int(said[each].rpartition(":")[2]) for each in ("grpc", "http")}
-        yield Target(child.pid, ports, said["metrics"])
+        yield Target(child.pid, ports, said.get("metrics"))
 
 
 @contextlib.contextmanager
