@@ -138,7 +138,7 @@ def started(name: str, binary: Path | None, case: Case, sink: Sink) -> contextli
         assert binary is not None
         return targets.collector(binary, case.protocol, sink.port)
     # The default is not named.
-    return targets.sidecar(case.protocol, sink.port, **({"attributes": "minimal"} if name == SLIM else {}))
+    return targets.sidecar(case.protocol, sink.port, settings={"attributes": "minimal"} if name == SLIM else {})
 
 
 def active(target: Target) -> str:
@@ -162,7 +162,7 @@ def bytes_after(requests: int = 4) -> dict[tuple[str, str], float | None]:
                 # The default is not named: a version without the key refuses it.
                 more = {} if setting == SETTINGS[0] else {"attributes": setting}
                 try:
-                    with targets.sidecar("http", sink.port, mode, **more) as target:
+                    with targets.sidecar("http", sink.port, mode, settings=more) as target:
                         sink.stats()
                         targets.load("http", target.ports["http"], 512, requests=requests)
                         came = sink.stats()

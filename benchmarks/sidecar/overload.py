@@ -161,7 +161,10 @@ def play(scene: Scene, seconds: float, max_bytes: int = LIMIT_BYTES) -> dict[str
         Broken: a process ended, or something acknowledged did not arrive.
     """
     bound, more = bounded(max_bytes)
-    with targets.sink(scene.hop) as sink, targets.sidecar(scene.protocol, sink.port, metrics=True, **more) as target:
+    with (
+        targets.sink(scene.hop) as sink,
+        targets.sidecar(scene.protocol, sink.port, metrics=True, settings=more) as target,
+    ):
         idle = warmed(scene, target)
         capacity = scene.hop if scene.hop is not None else own_rate(scene, target, min(3.0, seconds))
         sink.stats()

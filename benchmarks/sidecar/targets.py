@@ -199,12 +199,14 @@ class Target:
 
 
 @contextlib.contextmanager
-def sidecar(protocol: str, to: int, mode: str = "rewrite", metrics: bool = False, **settings: str) -> Iterator[Target]:
+def sidecar(
+    protocol: str, to: int, mode: str = "rewrite", *, metrics: bool = False, settings: Mapping[str, str] | None = None
+) -> Iterator[Target]:
     """The sidecar of this checkout. ``settings``: keys of ``[sidecar]``, as their environment variables take them.
 
     Without metrics unless asked for, as the Collector has none.
     """
-    env = clean_environment(**{f"SKEWD_SIDECAR__{key.upper()}": value for key, value in settings.items()})
+    env = clean_environment(**{f"SKEWD_SIDECAR__{key.upper()}": value for key, value in (settings or {}).items()})
     words = [str(Path(sys.executable).with_name("skewd")), "sidecar", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0"]
     words += ["--metrics", "127.0.0.1:0"] if metrics else []
     words += ["--mode", mode, "--forward", f"{protocol}://127.0.0.1:{to}"]
