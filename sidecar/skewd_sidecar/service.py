@@ -15,17 +15,21 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from skewd.bounds.history import CorrectionSource
 from skewd.ports import format_address
-from skewd_sidecar.endpoint import EndpointError, destinations
+from skewd_sidecar.endpoint import EndpointError, next_hops
 from skewd_sidecar.forward import Forwarders
+from skewd_sidecar.forward.dead_letters import MAX_BYTES as DEAD_LETTER_MAX_BYTES
+from skewd_sidecar.forward.hops import RETRY_S
+from skewd_sidecar.forward.retry import Balance
 from skewd_sidecar.gateway import Gateway
 from skewd_sidecar.patch import Mode, PatchOptions
-from skewd_sidecar.relay import Relay
+from skewd_sidecar.relay import BYTES_MAX, Relay
 from skewd_sidecar.source import StaticSource
 
 __all__ = ["EndpointError", "SidecarSettings", "StaticSource", "serve"]
@@ -46,8 +50,15 @@ class SidecarSettings:
 
     Attributes:
         grpc, http, metrics_listen: ``host:port`` to listen on (port 0 picks one); None for none.
-        forward: the next hop, ``grpc://``, ``grpcs://``, ``http://`` or ``https://``; None for
-            ``OTEL_EXPORTER_OTLP_*``.
+        forward: the next hop, ``grpc://``, ``grpcs://``, ``http://``, ``https://`` or ``kafka://``, or several; none
+            for ``OTEL_EXPORTER_OTLP_*``.
+        balance: how several next hops share the work.
+        retry_s: how long the sidecar itself tries again, within the exporter's time.
+        forward_max_bytes: the largest request the next hop takes; 0 for what is usual for its protocol.
+        max_bytes: memory for requests under way.
+        dead_letter: a file for requests that were refused for good; None for none.
+        dead_letter_max_bytes: how long it may get.
+        kafka_properties: a file of the Kafka client's settings for TLS and SASL.
         mode: what is done to spans.
         keep_original: whether rewritten spans carry their times from before.
         attribute_prefix: what our attributes begin with.
@@ -58,7 +69,14 @@ class SidecarSettings:
     source: CorrectionSource
     grpc: str | None = None
     http: str | None = None
-    forward: str | None = None
+    forward: str | Sequence[str] | None = None
+    balance: Balance = Balance.ROUND_ROBIN
+    retry_s: float = RETRY_S
+    forward_max_bytes: int = 0
+    max_bytes: int = BYTES_MAX
+    dead_letter: Path | None = None
+    dead_letter_max_bytes: int = DEAD_LETTER_MAX_BYTES
+    kafka_properties: Path | None = None
     mode: Mode = Mode.TAG
     keep_original: bool = True
     attribute_prefix: str = "clock."
@@ -82,14 +100,21 @@ async def serve(settings: SidecarSettings, ready: Callable[[dict[str, str | None
     """
     if settings.grpc is None and settings.http is None:
         raise ValueError("nothing to listen on; give --grpc 127.0.0.1:4317, --http 127.0.0.1:4318, or both")
-    hops = destinations(settings.forward, os.environ)
+    hops = next_hops(settings.forward, os.environ, settings.forward_max_bytes)
     options = PatchOptions(settings.mode, settings.node, settings.attribute_prefix, settings.keep_original)
     gateway = Gateway(options, settings.source, socket.gethostname())
-    forwarders = Forwarders(hops)
+    forwarders = Forwarders(
+        hops,
+        balance=settings.balance,
+        retry_s=settings.retry_s,
+        dead_letter=settings.dead_letter,
+        dead_letter_max_bytes=settings.dead_letter_max_bytes,
+        kafka_properties=_properties(settings.kafka_properties),
+    )
     listeners: dict[str, _Listener | None] = {"grpc": None, "http": None, "metrics": None}
     grace_s = 0.0
     try:
-        relay = Relay(gateway, forwarders)
+        relay = Relay(gateway, forwarders, bytes_max=settings.max_bytes)
         # What listens is imported here, so that nothing unused is loaded.
         if settings.grpc is not None:
             from skewd_sidecar.receive.grpc import GrpcReceiver
@@ -114,6 +139,14 @@ async def serve(settings: SidecarSettings, ready: Callable[[dict[str, str | None
         except asyncio.CancelledError:
             await closing  # bounded by the grace: half a stop would leave ports and connections behind
             raise
+
+
+def _properties(path: Path | None) -> dict[str, str]:
+    if path is None:
+        return {}
+    from skewd.links.kafka import read_properties
+
+    return read_properties(path)
 
 
 async def _close(listeners: list[_Listener], forwarders: Forwarders, grace_s: float) -> None:

@@ -13,7 +13,7 @@ from skewd_sidecar.forward import Forwarders
 from skewd_sidecar.gateway import Gateway, Metadata, Signal
 from skewd_sidecar.outcome import UNAVAILABLE, Outcome, encode_status
 from skewd_sidecar.patch import Mode, PatchOptions
-from skewd_sidecar.relay import Relay
+from skewd_sidecar.relay import COPIES, Relay
 from skewd_sidecar.source import StaticSource
 
 
@@ -44,7 +44,7 @@ def gateway(mode: Mode = Mode.TAG) -> Gateway:
 @pytest.mark.parametrize("limit", ["requests", "bytes"])
 async def test_beyond_the_limits_it_says_try_again_and_then_takes_more(limit: str) -> None:
     held, counted, body = Held(), gateway(), request()
-    limits = {"requests_max": 2} if limit == "requests" else {"bytes_max": 2 * len(body)}
+    limits = {"requests_max": 2} if limit == "requests" else {"bytes_max": 2 * COPIES * len(body)}
     relay = Relay(counted, held, **limits)
     under_way = [asyncio.create_task(relay(Signal.TRACES, body, None)) for _ in range(2)]
     await asyncio.sleep(0)

@@ -589,7 +589,7 @@ async def test_two_sidecars_do_not_share_a_port() -> None:
         ({"grpc": None, "http": None}, "nothing to listen on"),
         ({"forward": None}, "nowhere to forward to"),
         ({"forward": "collector:4317"}, "grpc://collector:4317"),
-        ({"forward": "kafka://broker:9092"}, "Kafka"),
+        ({"forward": ["grpc://c:1", "kafka://broker:port"]}, "write for example kafka://broker:9092"),
         ({"grpc": "4317"}, "host:port"),
         ({"http": "127.0.0.1:99999"}, "host:port"),
         ({"attribute_prefix": ""}, "prefix"),
