@@ -391,7 +391,16 @@ def sidecar(
     grpc: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="OTLP/gRPC in; 'off' for none.")] = None,
     http: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="OTLP/HTTP in; 'off' for none.")] = None,
     forward: Annotated[
-        str | None, typer.Option(metavar="URL", help="Where spans go: grpc://, grpcs://, http:// or https://.")
+        list[str] | None,
+        typer.Option(
+            metavar="URL", help="Where spans go: grpc://, grpcs://, http://, https:// or kafka://; may be repeated."
+        ),
+    ] = None,
+    balance: Annotated[
+        str | None, typer.Option(metavar="HOW", help="Between several --forward: round_robin or failover.")
+    ] = None,
+    dead_letter: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Keeps requests that are refused for good.")
     ] = None,
     mode: Annotated[str | None, typer.Option(metavar="MODE", help="off, tag or rewrite.")] = None,
     metrics: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Prometheus; none by default.")] = None,
@@ -408,16 +417,21 @@ def sidecar(
 ) -> int:
     """Take OTLP from applications, correct or tag its spans, and forward it, until SIGINT or SIGTERM."""
     # What is said on the command line is written as it would be in the file, and meets the same rules.
-    said = {"grpc": grpc, "http": http, "forward": forward, "mode": mode, "stamps": stamps}
+    said = {"grpc": grpc, "http": http, "mode": mode, "stamps": stamps, "balance": balance, "dead_letter": dead_letter}
+    if forward:
+        empty = "" in forward
+        said["forward"] = "" if empty else forward[0] if len(forward) == 1 else json.dumps(forward)
     for option, value in {**said, "node": node, "metrics": metrics}.items():
         if value == "":  # an empty variable counts as not set; an empty option is a mistake in a script
-            raise _RefusedError(f"--{option}: it is empty; write a value or leave it out", cli.EX_USAGE)
+            name = option.replace("_", "-")
+            raise _RefusedError(f"--{name}: it is empty; write a value or leave it out", cli.EX_USAGE)
     override = {f"SKEWD_SIDECAR__{key.upper()}": value for key, value in said.items() if value is not None}
     if node is not None:
         override["SKEWD_NODE__NAME"] = node
     loaded = _load(config, override)
     settings = loaded.config.sidecar
     _configure_logs(loaded.config)
+    from skewd_sidecar.forward.retry import Balance
     from skewd_sidecar.patch import Mode
     from skewd_sidecar.service import SidecarSettings, serve
 
@@ -438,6 +452,13 @@ def sidecar(
         grpc=settings.grpc,
         http=settings.http,
         forward=settings.forward,
+        balance=Balance(settings.balance),
+        retry_s=settings.retry / 1e9,
+        forward_max_bytes=settings.forward_max_bytes or 0,
+        max_bytes=settings.max_bytes,
+        dead_letter=settings.dead_letter,
+        dead_letter_max_bytes=settings.dead_letter_max_bytes,
+        kafka_properties=settings.kafka_properties,
         mode=Mode(settings.mode),
         keep_original=settings.keep_original,
         attribute_prefix=settings.attribute_prefix,
