@@ -37,6 +37,7 @@ from skewd_sidecar.gateway import Metadata, Signal
 from skewd_sidecar.outcome import INTERNAL, INVALID_ARGUMENT, Outcome
 
 SINGLE_S = 60.0
+IDLE_LANES_MAX = 64
 PART_MIN_BYTES = 1024
 _GRACE_S = 0.1
 
@@ -129,8 +130,8 @@ class Lanes:
             self.limits.joined_max_bytes = min(self.limits.joined_max_bytes, self.hops.max_bytes)
 
     def forget(self, lane: _Lane) -> None:
-        """A lane in which nothing waits or moves is not kept."""
-        if self._lanes.get(lane.metadata) is lane:
+        """A lane in which nothing waits or moves; a few are kept, since they know how many to expect."""
+        if len(self._lanes) > IDLE_LANES_MAX and self._lanes.get(lane.metadata) is lane:
             del self._lanes[lane.metadata]
 
     async def close(self) -> None:
@@ -215,6 +216,8 @@ class _Lane:
             self._end(batch, Outcome.failed(INTERNAL, f"the sidecar failed: {type(error).__name__}: {error}"))
         else:
             self._end(batch)
+        if not self.tasks:
+            self._gathering.idle(self._lanes.loop.time())
         if not self._lanes.closed:
             self._go()
 
