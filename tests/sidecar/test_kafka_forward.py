@@ -169,7 +169,7 @@ async def test_nothing_is_acknowledged_that_no_broker_has(who: str) -> None:
             bound.listen()
         forwarders = Forwarders(destination(bound.getsockname()[1], 0.3), retry_s=0)
         outcome = await forwarders.send(Signal.TRACES, request(2), None)
-        assert (outcome.code, outcome.http_status, outcome.retry_after) == (UNAVAILABLE, 503, "1")
+        assert (outcome.code, outcome.http_status, outcome.retry_after_s) == (UNAVAILABLE, 503, 1)
         assert "kafka://127.0.0.1:" in outcome.message
         assert [state.up for state in forwarders.endpoints()] == [False]
         await forwarders.close()

@@ -11,9 +11,11 @@ import asyncio
 import random
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from skewd_sidecar.counts import Reading
 from skewd_sidecar.endpoint import Destination, EndpointError, reached_listener
 from skewd_sidecar.forward.coalesce import Limits
 from skewd_sidecar.forward.counters import Counters, EndpointState
@@ -102,6 +104,47 @@ class Forwarders:
     def held_bytes(self) -> int:
         """Bodies that wait or are under way, those included whose exporters have given up."""
         return sum(way.held_bytes for way in self._ways.values())
+
+    def readings(self) -> list[Reading]:
+        """What a scrape reads."""
+
+        def by_signal(counter: Counter[str]) -> Callable[[], Mapping[tuple[str, ...], float]]:
+            return lambda: {(name,): count for name, count in counter.items()}
+
+        counted = self.counters
+        told = [
+            ("skewd_forwarded_requests", "Exporters' requests that next hops took.", counted.requests),
+            ("skewd_forwarded_batches", "Bodies that next hops took; requests may share one.", counted.batches),
+            ("skewd_forwarded_bytes", "Of those bodies, before compression.", counted.bytes),
+            ("skewd_forward_retries", "Attempts beyond a body's first.", counted.retries),
+            ("skewd_forward_splits", "Bodies divided since they were refused or too large.", counted.splits),
+            ("skewd_forward_refused", "Requests, or parts of one, that next hops refused for good.", counted.refused),
+            ("skewd_forward_expired", "Requests not taken within their exporter's time.", counted.expired),
+        ]
+        return [
+            *(Reading(name, about, "counter", ("signal",), by_signal(counter)) for name, about, counter in told),
+            Reading(
+                "skewd_dead_letters",
+                "Refused requests, by whether they were kept.",
+                "counter",
+                ("result",),
+                by_signal(counted.letters),
+            ),
+            Reading(
+                "skewd_forward_held_bytes",
+                "Bodies that wait or are under way.",
+                "gauge",
+                (),
+                lambda: {(): self.held_bytes},
+            ),
+            Reading(
+                "skewd_next_hop_up",
+                "1 from an answer to the next failure that passes.",
+                "gauge",
+                ("signal", "endpoint"),
+                lambda: {(each.signal, each.endpoint): float(each.up) for each in self.endpoints()},
+            ),
+        ]
 
     def endpoints(self) -> list[EndpointState]:
         """Each next hop of each signal, and whether it answered last."""

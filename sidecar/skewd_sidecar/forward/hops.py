@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
+import math
 from collections.abc import Callable, Sequence
 
 from skewd_sidecar.endpoint import Destination
@@ -106,7 +106,7 @@ class Hops:
             self._back.set()
             return outcome
         self._last_failure = outcome
-        told_s = told_to_wait_s(outcome, time.time())
+        told_s = told_to_wait_s(outcome)
         if self._choice.failed(number, self._clock(), told_s):
             log.warning("%s cannot be delivered, exporters are told to try again: %s", self._signal, outcome.message)
         return outcome
@@ -135,7 +135,7 @@ class Hops:
     def _resting(self, seconds: float) -> Outcome:
         """What exporters are told without asking anybody: what the last one was told, and when to come again."""
         message = "no next hop can be reached" if self._last_failure is None else self._last_failure.message
-        return try_again(message, seconds, self._last_failure)
+        return try_again(message, math.ceil(seconds), self._last_failure)
 
     async def close(self) -> None:
         """Closes all connections."""

@@ -18,9 +18,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from enum import StrEnum
-from functools import lru_cache
 
 from skewd_sidecar.outcome import RESOURCE_EXHAUSTED, UNAVAILABLE, UNIMPLEMENTED, Outcome
 
@@ -29,36 +27,31 @@ BACKOFF_MAX_S = 2.0
 PROBE_S = 1.0
 TOLD_MAX_S = 300.0
 
-_RETRYABLE = frozenset((1, 4, 10, 11, UNAVAILABLE, 15))
 _ABOUT_THE_SENDER = frozenset((7, UNIMPLEMENTED, 16))
-_TOO_LARGE_HTTP = 413
-_SIZE_CODES = frozenset((RESOURCE_EXHAUSTED, 11))
-# As gRPC's implementations say it: C++, Go and JavaScript; Java; Rust (tonic, whose code is OUT_OF_RANGE).
-_SIZE_LIMIT = re.compile(
-    r"larger than max(?:imum)?\b(?:[^()]*\(\d+ vs\.? (?P<c>\d+)\))?"
+# As it is said over HTTP, by Kafka, and by gRPC's implementations: C++, Go and JavaScript; Java; Rust (tonic). A code
+# does not tell: RESOURCE_EXHAUSTED may be a quota, and tonic's is OUT_OF_RANGE.
+_TOO_LARGE = re.compile(
+    r"HTTP 413|message size too large|larger than max(?:imum)?\b(?:[^()]*\(\d+ vs\.? (?P<c>\d+)\))?"
     r"|exceeds maximum size (?P<java>\d+)"
     r"|message length too large(?:.*limit is:? (?P<rust>\d+))?",
     re.IGNORECASE,
 )
-
-
-def retryable(outcome: Outcome) -> bool:
-    """Whether the same request may succeed later (OTLP specification, "Failures")."""
-    if outcome.code in _RETRYABLE:
-        return not too_large(outcome)
-    return outcome.code == RESOURCE_EXHAUSTED and not too_large(outcome) and _retry_info_s(outcome) is not None
+_TOO_LARGE_CODES = frozenset((RESOURCE_EXHAUSTED, 11))
 
 
 def too_large(outcome: Outcome) -> bool:
     """Whether the receiver refused a request for its size."""
-    return outcome.http_status == _TOO_LARGE_HTTP or (
-        outcome.code in _SIZE_CODES and _SIZE_LIMIT.search(outcome.message) is not None
-    )
+    return outcome.code in _TOO_LARGE_CODES and _TOO_LARGE.search(outcome.message) is not None
+
+
+def retryable(outcome: Outcome) -> bool:
+    """Whether the same request may succeed later (OTLP specification, "Failures")."""
+    return outcome.retryable and not too_large(outcome)
 
 
 def size_limit(outcome: Outcome) -> int | None:
     """The largest message the receiver takes, where a refusal names it, as gRPC's own do."""
-    found = _SIZE_LIMIT.search(outcome.message)
+    found = _TOO_LARGE.search(outcome.message)
     number = found.group("c") or found.group("java") or found.group("rust") if found is not None else None
     return int(number) if number else None
 
@@ -70,68 +63,21 @@ def concerns_content(outcome: Outcome) -> bool:
     return outcome.code not in _ABOUT_THE_SENDER
 
 
-def told_to_wait_s(outcome: Outcome, wall_s: float) -> float | None:
-    """How long the receiver asks to be left alone, None if it does not say; at most ``TOLD_MAX_S``.
-
-    Args:
-        outcome: of a failed request.
-        wall_s: seconds since 1970, for a ``Retry-After`` that is a date.
-    """
-    told = _retry_info_s(outcome)
-    if told is None and outcome.retry_after is not None:
-        told = _retry_after_s(outcome.retry_after.strip(), wall_s)
-    return None if told is None else min(max(told, 0.0), TOLD_MAX_S)
+def told_to_wait_s(outcome: Outcome) -> float | None:
+    """How long the receiver asks to be left alone, None if it does not say; at most ``TOLD_MAX_S``."""
+    return None if outcome.retry_after_s is None else min(max(outcome.retry_after_s, 0.0), TOLD_MAX_S)
 
 
 def try_again(message: str, delay_s: float, like: Outcome | None = None) -> Outcome:
-    """A failure that passes, with the hint when to come again in both protocols' words, rounded up to seconds.
+    """A failure that passes, with the hint when to come again.
 
     Args:
         message: why.
-        delay_s: when to come again.
+        delay_s: when to come again; at least a second, so that a hint never asks for haste.
         like: a failure that passes, whose codes it has.
     """
-    seconds = max(1, math.ceil(delay_s))
     code, http_status = (UNAVAILABLE, 503) if like is None else (like.code, like.http_status)
-    return Outcome(code, http_status, message, b"", _status_with_retry_info(code, message, seconds), str(seconds))
-
-
-@lru_cache(maxsize=32)
-def _status_with_retry_info(code: int, message: str, seconds: int) -> bytes:
-    from google.rpc.error_details_pb2 import RetryInfo
-    from google.rpc.status_pb2 import Status
-
-    status = Status(code=code, message=message[:1024])
-    info = RetryInfo()
-    info.retry_delay.seconds = seconds
-    status.details.add().Pack(info)
-    return bytes(status.SerializeToString())
-
-
-def _retry_info_s(outcome: Outcome) -> float | None:
-    if not outcome.details:
-        return None
-    from google.protobuf.message import DecodeError
-    from google.rpc.error_details_pb2 import RetryInfo
-    from google.rpc.status_pb2 import Status
-
-    try:
-        for each in Status.FromString(outcome.details).details:
-            info = RetryInfo()
-            if each.Is(RetryInfo.DESCRIPTOR) and each.Unpack(info):
-                return float(info.retry_delay.seconds + info.retry_delay.nanos / 1e9)
-    except DecodeError:
-        pass  # what cannot be read says nothing
-    return None
-
-
-def _retry_after_s(text: str, wall_s: float) -> float | None:
-    if text.isascii() and text.isdecimal():
-        return float(text[:9])
-    try:
-        return parsedate_to_datetime(text).timestamp() - wall_s
-    except (ValueError, TypeError, OverflowError):
-        return None
+    return Outcome(code, http_status, message, retry_after_s=max(1.0, delay_s))
 
 
 class Balance(StrEnum):
