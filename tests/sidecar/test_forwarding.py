@@ -270,6 +270,20 @@ async def test_closing_tells_who_waits_to_try_again() -> None:
     assert lanes.held_bytes == 0
 
 
+async def test_who_is_alone_and_hangs_up_takes_its_body_along() -> None:
+    hop = Hop()
+    hop.go.clear()
+    lanes = way(hop)
+    alone = asyncio.create_task(lanes.send(request("a"), LIMIT_S, ()))
+    await hop.came.wait()
+    alone.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await alone
+    assert (hop.cancelled, lanes.held_bytes) == (1, 0)
+    hop.go.set()
+    assert await lanes.send(request("b"), LIMIT_S, ()) == TAKEN
+
+
 async def test_a_fault_of_ours_is_told_to_those_it_concerns_and_the_lane_goes_on(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
