@@ -37,6 +37,7 @@ from pathlib import Path
 
 from skewd import hostclock
 from skewd.bounds.history import UNSYNCHRONIZED, Correction, History, Knot, Status
+from skewd.bounds.table import Table, TableKeeper
 from skewd.interval import Interval
 
 NAME = "clock.shm"
@@ -252,6 +253,8 @@ class SegmentReader:
 
     def _reset(self) -> None:
         self._history = History(max_uncertainty_ns=self._max_uncertainty_ns, stamps=self._stamps)
+        # A knot answers for as long as the daemon may be gone unnoticed, whether or not it is: see `at`.
+        self._tables = TableKeeper(self._history, STALE_NS)
         self._read = 0
         self._seen = 0
 
@@ -276,6 +279,11 @@ class SegmentReader:
         if latest is None or wall_ns > latest.wall_ns + STALE_NS:
             return UNSYNCHRONIZED
         return self._history.at(wall_ns)
+
+    def table(self) -> Table:
+        """What :meth:`at` would say of the newest stretch of time; made anew when the daemon has written something."""
+        self.refresh()
+        return self._tables.table()
 
     def refresh(self) -> bool:
         """Takes in what the daemon wrote since; False when no daemon is writing."""
