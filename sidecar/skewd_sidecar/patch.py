@@ -470,7 +470,7 @@ class _Walk:
         self._body = body
         self._mode = options.mode
         self._node = options.node
-        self._trust = options.incoming is Incoming.TRUST
+        self._trust = options.incoming is Incoming.TRUST or options.mode is Mode.OFF
         self._on_resource = options.placement is not Placement.SPAN
         self._keep = options.keep_original and options.placement is not Placement.MINIMAL
         self._at = correction_at

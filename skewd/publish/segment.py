@@ -255,6 +255,7 @@ class SegmentReader:
         self._history = History(max_uncertainty_ns=self._max_uncertainty_ns, stamps=self._stamps)
         # A knot answers for as long as the daemon may be gone unnoticed, whether or not it is: see `at`.
         self._tables = TableKeeper(self._history, STALE_NS)
+        self._recent: dict[int, bytes] = {}
         self._read = 0
         self._seen = 0
 
@@ -383,18 +384,25 @@ class SegmentReader:
     def _take(self, count: int) -> None:
         """Reads the new records, and the recent ones again."""
         assert self._memory is not None
-        for number in range(max(self._read - TIGHTENED_MAX, count - CAPACITY, 0), count):
+        first = max(self._read - TIGHTENED_MAX, count - CAPACITY, 0)
+        for number in range(first, count):
             at = _HEADER_BYTES + (number % CAPACITY) * _RECORD_BYTES
-            knot = _unpack(number, self._memory[at : at + _RECORD_BYTES])
+            data = self._memory[at : at + _RECORD_BYTES]
+            if data == self._recent.get(number):
+                continue  # most heartbeats bring nothing else
+            knot = _unpack(number, data)
             if knot is None:
                 if number >= self._read:
                     return  # being written; the next refresh will have it
                 continue
+            self._recent[number] = data
             if number < self._read:
                 self._history.tighten((knot,))
             else:
                 self._history.append(knot)
                 self._read = number + 1
+        for number in [number for number in self._recent if number < count - TIGHTENED_MAX]:
+            del self._recent[number]
 
     def close(self) -> None:
         """Unmaps the segment."""
