@@ -66,7 +66,9 @@ def request(spans: int, end_ns: int) -> bytes:
     return made.SerializeToString()
 
 
-def cpu_s_per_million(kernel: Kernel, options: PatchOptions, body: bytes, batch: int, spans: int, folder: Path) -> float:
+def cpu_s_per_million(
+    kernel: Kernel, options: PatchOptions, body: bytes, batch: int, spans: int, folder: Path
+) -> float:
     """Patches ``spans`` spans; the daemon's own writing is not counted."""
     writer = SegmentWriter(folder / NAME, node="bench", boot=bytes(16), virtual=False)
     reader = SegmentReader(folder / NAME)

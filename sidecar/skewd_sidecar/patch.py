@@ -428,7 +428,8 @@ def _attributes_of(prefix: str, tag: int) -> _Attributes:
 
 # ------------------------------------------------------------------------------------------------------ the walk
 
-# The way down: field 1 of the request is ResourceSpans (ResourceLogs), field 2 of that ScopeSpans, field 2 of that Span.
+# The way down: field 1 of the request is ResourceSpans or ResourceLogs, field 2 of that its scopes, field 2 of those the
+# spans or log records.
 
 
 class _Record(Enum):

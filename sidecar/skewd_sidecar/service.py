@@ -13,6 +13,7 @@ Limits: settings are read once.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 from collections.abc import Callable
@@ -24,11 +25,14 @@ from skewd.ports import format_address
 from skewd_sidecar.endpoint import EndpointError, destinations
 from skewd_sidecar.forward import Forwarders
 from skewd_sidecar.gateway import Gateway
-from skewd_sidecar.patch import Mode, PatchOptions
+from skewd_sidecar.kernel import Choice, choose
+from skewd_sidecar.patch import Incoming, Mode, PatchOptions, Placement
 from skewd_sidecar.relay import Relay
 from skewd_sidecar.source import StaticSource
 
 __all__ = ["EndpointError", "SidecarSettings", "StaticSource", "serve"]
+
+log = logging.getLogger(__name__)
 
 STOP_S = 5.0
 """How long requests under way may take to finish once the sidecar is told to stop."""
@@ -50,6 +54,9 @@ class SidecarSettings:
             ``OTEL_EXPORTER_OTLP_*``.
         mode: what is done to spans.
         keep_original: whether rewritten spans carry their times from before.
+        attributes: where our attributes go.
+        incoming: what becomes of attributes under our names that arrive.
+        kernel: which of the patch's twins is wanted.
         attribute_prefix: what our attributes begin with.
         node: whose spans these are; empty for the name that the source gives (this host's until it gives one).
         source: what the node's stamps deserve.
@@ -61,6 +68,9 @@ class SidecarSettings:
     forward: str | None = None
     mode: Mode = Mode.TAG
     keep_original: bool = True
+    attributes: Placement = Placement.SPAN
+    incoming: Incoming = Incoming.TRUST
+    kernel: Choice = Choice.AUTO
     attribute_prefix: str = "clock."
     node: str = ""
     metrics_listen: str | None = None
@@ -83,8 +93,16 @@ async def serve(settings: SidecarSettings, ready: Callable[[dict[str, str | None
     if settings.grpc is None and settings.http is None:
         raise ValueError("nothing to listen on; give --grpc 127.0.0.1:4317, --http 127.0.0.1:4318, or both")
     hops = destinations(settings.forward, os.environ)
-    options = PatchOptions(settings.mode, settings.node, settings.attribute_prefix, settings.keep_original)
-    gateway = Gateway(options, settings.source, socket.gethostname())
+    options = PatchOptions(
+        settings.mode,
+        settings.node,
+        settings.attribute_prefix,
+        settings.keep_original,
+        settings.attributes,
+        settings.incoming,
+    )
+    gateway = Gateway(options, settings.source, socket.gethostname(), choose(settings.kernel))
+    log.info("mode %s, attributes %s, patched by the %s kernel", options.mode, options.placement, gateway.kernel)
     forwarders = Forwarders(hops)
     listeners: dict[str, _Listener | None] = {"grpc": None, "http": None, "metrics": None}
     grace_s = 0.0
