@@ -191,8 +191,9 @@ def main() -> int:
     lines = [
         "# Fuzzing the patch's twins",
         "",
-        f"`make fuzz`, {asked.seconds} s on one core. Both twins get the same bodies, options, sources and tables; what",
-        "one says (bytes, counts, the text of a refusal) the other must say, and a second pass must take what was made.",
+        f"`make fuzz`, {asked.seconds} s on one core. Both twins get the same bodies, options, sources and tables;",
+        "what one says (bytes, counts, the text of a refusal) the other must say, and a second pass must take what was",
+        "made.",
         "",
         "| | |",
         "| --- | --- |",
