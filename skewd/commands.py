@@ -441,7 +441,8 @@ def sidecar(
     _configure_logs(loaded.config)
     # Otherwise gRPC's core writes a line of its own for each handshake that fails, as often as a network likes.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    from skewd_sidecar.kernel import Choice
+    from skewd.lean import structlog
+    from skewd_sidecar.kernel import Choice, choose
     from skewd_sidecar.patch import Incoming, Mode, Placement
     from skewd_sidecar.service import SidecarSettings, TlsFiles, serve
 
@@ -480,6 +481,13 @@ def sidecar(
     )
 
     def ready(addresses: dict[str, Any]) -> None:
+        structlog.get_logger().info(
+            "the sidecar is ready",
+            kernel=choose(wanted.kernel).name,
+            mode=settings.mode,
+            attributes=settings.attributes,
+            incoming=settings.incoming,
+        )
         _say_ready(addresses)
         sd_notify.notify("READY=1")
 

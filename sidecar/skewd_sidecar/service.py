@@ -14,7 +14,6 @@ Limits: settings are read once; certificates whenever their files change.
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import socket
 from collections.abc import Callable, Mapping
@@ -34,8 +33,6 @@ from skewd_sidecar.relay import Relay
 from skewd_sidecar.source import StaticSource
 
 __all__ = ["EndpointError", "SidecarSettings", "StaticSource", "TlsError", "TlsFiles", "serve"]
-
-log = logging.getLogger(__name__)
 
 STOP_S = 5.0
 """How long requests under way may take to finish once the sidecar is told to stop."""
@@ -113,7 +110,6 @@ async def serve(settings: SidecarSettings, ready: Callable[[dict[str, str | None
         settings.incoming,
     )
     gateway = Gateway(options, settings.source, socket.gethostname(), choose(settings.kernel))
-    log.info("mode %s, attributes %s, patched by the %s kernel", options.mode, options.placement, gateway.kernel)
     tls = ServerTls(settings.tls) if settings.tls is not None else None
     forwarders = Forwarders(hops)
     health = Health()
