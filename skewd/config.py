@@ -533,8 +533,6 @@ def _link_addresses(link: LinkConfig) -> tuple[str, ...]:
 def not_yet(config: Config) -> list[str]:
     """Keys that are understood and set, but that this version does not act upon: a line for each, to be said aloud."""
     lines = []
-    if config.sidecar.attributes != "span":
-        lines.append(f'[sidecar] attributes = "{config.sidecar.attributes}": this version writes them on each span')
     if config.spool.path is not None:
         lines.append("[spool] path: this version keeps no spool; clients retry instead")
     return lines
