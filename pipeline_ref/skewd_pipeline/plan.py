@@ -2,8 +2,9 @@
 
 Cells with the same skew stand together, so the clock is stepped once for all of them, and whatever is compared (two
 transports, with and without sidecar, floor and no floor) is measured within seconds of each other. The unskewed
-group has the comparisons of throughput; the group of the largest skew below the floor has the one cell without a
-floor, which shows that the floor, not the transport, is what keeps violations away.
+group has the comparisons of throughput, and a cell without a floor that predicts the one in the group of the largest
+skew below the floor: those show that the floor, not the transport, is what keeps violations away. ``--floors`` runs
+every skew at other floors too.
 
 Limits: pure; nothing is known here about how long a cell really takes, only how long its messages do.
 """
@@ -37,7 +38,8 @@ class CellPlan:
 
     Attributes:
         name: unique in this run.
-        purpose: ``warm-up`` (not reported), ``sweep``, ``floor0``, ``direct`` (no sidecar), ``saturated`` (unpaced).
+        purpose: ``warm-up`` (not reported), ``sweep``, ``floor0``, ``floor`` (another one), ``direct`` (no sidecar),
+            ``saturated`` (unpaced), ``overload`` (a busy CPU), ``over-time`` (a clock that is not constant).
         exporters: where spans go: sidecar modes, or ``direct``.
         rate: messages a second; None: unpaced.
         seed: of the order of the items.
@@ -103,7 +105,8 @@ def plan(options: ExperimentOptions) -> list[Group]:
             skew_ns: int = skew_ns,
             cells: list[CellPlan] = cells,
         ) -> None:
-            name = f"{skew_ns / 1e6:g}ms-{transport}-{purpose}-{'+'.join(exporters)}"
+            at_floor = f"-{floor_ns / 1e6:g}ms" if purpose == "floor" else ""
+            name = f"{skew_ns / 1e6:g}ms-{transport}-{purpose}{at_floor}-{'+'.join(exporters)}"
             cells.append(
                 CellPlan(
                     name=name,
@@ -130,9 +133,15 @@ def plan(options: ExperimentOptions) -> list[Group]:
             for transport in options.transports:
                 for exporter in (beside, DIRECT):
                     add("saturated", transport, messages=saturated, paced=False, exporters=(exporter,))
-        if skew_ns == without_floor_at:
+        if without_floor_at is not None and skew_ns in (0, without_floor_at) and 0 not in options.floors_ns:
             for transport in options.transports:
                 add("floor0", transport, floor_ns=0)
+        for floor_ns in options.floors_ns:
+            for transport in options.transports:
+                add("floor", transport, floor_ns=floor_ns)
+        if number == 0 and options.overload:
+            for transport in options.transports:
+                add("overload", transport)
         groups.append(Group(skew_ns, tuple(cells), skew_ns / 1e6 in PROBED_SKEWS_MS))
     return groups
 

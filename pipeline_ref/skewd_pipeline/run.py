@@ -30,11 +30,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from skewd_pipeline.analysis import CellFacts, analyse, predict
+from skewd_pipeline.analysis import CellFacts, analyse
 from skewd_pipeline.children import ChildFailed, Children
 from skewd_pipeline.claims import claims
 from skewd_pipeline.collector import Collector, Protocol
 from skewd_pipeline.display import Display, cell_line
+from skewd_pipeline.law import law_cells, predict, thresholds
 from skewd_pipeline.nodes import Nodes
 from skewd_pipeline.options import ExperimentOptions
 from skewd_pipeline.plan import DIRECT, CellPlan, Group, cells_of, page_offset_ns, seconds
@@ -131,7 +132,9 @@ class Experiment:
                 raise
         self.results.seconds = round(time.monotonic() - begun, 1)
         self.results.settings = self._settings()
-        predict((*self.results.runs, *self.results.floor0), self.results.separations)
+        results = self.results
+        predict((*results.runs, *results.floor0, *results.floors), results.separations)
+        results.law, results.thresholds = law_cells(results), thresholds(results)
         self.results.checks = claims(self.results)
         return self.results
 
@@ -278,14 +281,16 @@ class Experiment:
             throughput_per_s=delivered,
         )
         found = analyse({mode: spans[mode] for mode in cell.exporters}, facts)
-        (self.results.floor0 if cell.purpose == "floor0" else self.results.runs).extend(found.rows)
-        if cell.skew_ns == 0 or cell.purpose == "floor0":
+        rows = {"floor0": self.results.floor0, "floor": self.results.floors}.get(cell.purpose, self.results.runs)
+        rows.extend(found.rows)
+        if cell.skew_ns == 0:
             self.results.separations.extend(
                 Separations(
-                    transport=cell.transport, rule=rule, floor_ms=cell.floor_ns / 1e6, separations_ns=separations
+                    transport=cell.transport, rule=rule, edge=edge, floor_ms=cell.floor_ns / 1e6,
+                    separations_ns=separations,
                 )
-                for rule, separations in found.separations_ns.items()
-            )
+                for (rule, edge), separations in found.by_edge_ns.items()
+            )  # fmt: skip
         if found.rows:
             self.display.line(cell_line(found.rows))
 
@@ -337,6 +342,9 @@ class Experiment:
             "seed": options.seed,
             "reference": options.reference,
             "service_floor_ms": options.service_floor_ns / 1e6,
+            "floors_ms": [floor / 1e6 for floor in options.floors_ns],
+            "duration_s": options.duration_ns / 1e9 if options.duration_ns else None,
+            "drift_ppm": options.drift_ppb / 1e3 if options.duration_ns else None,
             "broker": self._broker_label,
             "model": options.model or "magika",
             "demo": int(options.demo),

@@ -26,12 +26,27 @@ def test_every_cell_has_a_name_of_its_own() -> None:
     assert len(set(names)) == len(names)
 
 
-def test_the_cell_without_floor_has_the_largest_skew_that_the_floor_hides() -> None:
-    (zmq, kafka) = [cell for cell in cells_of(plan(USUAL)) if cell.purpose == "floor0"]
-    assert (zmq.transport, kafka.transport) == ("zmq", "kafka")
-    assert (zmq.floor_ns, zmq.skew_ns) == (0, 3_000_000)
+def test_the_cell_without_floor_has_the_largest_skew_that_the_floor_hides_and_a_synchronized_one_predicts_it() -> None:
+    found = [cell for cell in cells_of(plan(USUAL)) if cell.purpose == "floor0"]
+    assert [(cell.transport, cell.skew_ns, cell.floor_ns) for cell in found] == [
+        ("zmq", 0, 0), ("kafka", 0, 0), ("zmq", 3_000_000, 0), ("kafka", 3_000_000, 0),
+    ]  # fmt: skip
     none = plan(replace(USUAL, service_floor_ns=0))
     assert not [cell for cell in cells_of(none) if cell.purpose == "floor0"]
+
+
+def test_other_floors_are_swept_at_every_skew() -> None:
+    groups = plan(replace(USUAL, floors_ns=(0, 8_000_000), transports=("zmq",)))
+    for group in groups:
+        assert [cell.floor_ns for cell in group.cells if cell.purpose == "floor"] == [0, 8_000_000]
+    assert not [cell for cell in cells_of(groups) if cell.purpose == "floor0"]
+
+
+def test_the_overloaded_cell_has_synchronized_clocks() -> None:
+    (cell,) = [
+        cell for cell in cells_of(plan(replace(USUAL, overload=True, transports=("zmq",)))) if cell.purpose == "overload"
+    ]
+    assert cell.skew_ns == 0
 
 
 def test_throughput_is_compared_without_skew() -> None:
