@@ -26,13 +26,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from skewd_pipeline.law import edge_name, violable_edge
+from skewd_pipeline.confusion import Tally, truth_of
+from skewd_pipeline.law import edge_name, shorter, violable_edge
 from skewd_pipeline.results import MODES, RULES, STAGES, AllEdges, Run, Separation, Spread
-from skewd_pipeline.spans import RECEIVED, SENT, SpanRecord
+from skewd_pipeline.spans import NOTED, RECEIVED, SENT, SpanRecord
 from skewd_sidecar.causality import judge, stamp_from_attributes
 
 UNSYNCHRONIZED = "unsynchronized"
 """Counted beside the verdicts: an edge without one, because a side had no bound."""
+
+
+LATE_STAMP = "stamp-after-send"
+"""A rule that no clock can satisfy on a busy machine: the sender's stamp is made once the transport took the message.
+Edges by it count towards no rate; they are there to see who is blamed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +97,8 @@ def edges(spans: Iterable[SpanRecord], rule: str) -> Iterator[Edge]:
             continue
         if rule == "span-start":
             yield Edge(sender, receiver, sender.start_ns, receiver.start_ns)
-        elif SENT in sender.events and RECEIVED in receiver.events:
-            yield Edge(sender, receiver, sender.events[SENT], receiver.events[RECEIVED])
+        elif (event := NOTED if rule == LATE_STAMP else SENT) in sender.events and RECEIVED in receiver.events:
+            yield Edge(sender, receiver, sender.events[event], receiver.events[RECEIVED])
 
 
 def counted(edge: Edge, stage: str, direction: str) -> bool:
@@ -299,6 +305,7 @@ def analyse(
         for mode, spans in unique.items():
             row = _row(spans, len(spans_by_mode[mode]) - len(spans), mode, rule, facts, prefix)
             row.separation_ms = _separation(found.separations_ns[rule])
+            row.shorter_separations = shorter(found.separations_ns[rule], facts.skew_ns)
             if raw is not None and mode == "tag" and "off" in unique:
                 row.times_changed = sum(
                     _times(span) != _times(raw[span.span_id]) for span in spans.values() if span.span_id in raw
@@ -309,3 +316,17 @@ def analyse(
             found.rows.append(row)
     return found
 
+
+def confuse(
+    tally: Tally, spans: Iterable[SpanRecord], facts: CellFacts, situation: str, *, prefix: str = "clock."
+) -> None:
+    """Adds what the tags say of every edge of a cell, late stamps' too, beside what is true.
+
+    Args:
+        spans: of the ``tag`` mode.
+    """
+    unique = {span.span_id: span for span in spans}
+    for rule in (*RULES, LATE_STAMP):
+        for edge in edges(unique.values(), rule):
+            true_gap = edge.gap_ns + facts.truth_ns[edge.receiver.stage] - facts.truth_ns[edge.sender.stage]
+            tally.add(situation, facts.transport, rule, truth_of(edge.gap_ns, true_gap), verdict_of(edge, prefix))

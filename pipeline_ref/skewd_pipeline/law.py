@@ -18,6 +18,10 @@ rate, and given their sum the one is hypergeometric whatever that rate is. The c
 99 % are Thatcher's prediction interval (J. R. Stat. Soc. B 26, 1964), exact, with nothing assumed of F and the
 finite synchronized run allowed for. A measured rate alone gets Clopper and Pearson's interval (Biometrika 26, 1934).
 
+That asks two things at once: whether the law holds, and whether the pipeline's F stayed what it was from one cell to
+the next. They are told apart: the experiment knows each edge's true separation, so the law is also checked edge by
+edge, in each cell on its own (``own_rate``). And the synchronized cell is run first and last, both taken as one.
+
 Limits: binomial intervals take messages for independent. A queue, a pause of the machine or a warm-up lets neighbours
 share their fate, and then real scatter is wider than these intervals say: an exception is where to look, not yet a
 refutation. And F is the pipeline's on that machine at that load: another load is another F. Pure.
@@ -180,8 +184,7 @@ def separations_for(known: Iterable[Separations], run: Run) -> Separations | Non
     same = [
         each
         for each in known
-        if (each.transport, each.rule, each.floor_ms) == (run.transport, run.rule, run.floor_ms)
-        and each.separations_ns
+        if (each.transport, each.rule, each.floor_ms) == (run.transport, run.rule, run.floor_ms) and each.separations_ns
     ]
     exact = [each for each in same if edge is not None and each.edge == edge_name(edge)]
     whole = [each for each in same if each.edge is None]
@@ -234,6 +237,7 @@ def law_cells(results: Results) -> list[LawCell]:
                 predicted_low=round(least / row.edges, 6),
                 predicted_high=round(greatest / row.edges, 6),
                 agrees=least <= row.violations <= greatest,
+                own_rate=None if row.shorter_separations is None else round(row.shorter_separations / row.edges, 6),
             )
         )
     return cells

@@ -53,7 +53,7 @@ _PPB = 1_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What is done to the clock: stepped by ``step_ns``, and steered by ``steer_ppb`` from then on, beside its drift."""
+    """What is done to the clock: a step of ``step_ns``, and from then on ``steer_ppb`` beside its own drift."""
 
     at_ns: int
     what: str
@@ -332,7 +332,7 @@ class Story:
     def clock(self, samples: int = SAMPLES) -> list[ClockSample]:
         """The clock, its bound and the signal at evenly spaced moments."""
         for times in (self._blamed, self._impossible, self._turned, self._bounds):
-            times.sort()  # type: ignore[attr-defined]  # lists of integers, and of tuples that begin with one
+            times.sort()
         instants = [bound[0] for bound in self._bounds]
         found = []
         for number in range(samples + 1):

@@ -39,7 +39,8 @@ class CellPlan:
     Attributes:
         name: unique in this run.
         purpose: ``warm-up`` (not reported), ``sweep``, ``floor0``, ``floor`` (another one), ``direct`` (no sidecar),
-            ``saturated`` (unpaced), ``overload`` (a busy CPU), ``over-time`` (a clock that is not constant).
+            ``saturated`` (unpaced), ``again`` (only its separations count), ``overload`` (a busy CPU), ``over-time``
+            (a clock that is not constant).
         exporters: where spans go: sidecar modes, or ``direct``.
         rate: messages a second; None: unpaced.
         seed: of the order of the items.
@@ -139,16 +140,45 @@ def plan(options: ExperimentOptions) -> list[Group]:
         for floor_ns in options.floors_ns:
             for transport in options.transports:
                 add("floor", transport, floor_ns=floor_ns)
-        if number == 0 and options.overload:
+        if skew_ns == 0 and options.overload:
             for transport in options.transports:
                 add("overload", transport)
         groups.append(Group(skew_ns, tuple(cells), skew_ns / 1e6 in PROBED_SKEWS_MS))
+    if 0 in skews and len(skews) > 1:
+        # The distribution that predicts the others is taken again at the end: a machine does not stay as it was.
+        again = [
+            replace(cell, purpose="again", name=f"{cell.name}-again", seed=f"{cell.seed}-again")
+            for group in groups
+            for cell in group.cells
+            if group.skew_ns == 0 and cell.purpose in ("sweep", "floor", "floor0")
+        ]
+        groups.append(Group(0, tuple(again), probe=False))
     return groups
 
 
 def cells_of(groups: Iterable[Group]) -> list[CellPlan]:
     """All cells, in order."""
     return [cell for group in groups for cell in group.cells]
+
+
+def over_time(options: ExperimentOptions) -> list[CellPlan]:
+    """The long run's cells, one for each transport; none without ``--duration``."""
+    if options.duration_ns is None:
+        return []
+    return [
+        CellPlan(
+            name=f"over-time-{transport}",
+            purpose="over-time",
+            transport=transport,
+            skew_ns=0,
+            floor_ns=options.service_floor_ns,
+            messages=round(options.duration_ns / 1e9 * options.rate),
+            rate=options.rate,
+            exporters=options.modes,
+            seed=f"{options.seed}/over-time-{transport}",
+        )
+        for transport in options.transports
+    ]
 
 
 def seconds(groups: Iterable[Group], unpaced_rate: float = 110.0) -> float:

@@ -37,6 +37,8 @@ STOCHASTIC = (
     "law.measured_*",
     "law.predicted_*",
     "law.agrees",
+    "law.own_rate",
+    "shorter_separations",
     "thresholds.*_ms",
     "windows.edges",
     "windows.violations",
@@ -116,6 +118,8 @@ class Run(msgspec.Struct, kw_only=True):
     durations_changed: int | None = None
     order_changed: int | None = None
     all: AllEdges | None = None
+    shorter_separations: int | None = None
+    """How many of this cell's own edges were truly closer together than the skew: the law, edge by edge."""
 
 
 class Throughput(msgspec.Struct, kw_only=True):
@@ -149,6 +153,8 @@ class LawCell(msgspec.Struct, kw_only=True):
     ``measured_low`` and ``measured_high``: Clopper and Pearson's 99 % interval of the measured rate alone.
     ``predicted_low`` and ``predicted_high``: the measured rates that the ``separations`` of the synchronized run do
     not refute at 99 % (Thatcher's interval: both samples are allowed for). ``agrees``: the measured rate is in it.
+    ``own_rate``: the share of this very cell's separations that were shorter than the skew. It is the measured rate if
+    the law holds edge by edge; where it is, and the prediction is not, it was the pipeline that changed between cells.
     """
 
     transport: str
@@ -168,6 +174,7 @@ class LawCell(msgspec.Struct, kw_only=True):
     predicted_low: float
     predicted_high: float
     agrees: bool
+    own_rate: float | None = None
 
 
 class Threshold(msgspec.Struct, kw_only=True):
@@ -284,7 +291,8 @@ class Heuristic(msgspec.Struct, kw_only=True):
 
     ``edges``: ``synchronous`` (a caller that waits), ``asynchronous`` (one that does not) or ``all``. Errors are of
     the corrected starts of the edges' receiving spans against the true ones. ``left``: relations of order that were
-    true, looked violated before and still do; ``introduced``: that were true and looked so, and no longer do.
+    true, looked violated before and still do; ``introduced``: that were true and looked so, and no longer do;
+    ``undecided``: turned round by less than the two spans' summed uncertainty, so that nothing is claimed of them.
     """
 
     traces: str
@@ -299,6 +307,7 @@ class Heuristic(msgspec.Struct, kw_only=True):
     violated_before: int
     left: int
     introduced: int
+    undecided: int = 0
 
 
 class Probe(msgspec.Struct, kw_only=True):

@@ -10,6 +10,8 @@ Three stages take part: the one whose clock moves, and its two neighbours, one o
 are drawn from a model (a floor, a least hop, and tails), or from a synchronized run's own, when its results.json is
 given. The distribution that predicts is drawn apart from the one that is measured, as in a real run.
 
+`run` is the shell around it that says what it ran on.
+
 Limits: no queue, no scheduler, no loss: messages take what is drawn for them, and each on its own. A draw from
 measured separations takes hop and work independently. The bound's width follows from the simulated wire, not from
 this machine.
@@ -18,6 +20,7 @@ this machine.
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 
@@ -221,9 +224,7 @@ def measured_draw(starts_ns: Sequence[int], hops_ns: Sequence[int]) -> Draw:
     return draw
 
 
-def draws_for(
-    stages: Sequence[str], floor_ns: int, measured: Sequence[Separations], transport: str
-) -> dict[str, Draw]:
+def draws_for(stages: Sequence[str], floor_ns: int, measured: Sequence[Separations], transport: str) -> dict[str, Draw]:
     """By edge: from the measured separations of this transport and floor, else from the model.
 
     Raises:
@@ -345,6 +346,39 @@ def long_run(
             progress((number + share) / len(transports))
 
         _long_run(options, measured, transport, results, told)
+    return results
+
+
+def run(
+    options: ExperimentOptions, measured: Sequence[Separations], progress: Callable[[float], None] = lambda share: None
+) -> Results:
+    """The whole simulated experiment: the long run, its settings and its claims.
+
+    Raises:
+        ValueError: the measured separations do not fit the options.
+    """
+    from skewd_pipeline.calls import compared
+    from skewd_pipeline.claims import claims
+    from skewd_pipeline.run import host, versions
+
+    begun = time.monotonic()
+    results = long_run(options, measured, progress)
+    results.heuristics = compared(seed=options.seed)
+    results.host, results.versions = host(), versions()
+    results.settings = {
+        "simulated": 1,
+        "stage": options.stage,
+        "direction": options.direction,
+        "reference": options.reference,
+        "rate_per_s": options.rate,
+        "seed": options.seed,
+        "service_floor_ms": options.service_floor_ns / 1e6,
+        "duration_s": (options.duration_ns or 0) / 1e9,
+        "drift_ppm": options.drift_ppb / 1e3,
+        "separations": "as a run measured them" if measured else "of a model",
+    }
+    results.checks = claims(results)
+    results.seconds = round(time.monotonic() - begun, 1)
     return results
 
 

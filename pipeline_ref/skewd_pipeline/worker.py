@@ -3,8 +3,9 @@ its node's clock before anything here was imported.
 
 Two stamps deserve care, since one rule of violation rests on them: ``message.sent`` is made just before the message
 is handed to the transport, ``message.received`` just after it was handed to us. So an edge's true gap is never
-negative, whatever the scheduler does. While a stage has nothing to do it waits in the transport (``pump``), which
-also carries the clocks' conversation.
+negative, whatever the scheduler does. ``message.noted`` is what many programs do instead: stamped once the
+transport has taken the message, which on a busy machine may be after the receiver had it. While a stage has nothing
+to do it waits in the transport (``pump``), which also carries the clocks' conversation.
 
 | command | answer |
 | --- | --- |
@@ -39,6 +40,7 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode, set_span_in_
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from skewd_pipeline.items import digest_of
+from skewd_pipeline.spans import HOST_RAW
 from skewd_pipeline.stages import StageConfig
 from skewd_pipeline.transports import HopConfig, Inbox, Message, Outbox, open_inbox, open_outbox
 
@@ -268,9 +270,10 @@ class Stage:
             if self._commands.finish.is_set():
                 break
             message_id = f"{cell.name}/{number}"
+            host_raw_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW)
             span = self._telemetry.tracer.start_span("producer send", kind=SpanKind.PRODUCER)
             floor_ends_ns = time.monotonic_ns() + cell.floor_ns
-            self._describe(span, cell, message_id)
+            self._describe(span, cell, message_id, host_raw_ns)
             digest, body = self._work.first(index)
             headers = {CELL_HEADER: cell.name, ID_HEADER: message_id, ITEM_HEADER: digest}
             self._send(outbox, span, Message(headers, body), floor_ends_ns)
@@ -287,6 +290,7 @@ class Stage:
             if message is None:
                 continue
             received_ns = time.time_ns()
+            host_raw_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW)
             now_ns = time.monotonic_ns()
             if message.headers.get(CELL_HEADER) != cell.name:
                 strange += 1
@@ -300,7 +304,7 @@ class Stage:
                 start_time=received_ns,
             )
             span.add_event("message.received", timestamp=received_ns)
-            self._describe(span, cell, message.headers.get(ID_HEADER, ""))
+            self._describe(span, cell, message.headers.get(ID_HEADER, ""), host_raw_ns)
             digest = message.headers.get(ITEM_HEADER, "")
             try:
                 body = self._work.do(digest, message.body)
@@ -331,12 +335,13 @@ class Stage:
             last_ns=last_ns,
         )
 
-    def _describe(self, span: Span, cell: Cell, message_id: str) -> None:
+    def _describe(self, span: Span, cell: Cell, message_id: str, host_raw_ns: int) -> None:
         span.set_attributes(
             {
                 "skewd.experiment.cell": cell.name,
                 "messaging.message.id": message_id,
                 "messaging.system": _MESSAGING_SYSTEM[cell.transport],
+                HOST_RAW: host_raw_ns,
             }
         )
 
@@ -347,6 +352,7 @@ class Stage:
             outbox.pump(rest_ns / 1e9)
         span.add_event("message.sent")
         outbox.send(message)
+        span.add_event("message.noted")
         span.end()
 
 

@@ -79,8 +79,13 @@ def test_any_text_is_skews_or_a_clear_error(text: str) -> None:
 def test_floors_and_drifts_have_units() -> None:
     assert parse_floors("0ms, 2ms,3500us") == (0, 2_000_000, 3_500_000)
     assert [parse_drift_ppb(text) for text in ("50ppm", "0.5ppm", "700ppb")] == [50_000, 500, 700]
-    for parse, text in ((parse_floors, "2"), (parse_floors, "2ms,,"), (parse_drift_ppb, "50"), (parse_drift_ppb, "xppm")):
-        with pytest.raises(ValueError, match="--(floors|drift): "):
+    for parse, text in (
+        (parse_floors, "2"),
+        (parse_floors, "2ms,,"),
+        (parse_drift_ppb, "50"),
+        (parse_drift_ppb, "xppm"),
+    ):
+        with pytest.raises(ValueError, match=r"--(floors|drift): "):
             parse(text)
 
 

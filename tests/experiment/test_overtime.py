@@ -149,7 +149,7 @@ def test_measured_separations_are_drawn_from() -> None:
     before = [each for each in windows(results, mode="off", direction="ahead") if 4 <= each.start_s < 5]
     # 20 ms ahead after the step: everything breaks, and all of it was predicted.
     assert [each.violation_rate for each in before] == [each.predicted_rate for each in before] == [1.0, 1.0]
-    with pytest.raises(ValueError, match="no separations of preprocess>inference on zmq with a floor of 1.5 ms"):
+    with pytest.raises(ValueError, match=r"no separations of preprocess>inference on zmq with a floor of 1\.5 ms"):
         long_run(short, measured[2:])
 
 

@@ -7,14 +7,19 @@ from dataclasses import replace
 import pytest
 
 from skewd_pipeline.options import ExperimentOptions
-from skewd_pipeline.plan import DIRECT, cells_of, page_offset_ns, plan, seconds, truth_ns, with_demo
+from skewd_pipeline.plan import DIRECT, cells_of, over_time, page_offset_ns, plan, seconds, truth_ns, with_demo
 
 USUAL = ExperimentOptions()
 
 
 def test_each_skew_is_one_group_with_a_cell_for_each_transport() -> None:
-    groups = plan(USUAL)
+    *groups, again = plan(USUAL)
     assert [group.skew_ns / 1e6 for group in groups] == list(USUAL.skews_ms)
+    # What predicts is measured first and last.
+    assert again.skew_ns == 0
+    assert [(cell.transport, cell.floor_ns) for cell in again.cells] == [
+        ("zmq", 3_500_000), ("kafka", 3_500_000), ("zmq", 0), ("kafka", 0),
+    ]  # fmt: skip
     for group in groups:
         assert [cell.transport for cell in group.cells if cell.purpose == "sweep"] == ["zmq", "kafka"]
         assert all(cell.skew_ns == group.skew_ns for cell in group.cells)
@@ -36,17 +41,22 @@ def test_the_cell_without_floor_has_the_largest_skew_that_the_floor_hides_and_a_
 
 
 def test_other_floors_are_swept_at_every_skew() -> None:
-    groups = plan(replace(USUAL, floors_ns=(0, 8_000_000), transports=("zmq",)))
+    *groups, again = plan(replace(USUAL, floors_ns=(0, 8_000_000), transports=("zmq",)))
+    assert [cell.floor_ns for cell in again.cells] == [3_500_000, 0, 8_000_000]
     for group in groups:
         assert [cell.floor_ns for cell in group.cells if cell.purpose == "floor"] == [0, 8_000_000]
     assert not [cell for cell in cells_of(groups) if cell.purpose == "floor0"]
 
 
 def test_the_overloaded_cell_has_synchronized_clocks() -> None:
-    (cell,) = [
-        cell for cell in cells_of(plan(replace(USUAL, overload=True, transports=("zmq",)))) if cell.purpose == "overload"
-    ]
-    assert cell.skew_ns == 0
+    cells = cells_of(plan(replace(USUAL, overload=True, transports=("zmq",))))
+    assert [cell.skew_ns for cell in cells if cell.purpose == "overload"] == [0]
+
+
+def test_the_long_run_has_a_cell_for_each_transport() -> None:
+    assert over_time(USUAL) == []
+    cells = over_time(replace(USUAL, duration_ns=600_000_000_000))
+    assert [(cell.transport, cell.messages) for cell in cells] == [("zmq", 24_000), ("kafka", 24_000)]
 
 
 def test_throughput_is_compared_without_skew() -> None:
