@@ -603,13 +603,16 @@ def experiment_report(
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The page to write; default report.html beside the first.")
     ] = None,
+    exports: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Every table as CSV and every picture as PNG go there.")
+    ] = None,
 ) -> int:
-    """Make one HTML page of what runs left behind."""
+    """Make one HTML page of what runs left behind, and with --exports every table as CSV and picture as PNG."""
     try:
         from skewd_pipeline import report
     except ModuleNotFoundError as error:
         _missing(error)
-    return report.build(results, out)
+    return report.build(results, out, exports=exports)
 
 
 def _missing(error: ModuleNotFoundError) -> NoReturn:

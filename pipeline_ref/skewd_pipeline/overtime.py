@@ -14,8 +14,9 @@ than a short one.
 Skews here are *behind*: positive when the clock shows less than the reference's. An edge that goes into the stage is
 violated by a positive one, an edge that goes out by a negative one.
 
-The 30 s signal: ``healthy for the clock`` while no ``skewed`` verdict was given for 30 s, judged on tagged spans; the
-truth beside it is whether the clock really turned any edge round in those 30 s.
+The 30 s signal: ``healthy for the clock`` while no ``skewed`` verdict was given for 30 s, judged on tagged child spans,
+which are what a trace viewer shows; the truth beside it is whether the clock really turned any of them round in those
+30 s.
 
 Limits: a stamp's true instant is the span's start, noted beside it on a clock that is neither stepped nor slewed,
 plus the stamps' difference; edges within ``NEAR_STEP_NS`` of a step are therefore not judged against the truth (their
@@ -281,17 +282,18 @@ class Story:
             return
         verdict = verdict_of(edge)
         count.verdicts[verdict] = count.verdicts.get(verdict, 0) + 1
-        if verdict == "skewed":
+        shown = rule == "span-start"
+        if shown and verdict == "skewed":
             self._blamed.append(received_at)
-        elif verdict == "impossible":
+        elif shown and verdict == "impossible":
             self._impossible.append(received_at)
         if near_step:
-            if edge.gap_ns < 0:
+            if shown and edge.gap_ns < 0:
                 self._turned.append(received_at)
             return
         truth = truth_of(edge.gap_ns, edge.gap_ns + skew)
         self.tally.add("over time", self.transport, rule, truth, verdict)
-        if truth == CLOCK:
+        if shown and truth == CLOCK:
             self._turned.append(received_at)
 
     # -- what came of it -----------------------------------------------------------------------------------------

@@ -233,8 +233,8 @@ class ClockSample(msgspec.Struct, kw_only=True):
     """One moment of a long run: what the clock truly did, and what was said of it.
 
     ``skew_ms``: how far the clock is behind the reference (negative: ahead); ``least_ms`` and ``greatest_ms``: the
-    bound on that, from the tags; None while there is none. ``health_clock``: the signal: true while no ``skewed``
-    edge was seen for 30 s. ``clock_innocent``: the truth: no edge was turned round by the clock for 30 s.
+    bound on that, from the tags; None while there is none. ``health_clock``: the signal: true while no child span
+    was ``skewed`` for 30 s. ``clock_innocent``: the truth: none was turned round by the clock for 30 s.
     ``health_any``: no ``skewed`` and no ``impossible`` one.
     """
 

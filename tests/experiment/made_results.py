@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
+from skewd_pipeline import report
 from skewd_pipeline.calls import compared
 from skewd_pipeline.law import law_cells, thresholds
 from skewd_pipeline.options import ExperimentOptions
@@ -166,3 +167,9 @@ def _made() -> Results:
         checks=[Check(name="one", statement="a <claim>", passed=False, measured="3 & 4")],
         seconds=99.0,
     )
+
+
+@cache
+def made_page() -> str:
+    """The report on it."""
+    return report.render(made_results())
