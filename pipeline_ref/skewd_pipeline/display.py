@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 
 from skewd_pipeline.confusion import NOT_THE_CLOCK
-from skewd_pipeline.results import Check, Confusion, LongRun, Results, Run, Window, skew_label
+from skewd_pipeline.results import Check, Confusion, Heuristic, LongRun, Results, Run, Window, skew_label
 
 LATE = "stamp-after-send"
 
@@ -104,6 +104,12 @@ def overload_line(rows: Sequence[Confusion], transport: str) -> str:
     return (
         f"{transport:<19} overloaded CPU, clocks synchronized: {count} of {total} late stamps negative: {said or '-'}"
     )
+
+
+def calls_line(rows: Sequence[Heuristic], skew_ms: float, answered: int) -> str:
+    """How far from the true start each method puts a call's server span."""
+    said = ", ".join(f"{row.method} {row.rms_us:.0f} us" for row in rows if row.edges == "synchronous")
+    return f"{'calls':<19} {skew_label(skew_ms):>5}  {answered} answered; starts off by, RMS: {said}"
 
 
 def over_time_line(run: LongRun, windows: Sequence[Window]) -> str:

@@ -34,10 +34,11 @@ from itertools import pairwise
 
 from skewd_pipeline.analysis import CellFacts, quantile
 from skewd_pipeline.results import Heuristic
-from skewd_pipeline.spans import SpanRecord
+from skewd_pipeline.spans import ROLE, SpanRecord
 
 OURS = "measured"
 HEURISTICS = ("centring", "client-server")
+REAL_CALLS = "calls between two stages"
 KINDS = ("client", "server", "producer", "consumer", "internal")
 
 
@@ -169,25 +170,47 @@ def pipeline_traces(spans: Iterable[SpanRecord], facts: CellFacts) -> list[list[
     """
     found: dict[str, list[TraceSpan]] = {}
     for span in {each.span_id: each for each in spans}.values():
-        truth = facts.truth_ns[span.stage]
-        offset, uncertainty = (span.attributes.get(f"clock.{name}") for name in ("offset_ns", "uncertainty_ns"))
-        known = isinstance(offset, int) and isinstance(uncertainty, int)
-        found.setdefault(span.trace_id, []).append(
-            TraceSpan(
-                span_id=span.span_id,
-                parent_id=span.parent_id,
-                trace_id=span.trace_id,
-                host=span.stage,
-                kind="consumer" if span.parent_id else "producer",
-                start_ns=span.start_ns,
-                end_ns=span.end_ns,
-                true_start_ns=span.start_ns + truth,
-                true_end_ns=span.end_ns + truth,
-                asynchronous=bool(span.parent_id),
-                offset_ns=int(offset) if known and isinstance(offset, int) else None,
-                uncertainty_ns=int(uncertainty) if known and isinstance(uncertainty, int) else None,
-            )
-        )
+        kind = "consumer" if span.parent_id else "producer"
+        traced = _traced(span, facts.truth_ns[span.stage], kind, asynchronous=bool(span.parent_id))
+        found.setdefault(span.trace_id, []).append(traced)
+    return list(found.values())
+
+
+def _traced(span: SpanRecord, truth_ns: int, kind: str, *, asynchronous: bool) -> TraceSpan:
+    offset, uncertainty = (span.attributes.get(f"clock.{name}") for name in ("offset_ns", "uncertainty_ns"))
+    known = isinstance(offset, int) and isinstance(uncertainty, int)
+    return TraceSpan(
+        span_id=span.span_id,
+        parent_id=span.parent_id,
+        trace_id=span.trace_id,
+        host=span.stage,
+        kind=kind,
+        start_ns=span.start_ns,
+        end_ns=span.end_ns,
+        true_start_ns=span.start_ns + truth_ns,
+        true_end_ns=span.end_ns + truth_ns,
+        asynchronous=asynchronous,
+        offset_ns=int(offset) if known and isinstance(offset, int) else None,
+        uncertainty_ns=int(uncertainty) if known and isinstance(uncertainty, int) else None,
+    )
+
+
+CALL_KINDS = {"request": "internal", "client": "client", "server": "server", "audit": "internal"}
+
+
+def call_traces(spans: Iterable[SpanRecord], truth_ns: Mapping[str, int]) -> list[list[TraceSpan]]:
+    """The traces of a cell of calls (``calls_stage.py``): only the audit is asynchronous.
+
+    Args:
+        spans: of the ``tag`` mode; those without a role are no part of a call.
+        truth_ns: by node, what its wall clock lacks to the reference's.
+    """
+    found: dict[str, list[TraceSpan]] = {}
+    for span in {each.span_id: each for each in spans}.values():
+        role = str(span.attributes.get(ROLE, ""))
+        if role in CALL_KINDS:
+            traced = _traced(span, truth_ns[span.stage], CALL_KINDS[role], asynchronous=role == "audit")
+            found.setdefault(span.trace_id, []).append(traced)
     return list(found.values())
 
 

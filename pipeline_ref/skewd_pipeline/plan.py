@@ -21,7 +21,14 @@ DEMO_EXTRA_SKEWS_MS = (50.0, 2000.0)
 DEMO_MESSAGES = 100
 WARM_UP_MESSAGES_MAX = 30
 SATURATED_MESSAGES_MAX = 250
+CALLS_MAX = 500
 PROBED_SKEWS_MS = (0.0, 5.0)
+COMPARED_SKEWS_MS = (0.0, 5.0)
+"""Where stages call each other too, for the comparison with heuristics."""
+
+CALLS = "calls"
+"""In place of a transport: calls have a socket of their own."""
+
 DIRECT = "direct"
 """The exporter that passes no sidecar."""
 
@@ -39,8 +46,8 @@ class CellPlan:
     Attributes:
         name: unique in this run.
         purpose: ``warm-up`` (not reported), ``sweep``, ``floor0``, ``floor`` (another one), ``direct`` (no sidecar),
-            ``saturated`` (unpaced), ``again`` (only its separations count), ``overload`` (a busy CPU), ``over-time``
-            (a clock that is not constant).
+            ``saturated`` (unpaced), ``again`` (only its separations count), ``overload`` (a busy CPU), ``calls``
+            (of the skewed stage by the reference's), ``over-time`` (a clock that is not constant).
         exporters: where spans go: sidecar modes, or ``direct``.
         rate: messages a second; None: unpaced.
         seed: of the order of the items.
@@ -143,6 +150,8 @@ def plan(options: ExperimentOptions) -> list[Group]:
         if skew_ns == 0 and options.overload:
             for transport in options.transports:
                 add("overload", transport)
+        if skew_ns / 1e6 in COMPARED_SKEWS_MS and "tag" in options.modes:
+            add("calls", CALLS, exporters=("tag",), messages=min(CALLS_MAX, options.messages))
         groups.append(Group(skew_ns, tuple(cells), skew_ns / 1e6 in PROBED_SKEWS_MS))
     if 0 in skews and len(skews) > 1:
         # The distribution that predicts the others is taken again at the end: a machine does not stay as it was.
@@ -150,7 +159,7 @@ def plan(options: ExperimentOptions) -> list[Group]:
             replace(cell, purpose="again", name=f"{cell.name}-again", seed=f"{cell.seed}-again")
             for group in groups
             for cell in group.cells
-            if group.skew_ns == 0 and cell.purpose in ("sweep", "floor", "floor0")
+            if group.skew_ns == 0 and cell.purpose in ("sweep", "floor")
         ]
         groups.append(Group(0, tuple(again), probe=False))
     return groups

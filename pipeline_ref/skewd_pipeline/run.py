@@ -37,8 +37,8 @@ from skewd_pipeline.children import ChildFailed, Children
 from skewd_pipeline.claims import claims
 from skewd_pipeline.collector import Collector, Protocol
 from skewd_pipeline.confusion import Tally
-from skewd_pipeline.display import Display, cell_line, over_time_line, overload_line
-from skewd_pipeline.heuristics import compare, pipeline_traces
+from skewd_pipeline.display import Display, calls_line, cell_line, over_time_line, overload_line
+from skewd_pipeline.heuristics import REAL_CALLS, call_traces, compare, pipeline_traces
 from skewd_pipeline.law import law_cells, predict, thresholds
 from skewd_pipeline.nodes import Nodes
 from skewd_pipeline.options import ExperimentOptions
@@ -235,7 +235,34 @@ class Experiment:
     def _at(self) -> float:
         return self._done_s + seconds([]) * 0.75
 
+    async def _calls(self, cell: CellPlan, nodes: Nodes, collector: Collector, children: Children) -> None:
+        """The reference's stage calls the skewed one; only the comparison with heuristics wants to know."""
+        command: dict[str, Any] = {
+            "name": cell.name,
+            "transport": cell.transport,
+            "messages": cell.messages,
+            "floor_ns": cell.floor_ns,
+            "exporters": list(cell.exporters),
+            "rate": cell.rate,
+        }
+        server, client = nodes.stage(self.options.stage), nodes.stage(self.options.reference)
+        server.tell({"do": "serve-calls", **command})
+        serving = await children.unless_failed(server.answer(CELL_GRACE_S, event="serving"))
+        client.tell({"do": "call", "address": serving["address"], **command})
+        limit_s = CELL_GRACE_S + LATE_FACTOR[False] * cell.messages / (cell.rate or 30.0)
+        done = await children.unless_failed(client.answer(limit_s, event="done"))
+        for stage in (client, server):
+            stage.tell({"do": "finish"})
+            await children.unless_failed(stage.answer(FLUSH_LIMIT_S, event="finished"))
+        spans = _of_cell(collector.take("tag"), cell.name)
+        found = compare(REAL_CALLS, cell.skew_ns / 1e6, call_traces(spans, nodes.truth_ns()))
+        self.results.heuristics += found
+        self.display.line(calls_line(found, cell.skew_ns / 1e6, done["answered"]))
+
     async def _cell(self, cell: CellPlan, nodes: Nodes, collector: Collector, children: Children, items: int) -> None:
+        if cell.purpose == "calls":
+            await self._calls(cell, nodes, collector, children)
+            return
         async with self._overloaded(children) if cell.purpose == "overload" else contextlib.nullcontext():
             outcome = await self._messages(cell, nodes, children, items)
         spans = {name: _of_cell(collector.take(name), cell.name) for name in (*self.options.modes, DIRECT)}

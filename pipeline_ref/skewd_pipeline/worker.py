@@ -12,6 +12,8 @@ to do it waits in the transport (``pump``), which also carries the clocks' conve
 | ``{"do": "listen", "hops": [hop, ...]}`` | ``{"event": "listening", "addresses": {transport: address}}`` |
 | ``{"do": "connect", "hops": [hop, ...]}`` | ``{"event": "connected"}``: outboxes opened |
 | ``{"do": "cell", ...}`` (see `Cell`) | ``{"event": "armed"}``, later ``{"event": "done", ...}`` |
+| ``{"do": "serve-calls", ...}`` (see `calls_stage.py`) | ``{"event": "serving", "address": address}`` |
+| ``{"do": "call", "address": address, ...}`` | ``{"event": "done", "answered": count}`` |
 | ``{"do": "finish"}`` | ends the cell if it still runs; spans flushed; ``{"event": "finished", ...}`` |
 
 Limits: one cell at a time; messages of another cell are counted and dropped; a message that cannot be worked on is
@@ -39,6 +41,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from skewd_pipeline.calls_stage import make_calls, serve_calls
 from skewd_pipeline.items import digest_of
 from skewd_pipeline.spans import HOST_RAW
 from skewd_pipeline.stages import StageConfig
@@ -241,6 +244,10 @@ class Stage:
                 say("connected")
             case "cell":
                 self._cell(Cell(**command))
+            case "serve-calls":
+                self._serve_calls(Cell(**command))
+            case "call":
+                self._call(command.pop("address"), Cell(**command))
             case "finish":
                 self._commands.finish.clear()
                 say("finished", flushed=self._telemetry.flush())
@@ -257,6 +264,29 @@ class Stage:
             self._produce(cell)
         else:
             self._follow(cell)
+
+    def _serve_calls(self, cell: Cell) -> None:
+        self._telemetry.use(cell.exporters)
+        idle = self._idle_end()
+        serve_calls(
+            cell,
+            self._telemetry,
+            listening=lambda address: say("serving", address=address),
+            ended=self._commands.finish.is_set,
+            idle=lambda: idle.pump(0) if idle is not None else None,
+        )
+
+    def _call(self, address: str, cell: Cell) -> None:
+        self._telemetry.use(cell.exporters)
+        idle = self._idle_end()
+        right = make_calls(
+            cell,
+            self._telemetry,
+            address,
+            ended=self._commands.finish.is_set,
+            wait=idle.pump if idle is not None else time.sleep,
+        )
+        say("done", answered=right)
 
     def _produce(self, cell: Cell) -> None:
         outbox = self._outboxes[cell.transport]

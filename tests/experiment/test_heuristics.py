@@ -8,13 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skewd_pipeline.calls import call_traces, compared
+from skewd_pipeline.calls import call_traces as made_call_traces
+from skewd_pipeline.calls import compared
 from skewd_pipeline.confusion import RIGHT, TRUTHS, VERDICTS, Tally, is_wrong, truth_of, wrong
 from skewd_pipeline.heuristics import (
     HEURISTICS,
     METHODS,
     OURS,
     TraceSpan,
+    call_traces,
     centring,
     centring_delta,
     client_server,
@@ -26,6 +28,7 @@ from skewd_pipeline.heuristics import (
 )
 from skewd_pipeline.results import Heuristic
 from skewd_pipeline.simulated import World
+from skewd_pipeline.spans import ROLE, SpanRecord
 from tests.experiment.test_analysis import facts, raw_spans, tagged
 
 MS = 1_000_000
@@ -151,7 +154,7 @@ def test_measured_offsets_are_ten_times_nearer_on_calls_and_introduce_nothing(di
 
 def test_made_calls_are_traces_with_one_root_and_tags() -> None:
     world = World(stage="inference", reference="preprocess", skew_ns=5 * MS, seed="t")
-    for trace in call_traces(world, "preprocess", "inference", 20, "t"):
+    for trace in made_call_traces(world, "preprocess", "inference", 20, "t"):
         ids = {each.span_id for each in trace}
         assert len(ids) == len(trace)
         assert [each.kind for each in trace if each.parent_id not in ids] == ["server"]
@@ -171,6 +174,26 @@ def test_the_pipelines_own_traces_are_compared_too() -> None:
     assert by(rows, method=OURS).max_us == 30
     assert by(rows, method=OURS).introduced == 0
     assert by(rows, method="centring").introduced > 0
+
+
+def test_calls_between_stages_become_traces() -> None:
+    def record(role: str, parent: str, stage: str, start: int, end: int) -> SpanRecord:
+        attributes: dict[str, str | bool | int | float] = {ROLE: role, "clock.offset_ns": 7, "clock.uncertainty_ns": 1}
+        return SpanRecord(role, parent, "t", stage, start, end, attributes, {})
+
+    spans = [
+        record("request", "", "preprocess", 0, 100),
+        record("client", "request", "preprocess", 10, 90),
+        record("server", "client", "inference", 30, 40),
+        record("audit", "server", "inference", 95, 120),
+        SpanRecord("else", "", "u", "inference", 0, 1, {}, {}),
+    ]
+    (trace,) = call_traces(spans, {"preprocess": 0, "inference": 7})
+    assert [(each.kind, each.asynchronous) for each in trace] == [
+        ("internal", False), ("client", False), ("server", False), ("internal", True),
+    ]  # fmt: skip
+    assert [each.true_start_ns - each.start_ns for each in trace] == [0, 0, 7, 7]
+    assert [each.offset_ns for each in trace] == [7] * 4
 
 
 @given(st.integers(-10, 10), st.integers(-10, 10))

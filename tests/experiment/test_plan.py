@@ -18,7 +18,7 @@ def test_each_skew_is_one_group_with_a_cell_for_each_transport() -> None:
     # What predicts is measured first and last.
     assert again.skew_ns == 0
     assert [(cell.transport, cell.floor_ns) for cell in again.cells] == [
-        ("zmq", 3_500_000), ("kafka", 3_500_000), ("zmq", 0), ("kafka", 0),
+        ("zmq", 3_500_000), ("kafka", 3_500_000),
     ]  # fmt: skip
     for group in groups:
         assert [cell.transport for cell in group.cells if cell.purpose == "sweep"] == ["zmq", "kafka"]
@@ -53,6 +53,12 @@ def test_the_overloaded_cell_has_synchronized_clocks() -> None:
     assert [cell.skew_ns for cell in cells if cell.purpose == "overload"] == [0]
 
 
+def test_stages_call_each_other_where_heuristics_are_compared() -> None:
+    cells = [cell for cell in cells_of(plan(USUAL)) if cell.purpose == "calls"]
+    assert [(cell.skew_ns, cell.exporters) for cell in cells] == [(0, ("tag",)), (5_000_000, ("tag",))]
+    assert not [cell for cell in cells_of(plan(replace(USUAL, modes=("off",)))) if cell.purpose == "calls"]
+
+
 def test_the_long_run_has_a_cell_for_each_transport() -> None:
     assert over_time(USUAL) == []
     cells = over_time(replace(USUAL, duration_ns=600_000_000_000))
@@ -68,7 +74,7 @@ def test_throughput_is_compared_without_skew() -> None:
         ("saturated", ("tag",), None),
     }
     skewed_only = cells_of(plan(replace(USUAL, skews_ms=(5.0,))))
-    assert {cell.purpose for cell in skewed_only} == {"warm-up", "sweep"}
+    assert {cell.purpose for cell in skewed_only} == {"warm-up", "sweep", "calls"}
 
 
 def test_the_demo_adds_two_large_skews_and_stays_below_two_minutes() -> None:

@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 from skewd_pipeline.confusion import wrong
+from skewd_pipeline.heuristics import REAL_CALLS
 from skewd_pipeline.results import STAGES, Run, load
 
 RUN = [sys.executable, "-m", "skewd", "experiment", "run", "--transports", "zmq"]
@@ -103,6 +104,12 @@ def test_a_short_sweep(scratch: Path) -> None:
     assert {each.edge for each in results.separations} == {">".join(pair) for pair in pairwise(STAGES)}
     assert {row.situation for row in results.confusion} == {"synchronized", "skewed", "overloaded"}
     assert wrong(results.confusion) == []
+    calls = [row for row in results.heuristics if row.traces == REAL_CALLS and row.method == "measured"]
+    assert {(row.edges, row.skew_ms) for row in calls} == {
+        (edges, skew) for edges in ("synchronous", "asynchronous") for skew in (0.0, 5.0)
+    }
+    assert all((row.spans, row.left, row.introduced) == (20, 0, 0) for row in calls)
+    assert all(row.rms_us < 1000 for row in calls)
     pipelines = [row for row in results.heuristics if row.traces == "the pipeline's, zmq" and row.method == "measured"]
     assert pipelines
     assert sum(row.left + row.introduced for row in pipelines) == 0
