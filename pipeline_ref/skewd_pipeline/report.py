@@ -353,10 +353,10 @@ def _over_time(results: Results, drawn: _Drawn) -> str:
             if unsure
             else ""
         )
-        how = "simulated time, the code that ships" if run.simulated else "the real pipeline"
+        how = "in simulated time, on the code that ships" if run.simulated else "on the real pipeline"
         broker = f" ({run.broker})" if run.broker else ""
         parts.append(
-            f"<h3>{escape(run.transport)}{escape(broker)}: {_minutes(run.duration_s)} on {how}</h3>"
+            f"<h3>{escape(run.transport)}{escape(broker)}: {_minutes(run.duration_s)} {how}</h3>"
             f"<ol class='events'>{events}</ol>"
             + drawn.story(
                 run.run,
@@ -618,7 +618,7 @@ def _what_was_run(results: Results) -> str:
         + pairs(results.versions.items())
         + "<p>The same seed gives the same schedule of work. These differ from run to run: "
         + escape(stochastic)
-        + ". Long runs in simulated time do not. The clock is skewed, not the application's stamps: everything above "
+        + ". What was simulated does not. The clock is skewed, not the application's stamps: everything above "
         "the clock, the OpenTelemetry SDK included, is unmodified.</p>"
     )
 
