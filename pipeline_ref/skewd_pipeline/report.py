@@ -321,7 +321,7 @@ def _exceptions(cells: Sequence[LawCell]) -> str:
         if not wrong
         else f"<p>{share}; the exceptions are listed.{edge_by_edge} Where that holds and the prediction does not, the "
         "pipeline's separations changed between the cells: another load, another F.</p>"
-        + _table(head, [row for row, cell in zip(body, cells, strict=True) if not cell.agrees])
+        + _table(head[:-1], [row[:-1] for row, cell in zip(body, cells, strict=True) if not cell.agrees])
     )
     every = f"<summary>Prediction over measurement, all {len(body)} cells</summary>{_table(head, body)}"
     return f"{said}<details>{every}</details>"
