@@ -312,15 +312,15 @@ async def pace(tally: Tally, senders: Sequence[HttpSender | GrpcSender], rate: f
     """Sends at a rate until the tally's end; how many were due while every sender waited for an answer."""
     began, due, unsent, turn = time.monotonic(), 0, 0, 0
     while tally.left > 0 and (now := time.monotonic()) < tally.until and not tally.problem:
-        while due < (now - began) * rate:
-            due += 1
-            for _ in senders:
-                turn = (turn + 1) % len(senders)
-                if senders[turn].free:
-                    senders[turn].begin()
-                    break
-            else:
-                unsent += 1
+        more = int((now - began) * rate) - due
+        due += more
+        # Each that is free may send one in each round over all of them; the next time, others come first.
+        turn = (turn + 1) % len(senders)
+        while more and (free := [one for one in (*senders[turn:], *senders[:turn]) if one.free]):
+            for sender in free[:more]:
+                sender.begin()
+            more -= min(more, len(free))
+        unsent += more
         await asyncio.sleep(0.002)
     tally.left = 0
     tally.paced = False  # what is answered from here on may find that it was the last

@@ -144,23 +144,12 @@ def recovered_after(target: Target, soon_s: float = SOON_S) -> float | None:
     return None
 
 
-def bounded(max_bytes: int) -> tuple[int, dict[str, str]]:
-    """The bound on what may be under way, and the settings that make it so (none where it is not configurable)."""
-    from skewd_sidecar.relay import BYTES_MAX
-    from skewd_sidecar.service import SidecarSettings
-
-    if "max_bytes" in SidecarSettings.__dataclass_fields__:
-        return max_bytes, {"max_bytes": str(max_bytes)}
-    return BYTES_MAX, {}
-
-
 def play(scene: Scene, seconds: float, max_bytes: int = LIMIT_BYTES) -> dict[str, Any]:
     """Floods one sidecar, whose ``[sidecar] max_bytes`` is given.
 
     Raises:
         Broken: a process ended, or something acknowledged did not arrive.
     """
-    bound, more = bounded(max_bytes)
     with (
         targets.sink(scene.hop) as sink,
         targets.sidecar(scene.protocol, sink.port, metrics=True, settings=more) as target,
@@ -197,7 +186,7 @@ def play(scene: Scene, seconds: float, max_bytes: int = LIMIT_BYTES) -> dict[str
             "statuses": said["statuses"],
             "retry_after": said["retry_after"],
             "told": dict(seen.told),
-            "bound_bytes": bound,
+            "bound_bytes": max_bytes,
             "idle_bytes": idle,
             "peak_bytes": seen.peak_bytes,
             "recovery_s": None if recovery is None else said["drain_s"] + recovery,

@@ -16,19 +16,24 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from skewd.bounds.history import CorrectionSource
-from skewd_sidecar.endpoint import EndpointError, destinations
+from skewd_sidecar.endpoint import EndpointError, next_hops
 from skewd_sidecar.forward import Forwarders
+from skewd_sidecar.forward.dead_letters import MAX_BYTES as DEAD_LETTER_MAX_BYTES
+from skewd_sidecar.forward.hops import RETRY_S
+from skewd_sidecar.forward.retry import Balance
 from skewd_sidecar.gateway import BODY_MAX_BYTES, Gateway
 from skewd_sidecar.health import Health
-from skewd_sidecar.patch import Mode, PatchOptions
+from skewd_sidecar.kernel import Choice, choose
+from skewd_sidecar.patch import Incoming, Mode, PatchOptions, Placement
 from skewd_sidecar.receive.listen import Address, show_address
 from skewd_sidecar.receive.tls import ServerTls, TlsError, TlsFiles
-from skewd_sidecar.relay import Relay
+from skewd_sidecar.relay import BYTES_MAX, Relay
 from skewd_sidecar.source import StaticSource
 
 __all__ = ["EndpointError", "SidecarSettings", "StaticSource", "TlsError", "TlsFiles", "serve"]
@@ -50,10 +55,20 @@ class SidecarSettings:
     Attributes:
         grpc, http: ``host:port`` to listen on (port 0 picks one), or ``unix:///path``; None for none.
         metrics_listen: ``host:port``; None for none.
-        forward: the next hop, ``grpc://``, ``grpcs://``, ``http://`` or ``https://``; None for
-            ``OTEL_EXPORTER_OTLP_*``.
+        forward: the next hop, ``grpc://``, ``grpcs://``, ``http://``, ``https://`` or ``kafka://``, or several; none
+            for ``OTEL_EXPORTER_OTLP_*``.
+        balance: how several next hops share the work.
+        retry_s: how long the sidecar itself tries again, within the exporter's time.
+        forward_max_bytes: the largest request the next hop takes; 0 for what is usual for its protocol.
+        max_bytes: memory for requests under way.
+        dead_letter: a file for requests that were refused for good; None for none.
+        dead_letter_max_bytes: how long it may get.
+        kafka_properties: a file of the Kafka client's settings for TLS and SASL.
         mode: what is done to spans.
         keep_original: whether rewritten spans carry their times from before.
+        attributes: where our attributes go.
+        incoming: what becomes of attributes under our names that arrive.
+        kernel: which of the patch's twins is wanted.
         attribute_prefix: what our attributes begin with.
         node: whose spans these are; empty for the name that the source gives (this host's until it gives one).
         source: what the node's stamps deserve.
@@ -65,9 +80,19 @@ class SidecarSettings:
     source: CorrectionSource
     grpc: str | None = None
     http: str | None = None
-    forward: str | None = None
+    forward: str | Sequence[str] | None = None
+    balance: Balance = Balance.ROUND_ROBIN
+    retry_s: float = RETRY_S
+    forward_max_bytes: int = 0
+    max_bytes: int = BYTES_MAX
+    dead_letter: Path | None = None
+    dead_letter_max_bytes: int = DEAD_LETTER_MAX_BYTES
+    kafka_properties: Path | None = None
     mode: Mode = Mode.TAG
     keep_original: bool = True
+    attributes: Placement = Placement.SPAN
+    incoming: Incoming = Incoming.TRUST
+    kernel: Choice = Choice.AUTO
     attribute_prefix: str = "clock."
     node: str = ""
     metrics_listen: str | None = None
@@ -93,16 +118,31 @@ async def serve(settings: SidecarSettings, ready: Callable[[dict[str, str | None
     """
     if settings.grpc is None and settings.http is None:
         raise ValueError("nothing to listen on; give --grpc 127.0.0.1:4317, --http 127.0.0.1:4318, or both")
-    hops = destinations(settings.forward, os.environ)
-    options = PatchOptions(settings.mode, settings.node, settings.attribute_prefix, settings.keep_original)
-    gateway = Gateway(options, settings.source, socket.gethostname())
+    hops = next_hops(settings.forward, os.environ, settings.forward_max_bytes)
+    options = PatchOptions(
+        settings.mode,
+        settings.node,
+        settings.attribute_prefix,
+        settings.keep_original,
+        settings.attributes,
+        settings.incoming,
+    )
+    gateway = Gateway(options, settings.source, socket.gethostname(), choose(settings.kernel))
     tls = ServerTls(settings.tls) if settings.tls is not None else None
-    forwarders = Forwarders(hops)
+    forwarders = Forwarders(
+        hops,
+        balance=settings.balance,
+        retry_s=settings.retry_s,
+        dead_letter=settings.dead_letter,
+        dead_letter_max_bytes=settings.dead_letter_max_bytes,
+        kafka_properties=kafka_settings(settings.kafka_properties),
+    )
+    gateway.counts.readings += forwarders.readings()
     health = Health()
     listeners: dict[str, _Listener | None] = {"grpc": None, "http": None, "metrics": None}
     grace_s = 0.0
     try:
-        relay = Relay(gateway, forwarders)
+        relay = Relay(gateway, forwarders, bytes_max=settings.max_bytes)
         # What listens is imported here, so that nothing unused is loaded.
         if settings.grpc is not None:
             from skewd_sidecar.receive.grpc import GrpcReceiver
@@ -144,6 +184,19 @@ async def serve(settings: SidecarSettings, ready: Callable[[dict[str, str | None
         except asyncio.CancelledError:
             await closing  # bounded by the grace: half a stop would leave ports and connections behind
             raise
+
+
+def kafka_settings(path: Path | None) -> dict[str, str]:
+    """The Kafka client's settings for TLS and SASL, from a file; none without one.
+
+    Raises:
+        ValueError: the file cannot be read, or has something else in it.
+    """
+    if path is None:
+        return {}
+    from skewd.links.kafka import read_properties
+
+    return read_properties(path)
 
 
 async def _close(listeners: Mapping[str, _Listener | None], forwarders: Forwarders, grace_s: float) -> None:

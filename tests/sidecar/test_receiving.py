@@ -231,17 +231,25 @@ def delay_s(trailing: Any) -> int | None:
     return None
 
 
-async def test_a_delay_asked_for_over_grpc_reaches_an_exporter_over_http() -> None:
+@pytest.mark.parametrize(
+    ("code", "number", "status"),
+    [(grpc.StatusCode.UNAVAILABLE, 14, 503), (grpc.StatusCode.RESOURCE_EXHAUSTED, 8, 429)],
+)
+async def test_a_delay_asked_for_over_grpc_reaches_an_exporter_over_http(
+    code: grpc.StatusCode, number: int, status: int
+) -> None:
     async with grpc_collector() as behind, sidecar(forward=behind.url) as running:
-        for code, number, status in (
-            (grpc.StatusCode.UNAVAILABLE, 14, 503),
-            (grpc.StatusCode.RESOURCE_EXHAUSTED, 8, 429),
-        ):
-            behind.fail_grpc = (code, "later", retry_after(number, 7))
-            got, _, headers = await post(running, traces(), PROTOBUF)
-            assert (got, headers["Retry-After"]) == (status, "7")
-            name, _, trailing = await call(running, traces())
-            assert (name, delay_s(trailing)) == (code.name, 7)
+        behind.fail_grpc = (code, "later", retry_after(number, 7))
+        got, _, headers = await post(running, traces(), PROTOBUF)
+        assert (got, headers["Retry-After"]) == (status, "7")
+        # It is not asked again before that; who comes meanwhile is told the rest.
+        name, _, trailing = await call(running, traces())
+        assert (name, delay_s(trailing)) == (code.name, 7)
+        assert len(behind.requests) == 1
+
+
+async def test_a_quota_is_no_delay() -> None:
+    async with grpc_collector() as behind, sidecar(forward=behind.url) as running:
         behind.fail_grpc = (grpc.StatusCode.RESOURCE_EXHAUSTED, "too large", ())
         got, _, headers = await post(running, traces(), PROTOBUF)
         assert (got, "Retry-After" in headers) == (413, False)
@@ -254,8 +262,12 @@ async def test_a_delay_asked_for_over_http_reaches_an_exporter_over_grpc(status:
         name, _, trailing = await call(running, traces())
         assert (name, delay_s(trailing)) == ("UNAVAILABLE", 7)
         assert RpcStatus.FromString(trailing.get("grpc-status-details-bin")).code == 14
+
+
+async def test_a_delay_may_be_a_date_over_http() -> None:
+    async with http_collector() as behind, sidecar(forward=behind.url) as running:
         date = {"Date": "Fri, 31 Dec 1999 23:59:00 GMT", "Retry-After": "Fri, 31 Dec 1999 23:59:09 GMT"}
-        behind.fail_http = lambda: web.Response(status=status, headers=date)
+        behind.fail_http = lambda: web.Response(status=503, headers=date)
         assert delay_s((await call(running, traces()))[2]) == 9
 
 
