@@ -152,7 +152,7 @@ def play(scene: Scene, seconds: float, max_bytes: int = LIMIT_BYTES) -> dict[str
     """
     with (
         targets.sink(scene.hop) as sink,
-        targets.sidecar(scene.protocol, sink.port, metrics=True, settings=more) as target,
+        targets.sidecar(scene.protocol, sink.port, metrics=True, settings={"max_bytes": str(max_bytes)}) as target,
     ):
         idle = warmed(scene, target)
         capacity = scene.hop if scene.hop is not None else own_rate(scene, target, min(3.0, seconds))
