@@ -60,7 +60,7 @@ CELL_HEADER = "skewd-cell"
 ID_HEADER = "skewd-message"
 ITEM_HEADER = "skewd-item"
 
-_MESSAGING_SYSTEM = {"zmq": "zeromq", "kafka": "kafka"}
+_MESSAGING_SYSTEM = {"zmq": "zeromq", "kafka": "kafka", "aeron": "aeron"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,8 +224,9 @@ class Stage:
             self._obey(command)
 
     def _idle_end(self) -> Inbox | Outbox | None:
-        # Only ZeroMQ's ends carry the clocks' conversation; one turns all that this thread opened.
-        return self._inboxes.get("zmq") or self._outboxes.get("zmq")
+        # ZeroMQ's and Aeron's ends carry the clocks' conversation; one turns all that this thread opened.
+        ends = (open_ends.get(name) for name in ("zmq", "aeron") for open_ends in (self._inboxes, self._outboxes))
+        return next((end for end in ends if end is not None), None)
 
     def _obey(self, command: dict[str, Any]) -> None:
         match command.pop("do", None):
@@ -344,7 +345,7 @@ class Stage:
         self._telemetry.propagator.inject(message.headers, context=set_span_in_context(span))
         rest_ns = floor_ends_ns - time.monotonic_ns()
         if rest_ns > 0:
-            outbox.pump(rest_ns / 1e9)
+            outbox.pump(rest_ns / 1e9, before_send=True)
         span.add_event("message.sent")
         outbox.send(message)
         span.end()

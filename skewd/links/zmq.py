@@ -8,6 +8,10 @@ connection to the neighbour's application, which hands it to its daemon, and bac
 
     daemon A <-ipc-> application A <-- the work's own connection --> application B <-ipc-> daemon B
 
+An application may also ask for a *stamp* (the frame ``b"\x00stamp"``): it gets ``b"\x00stamp:"`` and a one-way message
+that says when this node sent it. It puts that into the next message of its own work, and the application that receives
+the work hands it to its daemon as any other frame: so the work itself proves one side of a bound.
+
 So the clocks are compared over the path that carries the work, through whatever carries it. The application needs no
 key and no trust: frames are authenticated end to end, and whatever it delays only widens. The name it gives is a
 label; who answers is known from the answer.
@@ -61,9 +65,21 @@ from skewd.ports import ListenError, PortTaken, is_loopback, split_address
 if TYPE_CHECKING:
     import zmq
 
-__all__ = ["ATTACH", "MAX_ATTACHMENTS", "CurvePair", "LinkUnavailable", "ZmqLink", "client_pair", "server_pair"]
+__all__ = [
+    "ASK_STAMP",
+    "ATTACH",
+    "MAX_ATTACHMENTS",
+    "STAMP",
+    "CurvePair",
+    "LinkUnavailable",
+    "ZmqLink",
+    "client_pair",
+    "server_pair",
+]
 
 ATTACH = b"\x00attach:"
+ASK_STAMP = b"\x00stamp"
+STAMP = b"\x00stamp:"
 MAX_ATTACHMENTS = 64
 _MAX_FRAME_BYTES = 2048
 _BATCH = 64
@@ -187,6 +203,7 @@ class ZmqLink:
                 "attach_refused",
                 "attach_displaced",
                 "detached",
+                "stamps",
                 "handshakes_failed",
                 "keys_tried",
             ),
@@ -361,6 +378,9 @@ class ZmqLink:
         if payload.startswith(ATTACH):
             self._attach(routing_id, payload[len(ATTACH) :])
             return
+        if payload == ASK_STAMP:
+            self._stamp(routing_id)
+            return
         entry = self._attached.get(routing_id)
         if entry is not None:
             self._attached.move_to_end(routing_id)
@@ -400,6 +420,14 @@ class ZmqLink:
             self._shell.count("attach_displaced")
         self._schedule.add(routing_id, asyncio.get_running_loop().time())
         self._changed.set()
+
+    def _stamp(self, routing_id: bytes) -> None:
+        if not self._attachable:
+            self._shell.count("attach_refused")
+            return
+        build = self.protocol.prepare_one_way()
+        self._shell.count("stamps")
+        self._send(self._router, lambda now_raw_ns: STAMP + build(now_raw_ns), routing_id)
 
     def _detach(self, routing_id: bytes) -> None:
         entry = self._attached.pop(routing_id, None)
