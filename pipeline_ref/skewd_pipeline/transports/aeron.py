@@ -11,6 +11,9 @@ Per hop one stream of work, upstream to downstream, which carries clock frames t
 the clock frames on their way back; over UDP that one needs a channel of its own at the upstream end. The relay and the
 stamps are those of the ZeroMQ hops (``daemon_link.py``), as are the frames (``frames.py``), joined to one buffer.
 
+Messages longer than a packet come in fragments. The binding puts them together within one ``poll`` only, and loses a
+message whose fragments two polls took; so they are put together here, by the flags of their headers (``Assembler``).
+
 A *media driver* owns the files and the sockets: one for the run (``skewd_pipeline.aeron_driver``), or the user's. The
 client library's own answer to a driver that is gone is to end the process; an error handler takes its place here.
 
@@ -57,10 +60,49 @@ PUMP_SLEEP_S = 0.001
 ASLEEP_S = 0.002
 RELAY_S = 0.002
 RETRY_S = 0.000_2
-FRAGMENTS = 16
+FRAGMENTS = 64
+SENDERS_MAX = 16
+_BEGIN, _END = 0x80, 0x40
 READ_AHEAD = 64
 SEND_LIMIT_S = 30.0
 DRIVER_TIMEOUT_MS = 10_000
+
+
+class Assembler:
+    """Fragments to messages. Pure.
+
+    A fragment says whether it begins and whether it ends a message; within a session (a publication) they come in
+    order and without gaps. Limits: ``MAX_JOINED_BYTES`` a message, unfinished ones of ``SENDERS_MAX`` sessions.
+    """
+
+    def __init__(self) -> None:
+        self._unfinished: dict[int, bytearray] = {}
+
+    def add(self, session: int, flags: int, fragment: bytes) -> bytes | None:
+        """The message that this fragment completes, if it does.
+
+        Raises:
+            MalformedFrames: the message is too large (what is left of it is passed over).
+        """
+        if flags & _BEGIN and flags & _END:
+            return fragment
+        if flags & _BEGIN:
+            self._unfinished.pop(session, None)
+            if len(self._unfinished) >= SENDERS_MAX:  # one that went in the middle of a message
+                self._unfinished.pop(next(iter(self._unfinished)))
+            self._unfinished[session] = bytearray(fragment)
+            return None
+        message = self._unfinished.get(session)
+        if message is None:
+            return None
+        message += fragment
+        if len(message) > MAX_JOINED_BYTES:
+            del self._unfinished[session]
+            raise MalformedFrames("over the size limit")
+        if not flags & _END:
+            return None
+        del self._unfinished[session]
+        return bytes(message)
 
 
 class _Group:
@@ -115,6 +157,7 @@ class _End:
         self._config = config
         self._counters: Counter[str] = Counter()
         self._to_hop: deque[bytes] = deque(maxlen=CLOCK_QUEUE)
+        self._assembler = Assembler()
         self.pending: deque[Message] = deque()
         self._owner = threading.get_ident()
         self._closed = False
@@ -207,19 +250,20 @@ class _End:
         if self._subscription is None or len(self.pending) >= READ_AHEAD or self._client.is_closed:
             return 0
         try:
-            found = int(self._subscription.poll(self._take, FRAGMENTS))
+            found = int(self._subscription.poll(self._take, FRAGMENTS, assemble=False))
         except pyaeron.AeronError:
             return 0  # closed by the client a moment ago: the next call says so
         if found:
             self._awake_until_s = time.monotonic() + AWAKE_S
         return found
 
-    def _take(self, view: Any, _header: Any) -> None:
-        # Called from C code, where an exception would end nothing and be seen by nobody.
+    def _take(self, view: Any, header: Any) -> None:
+        # Called from the client's own code, which has no use for an exception.
         try:
-            if len(view) > MAX_JOINED_BYTES:
-                raise MalformedFrames("over the size limit")
-            frames, stamp = split_stamp(unjoin(view.tobytes()))
+            data = self._assembler.add(header.session_id, header.flags, view.tobytes())
+            if data is None:
+                return
+            frames, stamp = split_stamp(unjoin(data))
             arrived = decode(frames)
         except MalformedFrames:
             self._counters["malformed"] += 1
