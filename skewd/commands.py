@@ -496,7 +496,8 @@ def experiment_run(
     stage: Annotated[str, typer.Option(metavar="STAGE", help="The stage whose clock is skewed.")] = "inference",
     direction: Annotated[str, typer.Option(metavar="WAY", help="behind or ahead.")] = "behind",
     transports: Annotated[
-        str | None, typer.Option("--transports", "--transport", metavar="LIST", help="zmq,kafka; default both.")
+        str | None,
+        typer.Option("--transports", "--transport", metavar="LIST", help="zmq,kafka,aeron; default zmq,kafka."),
     ] = None,
     modes: Annotated[
         str | None, typer.Option("--modes", "--mode", metavar="LIST", help="off,tag,rewrite; default all.")
@@ -514,6 +515,16 @@ def experiment_run(
     kafka_bootstrap: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Use this broker instead of starting one.")
     ] = None,
+    kafka_clients: Annotated[
+        str, typer.Option(metavar="HOW", help="latency: nothing waits; default: the client's own waits (linger 5 ms).")
+    ] = "latency",
+    aeron_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Use this running Aeron media driver instead of starting one.")
+    ] = None,
+    aeron_channel: Annotated[str, typer.Option(metavar="MEDIUM", help="ipc or udp.")] = "ipc",
+    inband_only: Annotated[
+        bool, typer.Option("--inband-only", help="Compare clocks over the transport under test alone, UDP off.")
+    ] = False,
     model: Annotated[
         str | None, typer.Option(metavar="MODULE:CALLABLE", help="Your model: bytes in, a label out.")
     ] = None,
@@ -550,6 +561,10 @@ def experiment_run(
             or (default_reference(stage, direction) if stage in STAGES and direction in DIRECTIONS else STAGES[0]),
             service_floor_ns=_duration("--service-floor", service_floor),
             kafka_bootstrap=kafka_bootstrap,
+            kafka_clients=kafka_clients,
+            aeron_dir=aeron_dir,
+            aeron_channel=aeron_channel,
+            inband_only=inband_only,
             model=model,
             out=out if out is not None else Path("out/demo" if demo else "out/experiment"),
             demo=demo,

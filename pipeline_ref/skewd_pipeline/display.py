@@ -130,9 +130,29 @@ def table(results: Results) -> Table:
     return found
 
 
+def bounds_table(results: Results) -> Table:
+    """What the bounds were worth, one line for each transport."""
+    found = Table(box=box.SIMPLE_HEAD, header_style="bold", padding=(0, 0, 0, 1), pad_edge=False)
+    for heading in ("transport", "clocks compared", "width p50", "max", "truth inside", "residual max", "beyond"):
+        found.add_column(heading, justify="left" if heading in ("transport", "clocks compared") else "right")
+    for row in results.bounds:
+        width = row.width_ns
+        found.add_row(
+            f"{row.transport} {row.broker}" if row.broker else row.transport,
+            row.path,
+            f"{width.p50 / 1e3:.0f} us" if width else "-",
+            f"{width.max / 1e3:.0f} us" if width else "-",
+            _percent(row.coverage),
+            f"{row.residual_max_ns / 1e3:.0f} us",
+            str(row.residuals_beyond),
+        )
+    return found
+
+
 def transport_label(row: Run) -> str:
-    """``zmq``, ``kafka mock``: a mock is never shown without saying so."""
-    return f"{row.transport} {row.broker}" if row.broker else row.transport
+    """``zmq``, ``kafka mock``, ``aeron ipc``: a mock is never shown without saying so."""
+    parts = (row.transport, row.broker, row.client if row.client != "latency" else None)
+    return " ".join(part for part in parts if part)
 
 
 def _percent(share: float | None) -> str:

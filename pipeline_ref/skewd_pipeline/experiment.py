@@ -15,6 +15,7 @@ import contextlib
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,19 +33,31 @@ REPORT = "report.html"
 def main(options: ExperimentOptions) -> int:
     """Runs the experiment; the exit code."""
     options = with_demo(options)
+    runnable, missing = possible(options.transports)
+    for transport, reason in missing.items():
+        print(f"skewd experiment: {transport} is not run: {reason}", file=sys.stderr)
+    if not runnable:
+        return 1
+    options = replace(options, transports=runnable)
     groups = plan(options)
     print("\n".join(introduction(options, groups)), flush=True)
 
-    from skewd_pipeline.display import Display, check_line, table
+    from skewd_pipeline.display import Display, bounds_table, check_line, table
+    from skewd_pipeline.results import Missing
 
     with Display(seconds(groups)) as display:
-        results, code = _run(options, groups, display)
+        results, code = _run_all(options, groups, display)
         if results is None:
             return code
+        results.missing = [Missing(transport=transport, reason=reason) for transport, reason in missing.items()]
         display.step("writing the report")
         report = _write(results, options.out)
     display.console.print()
     display.console.print(table(results))
+    if results.bounds:
+        display.console.print(bounds_table(results))
+    for gone in results.missing:
+        display.line(f"{gone.transport} is missing: {gone.reason}")
     display.line("\nclaims")
     for check in results.checks:
         display.line(check_line(check))
@@ -63,6 +76,7 @@ def introduction(options: ExperimentOptions, groups: Sequence[Group]) -> list[st
         f"  {len(cells_of(groups))} cells on {' and '.join(options.transports)}, {options.messages} messages each at "
         f"{options.rate:g}/s; modes {', '.join(options.modes)} side by side; "
         f"service floor {options.service_floor_ns / 1e6:g} ms",
+        *(["  clocks are compared over the transport under test alone; UDP is off"] if options.inband_only else []),
         f"  about {seconds(groups):.0f} s; results in {options.out}; Ctrl-C ends it and leaves nothing behind",
     ]
 
@@ -76,6 +90,35 @@ def farewell(out: Path, report: Path) -> list[str]:
         "  skewd experiment run --transports zmq --direction ahead --out out/ahead   # the other way round",
         "  skewd run   # bound this machine's own clock; then: skewd status, skewd check",
     ]
+
+
+def possible(transports: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Those of the transports that can be run here, and of the others what they lack."""
+    from skewd_pipeline.transports import aeron_missing
+
+    reason = aeron_missing() if "aeron" in transports else None
+    missing = {} if reason is None else {"aeron": reason}
+    return tuple(transport for transport in transports if transport not in missing), missing
+
+
+def _run_all(options: ExperimentOptions, groups: Sequence[Group], display: Display) -> tuple[Results | None, int]:
+    """One run, or in-band only one for each transport, with nodes of its own."""
+    if not options.inband_only or len(options.transports) == 1:
+        return _run(options, groups, display)
+    from skewd_pipeline.claims import claims
+    from skewd_pipeline.results import merged
+
+    parts = []
+    for transport in options.transports:
+        display.line(f"  in-band only: {transport}")
+        alone = replace(options, transports=(transport,))
+        results, code = _run(alone, plan(alone), display)
+        if results is None:
+            return None, code
+        parts.append(results)
+    whole = merged(parts)
+    whole.checks = claims(whole)
+    return whole, 0
 
 
 def _run(options: ExperimentOptions, groups: Sequence[Group], display: Display) -> tuple[Results | None, int]:

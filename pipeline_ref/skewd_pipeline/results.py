@@ -34,6 +34,7 @@ STOCHASTIC = (
     "uncertainty_ns",
     "error_ns",
     "all",
+    "bounds",
 )
 
 
@@ -72,6 +73,7 @@ class Run(msgspec.Struct, kw_only=True):
     ``violation_verdicts`` are the verdicts of the violating edges, ``verdicts`` those of all counted ones.
     ``bound_misses``: tagged spans of the cell for which the injected offset lay outside
     ``clock.offset_ns`` +- ``clock.uncertainty_ns``; ``error_ns`` is the distance between the two.
+    ``client``: on Kafka, how its clients were set: ``latency`` or ``default``; on Aeron the medium.
     """
 
     transport: str
@@ -105,6 +107,7 @@ class Run(msgspec.Struct, kw_only=True):
     durations_changed: int | None = None
     order_changed: int | None = None
     all: AllEdges | None = None
+    client: str | None = None
 
 
 class Throughput(msgspec.Struct, kw_only=True):
@@ -126,6 +129,35 @@ class Separations(msgspec.Struct, kw_only=True):
     rule: str
     floor_ms: float
     separations_ns: list[int]
+
+
+class Missing(msgspec.Struct, kw_only=True):
+    """A transport that was asked for and cannot be run here, and what it lacks."""
+
+    transport: str
+    reason: str
+
+
+class Bounds(msgspec.Struct, kw_only=True):
+    """What the clocks' bounds were worth on one transport, over the spans of its tagged cells.
+
+    ``width_ns`` is that of the whole interval (twice the uncertainty) on the nodes that are not the reference,
+    ``width_p50_ns`` the middle one by node; ``coverage`` the share of spans whose true offset lay inside (None: no span
+    had a bound); ``residual_max_ns`` the largest send-receive gap still negative after rewrite and within the summed
+    uncertainty, ``residuals_beyond`` how many were beyond it; ``messages`` what the daemons exchanged.
+    """
+
+    transport: str
+    broker: str | None
+    path: str
+    spans: int
+    spans_unsynchronized: int
+    coverage: float | None
+    width_ns: Spread | None
+    width_p50_ns: dict[str, int]
+    residual_max_ns: int
+    residuals_beyond: int
+    messages: dict[str, int]
 
 
 class Probe(msgspec.Struct, kw_only=True):
@@ -159,6 +191,8 @@ class Results(msgspec.Struct, kw_only=True):
     throughput: list[Throughput] = []
     floor0: list[Run] = []
     separations: list[Separations] = []
+    bounds: list[Bounds] = []
+    missing: list[Missing] = []
     probes: list[Probe] = []
     checks: list[Check] = []
     stochastic: list[str] = msgspec.field(default_factory=lambda: list(STOCHASTIC))
@@ -206,7 +240,7 @@ def merged(parts: list[Results]) -> Results:
     runs = [run for part in parts for run in part.runs]
     seen: set[tuple[str, ...]] = set()
     for run in runs:
-        cell = (run.transport, run.stage, run.direction, skew_label(run.skew_ms), run.mode, run.rule)
+        cell = (run.transport, run.client or "", run.stage, run.direction, skew_label(run.skew_ms), run.mode, run.rule)
         if cell in seen:
             raise ValueError(f"two of the results have the row '{', '.join(cell)}'; give each its own report")
         seen.add(cell)
@@ -218,6 +252,8 @@ def merged(parts: list[Results]) -> Results:
         throughput=[row for part in parts for row in part.throughput],
         floor0=[row for part in parts for row in part.floor0],
         separations=[row for part in parts for row in part.separations],
+        bounds=[row for part in parts for row in part.bounds],
+        missing=[row for part in parts for row in part.missing],
         probes=[row for part in parts for row in part.probes],
         checks=[row for part in parts for row in part.checks],
         stochastic=first.stochastic,

@@ -35,6 +35,9 @@ from skewd_pipeline.children import ChildFailed, Children
 from skewd_pipeline.claims import claims
 from skewd_pipeline.collector import Collector, Protocol
 from skewd_pipeline.display import Display, cell_line
+from skewd_pipeline.inband import CLOCK_TOPIC, BoundsTally, InBand, messages_used
+from skewd_pipeline.media import Media
+from skewd_pipeline.media import start as start_media
 from skewd_pipeline.nodes import Nodes
 from skewd_pipeline.options import ExperimentOptions
 from skewd_pipeline.plan import DIRECT, CellPlan, Group, cells_of, page_offset_ns, seconds
@@ -52,7 +55,7 @@ SHORT_PATH_MAX = 60
 FORWARD: dict[str, Protocol] = {"off": "http", "tag": "grpc", "rewrite": "http", DIRECT: "http"}
 PACKAGES = (
     "skewd", "opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http", "grpcio", "aiohttp", "pyzmq",
-    "confluent-kafka", "magika", "onnxruntime",
+    "confluent-kafka", "pyaeron", "magika", "onnxruntime",
 )  # fmt: skip
 
 
@@ -110,6 +113,8 @@ class Experiment:
         self._done_s = 0.0
         self._broker_kind: str | None = None
         self._broker_label: str | None = None
+        self._media: Media | None = None
+        self._bounds = BoundsTally()
 
     async def run(self) -> Results:
         """Runs all groups.
@@ -148,9 +153,17 @@ class Experiment:
         display.step("choosing files, and asking the model what is right for each")
         preparing = asyncio.create_task(self._prepare(items, children))
         stack.push_async_callback(_ended, preparing)
+        if "aeron" in options.transports:
+            display.step("starting Aeron's media driver" if options.aeron_dir is None else "looking for Aeron's driver")
+            self._media = await start_media(
+                children, directory, options.aeron_dir, options.aeron_channel, time.time_ns() // 1_000_000
+            )
+            self.results.versions["aeron"] = self._media.version
         addresses = {mode: await collector.listen(mode, FORWARD[mode]) for mode in (*options.modes, DIRECT)}
         nodes = Nodes(directory, children, skewed=options.stage, reference=options.reference)
         direct = addresses.pop(DIRECT)
+        if options.inband_only:
+            nodes.only = await self._in_band(broker, children)
         clocks = asyncio.create_task(nodes.start_clocks(addresses, direct, progress=display.step))
         stack.push_async_callback(_ended, clocks)
         # Together, so that a model that cannot be loaded is not first waited for by twenty processes.
@@ -161,6 +174,7 @@ class Experiment:
         if broker is not None:
             opened = await children.unless_failed(broker.broker())
             self._broker_kind, self._broker_label = str(opened.kind), str(opened.label)
+            self.results.versions[f"kafka broker ({opened.kind})"] = str(opened.version)
             if opened.kind == "mock":
                 display.line(f"  Kafka is a MOCK in this run: {opened.label}; {opened.reason}")
             run_id = f"skewd-{os.getpid()}-{time.time_ns() // 1_000_000:x}"
@@ -177,8 +191,10 @@ class Experiment:
                 topic = topics[(upstream, downstream)]
                 found.append(
                     {"transport": "kafka", "upstream": upstream, "downstream": downstream, "bootstrap": bootstrap,
-                     "topic": topic}
+                     "topic": topic, "clients": options.kafka_clients}
                 )  # fmt: skip
+            if self._media is not None:
+                found.append(self._media.hop(upstream, downstream))
             return found
 
         display.step("connecting the stages")
@@ -188,6 +204,21 @@ class Experiment:
         await self._probe("no daemon", self._nobody(directory), children)
         for group in self.groups:
             await self._group(group, nodes, collector, children, count)
+        statuses = [await nodes.status(name) for name in STAGES]
+        used = {transport: messages_used(statuses) for transport in options.transports if options.inband_only}
+        self.results.bounds = self._bounds.bounds(
+            inband_only=options.inband_only, reference=options.reference, used=used
+        )
+
+    async def _in_band(self, broker: BrokerHandle | None, children: Children) -> InBand:
+        """How the nodes of this run hear each other, over its one transport."""
+        (transport,) = self.options.transports
+        if broker is None:
+            return InBand(transport)
+        opened = await children.unless_failed(broker.broker())
+        topic = f"{CLOCK_TOPIC}-{os.getpid()}-{time.time_ns() // 1_000_000:x}"
+        await asyncio.to_thread(opened.create_topics, [topic])
+        return InBand(transport, str(opened.bootstrap), topic)
 
     async def _group(self, group: Group, nodes: Nodes, collector: Collector, children: Children, items: int) -> None:
         options = self.options
@@ -276,8 +307,12 @@ class Experiment:
             messages=cell.messages,
             outputs_correct=round(outcome["correct"] / cell.messages, 6),
             throughput_per_s=delivered,
+            client={"kafka": options.kafka_clients, "aeron": options.aeron_channel}.get(cell.transport),
         )
         found = analyse({mode: spans[mode] for mode in cell.exporters}, facts)
+        mode = next((mode for mode in ("tag", "rewrite") if mode in cell.exporters), None)
+        if mode is not None:
+            self._bounds.add(cell.transport, facts.broker, spans[mode], truth_ns, found.rows)
         (self.results.floor0 if cell.purpose == "floor0" else self.results.runs).extend(found.rows)
         if cell.skew_ns == 0 or cell.purpose == "floor0":
             self.results.separations.extend(
@@ -338,6 +373,9 @@ class Experiment:
             "reference": options.reference,
             "service_floor_ms": options.service_floor_ns / 1e6,
             "broker": self._broker_label,
+            "kafka_clients": options.kafka_clients if "kafka" in options.transports else None,
+            "aeron_channel": options.aeron_channel if "aeron" in options.transports else None,
+            "inband_only": int(options.inband_only),
             "model": options.model or "magika",
             "demo": int(options.demo),
             "cells": len(cells_of(self.groups)),
