@@ -62,7 +62,7 @@ def made_results() -> Results:
     """All of it."""
     runs = [
         run_of(transport, skew, mode, rule)
-        for transport in ("zmq", "kafka")
+        for transport in ("zmq", "kafka", "aeron")
         for skew in SKEWS
         for mode in MODES
         for rule in RULES
@@ -77,7 +77,7 @@ def made_results() -> Results:
             Separations(
                 transport=transport, rule=rule, floor_ms=3.5, separations_ns=[base + n * 10_000 for n in range(100)]
             )
-            for transport in ("zmq", "kafka")
+            for transport in ("zmq", "kafka", "aeron")
             for rule, base in (("send-receive", 200_000), ("span-start", 3_700_000))
         ],
         throughput=[
@@ -90,7 +90,7 @@ def made_results() -> Results:
                 messages=100,
                 delivered=100,
             )
-            for transport in ("zmq", "kafka")
+            for transport in ("zmq", "kafka", "aeron")
             for skew, sidecar, offered, delivered in (
                 (0.0, "off+tag+rewrite", 40.0, 40.0),
                 (0.0, "none", 40.0, 40.1),
