@@ -580,6 +580,24 @@ def experiment_run(
     return code if isinstance(code, int) else 0
 
 
+@experiment_app.command("stage")
+def experiment_stage(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="producer, preprocess, inference, postprocess or consumer.")
+    ],
+    config: Annotated[Path, typer.Option("--config", metavar="FILE", help="One file for all stages and hosts.")],
+) -> int:
+    """Run one stage of the pipeline on this host, with the clock it has."""
+    try:
+        from skewd_pipeline import stage_run
+    except ModuleNotFoundError as error:
+        _missing(error)
+    try:
+        return stage_run.main(name, config)
+    except ModuleNotFoundError as error:
+        _missing(error)
+
+
 @experiment_app.command("report")
 def experiment_report(
     results: Annotated[

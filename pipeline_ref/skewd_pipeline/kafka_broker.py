@@ -49,7 +49,13 @@ from skewd_pipeline.broker_plan import (
     tail,
 )
 from skewd_pipeline.corpus import repository_root
-from skewd_pipeline.transports.kafka import COMMON, FETCH_WAIT_MS, consumer_settings, producer_settings
+from skewd_pipeline.transports.kafka import (
+    COMMON,
+    FETCH_WAIT_MS,
+    MOCK_CLUSTER,
+    consumer_settings,
+    producer_settings,
+)
 
 LIBS = Path("build/kafka/libs")
 LIBS_VARIABLE = "SKEWD_KAFKA_LIBS"
@@ -144,6 +150,24 @@ class Broker:
         return self._admin
 
 
+def external(bootstrap: str) -> Broker:
+    """The broker there, which somebody else runs and keeps.
+
+    Raises:
+        BrokerError: it does not answer.
+    """
+    broker = Broker("external", "unknown", bootstrap, f"the broker at {bootstrap} was given")
+    try:
+        cluster = broker._client().list_topics(timeout=REQUEST_LIMIT_S)
+    except ck.KafkaException as error:
+        raise BrokerError(
+            f"no Kafka broker answers at {bootstrap}: {error.args[0].str()}; see whether it runs and is reachable"
+        ) from error
+    if str(cluster.cluster_id).startswith(MOCK_CLUSTER):
+        broker.kind = "mock"
+    return broker
+
+
 @contextlib.contextmanager
 def open_broker(
     bootstrap: str | None = None,
@@ -177,7 +201,7 @@ def open_broker(
     )
     if plan.kind == "external":
         assert bootstrap is not None, "choose() takes external only when a bootstrap address was given"
-        with _external(plan, bootstrap) as broker:
+        with _external(bootstrap) as broker:
             yield broker
     elif plan.kind == "apache":
         with _apache(plan, libs, _Slowly(progress)) as broker:
@@ -213,14 +237,8 @@ class _Slowly:
 
 
 @contextlib.contextmanager
-def _external(plan: Plan, bootstrap: str) -> Iterator[Broker]:
-    broker = Broker("external", plan.version, bootstrap, plan.reason)
-    try:
-        broker._client().list_topics(timeout=REQUEST_LIMIT_S)
-    except ck.KafkaException as error:
-        raise BrokerError(
-            f"no Kafka broker answers at {bootstrap}: {error.args[0].str()}; see whether it runs and is reachable"
-        ) from error
+def _external(bootstrap: str) -> Iterator[Broker]:
+    broker = external(bootstrap)
     try:
         yield broker
     finally:

@@ -26,6 +26,8 @@ import sys
 import threading
 import time
 import zlib
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,6 +74,7 @@ class Cell:
         exporters: which of the stage's exporters get this cell's spans.
         rate: messages a second; None sends as fast as the pipeline takes them.
         items: the producer's: which item each message carries, in order.
+        idle_limit_s: a stage that hears nothing for so long ends the cell with what it has; None: it is told.
     """
 
     name: str
@@ -81,14 +84,21 @@ class Cell:
     exporters: list[str]
     rate: float | None = None
     items: list[int] | None = None
+    idle_limit_s: float | None = None
 
 
 class Commands:
-    """The input's lines, read by a thread of their own so that a running cell can be finished."""
+    """The input's lines, read by a thread of their own so that a running cell can be finished.
 
-    def __init__(self) -> None:
+    Args:
+        reads: whether there are any; else somebody else sets ``finish``.
+    """
+
+    def __init__(self, *, reads: bool = True) -> None:
         self._queue: queue.Queue[dict[str, Any] | None] = queue.Queue(COMMANDS_MAX)
         self.finish = threading.Event()
+        if not reads:
+            return
         threading.Thread(target=self._read, name="commands", daemon=True).start()
 
     def _read(self) -> None:
@@ -160,7 +170,10 @@ class Work:
     def correct(self, digest: str, body: bytes) -> bool:
         """The consumer's: whether the answer is the expected one, and about the item that was sent."""
         answer = json.loads(body)
-        return answer["item"] == digest and self._expected[digest].is_correct(answer["digest"], answer["label"])
+        expected = self._expected.get(digest)
+        if expected is None:
+            raise ValueError("not one of the items here; give the producer and the consumer the same file of items")
+        return answer["item"] == digest and expected.is_correct(answer["digest"], answer["label"])
 
 
 class Telemetry:
@@ -208,6 +221,7 @@ class Stage:
         self._telemetry = Telemetry(config)
         self._inboxes: dict[str, Inbox] = {}
         self._outboxes: dict[str, Outbox] = {}
+        self._stamp_offset_ns = config.stamp_offset_ns
 
     def run(self) -> None:
         """Follows commands until the input ends."""
@@ -232,32 +246,77 @@ class Stage:
         match command.pop("do", None):
             case "listen":
                 for hop in command["hops"]:
-                    self._inboxes[hop["transport"]] = open_inbox(HopConfig.from_dict(hop))
+                    self.listen(HopConfig.from_dict(hop))
                 say("listening", addresses={name: inbox.address for name, inbox in self._inboxes.items()})
             case "connect":
                 for hop in command["hops"]:
-                    self._outboxes[hop["transport"]] = open_outbox(HopConfig.from_dict(hop))
+                    self.connect(HopConfig.from_dict(hop))
                 say("connected")
             case "cell":
-                self._cell(Cell(**command))
+                say("done", **self.cell(Cell(**command), armed=lambda name: say("armed", cell=name)))
             case "finish":
                 self._commands.finish.clear()
-                say("finished", flushed=self._telemetry.flush())
+                say("finished", flushed=self.flush())
             case other:
                 raise ValueError(f"unknown command {other!r}")
 
-    def _cell(self, cell: Cell) -> None:
+    def listen(self, hop: HopConfig) -> None:
+        """Opens the inbox of a hop.
+
+        Raises:
+            TransportError: it cannot be.
+        """
+        self._inboxes[hop.transport] = open_inbox(hop)
+
+    def connect(self, hop: HopConfig) -> None:
+        """Opens the outbox of a hop.
+
+        Raises:
+            TransportError: it cannot be.
+        """
+        self._outboxes[hop.transport] = open_outbox(hop)
+
+    def flush(self) -> bool:
+        """Exports the spans that wait; True when all of it was acknowledged in time."""
+        return self._telemetry.flush()
+
+    def _ends(self) -> list[Inbox | Outbox]:
+        return [*self._outboxes.values(), *self._inboxes.values()]
+
+    def counters(self) -> dict[str, int]:
+        """What the ends counted, summed by name."""
+        total: Counter[str] = Counter()
+        for end in self._ends():
+            total.update(end.counters)
+        return dict(total)
+
+    def close(self) -> None:
+        """Delivers what was sent and gives all ends back.
+
+        Raises:
+            TransportError: something could not be delivered.
+        """
+        for end in self._ends():
+            end.close()
+
+    def cell(self, cell: Cell, *, armed: Callable[[str], None]) -> dict[str, int]:
+        """Carries one cell's messages; what became of them. ``armed`` is called when the first may come.
+
+        Raises:
+            TransportError: a hop is broken.
+        """
         self._telemetry.use(cell.exporters)
         # What start-up left behind need not be looked at again by the collector in the middle of a message.
         gc.collect()
         gc.freeze()
-        say("armed", cell=cell.name)
-        if self.name == "producer":
-            self._produce(cell)
-        else:
-            self._follow(cell)
+        armed(cell.name)
+        return self._produce(cell) if self.name == "producer" else self._follow(cell)
 
-    def _produce(self, cell: Cell) -> None:
+    def _stamp(self) -> int | None:
+        """The time now as this application stamps it; None leaves it to the SDK, which reads the wall clock."""
+        return None if self._stamp_offset_ns == 0 else time.time_ns() + self._stamp_offset_ns
+
+    def _produce(self, cell: Cell) -> dict[str, int]:
         outbox = self._outboxes[cell.transport]
         begun_ns = time.monotonic_ns()
         sent = 0
@@ -269,7 +328,7 @@ class Stage:
             if self._commands.finish.is_set():
                 break
             message_id = f"{cell.name}/{number}"
-            span = self._telemetry.tracer.start_span("producer send", kind=SpanKind.PRODUCER)
+            span = self._telemetry.tracer.start_span("producer send", kind=SpanKind.PRODUCER, start_time=self._stamp())
             floor_ends_ns = time.monotonic_ns() + cell.floor_ns
             self._describe(span, cell, message_id)
             digest, body = self._work.first(index)
@@ -277,22 +336,26 @@ class Stage:
             self._send(outbox, span, Message(headers, body), floor_ends_ns)
             sent += 1
         outbox.flush()
-        say("done", sent=sent)
+        return {"sent": sent}
 
-    def _follow(self, cell: Cell) -> None:
+    def _follow(self, cell: Cell) -> dict[str, int]:
         inbox, outbox = self._inboxes[cell.transport], self._outboxes.get(cell.transport)
         received = correct = strange = failed = 0
         first_ns = last_ns = 0
+        heard_ns = time.monotonic_ns()
         while received < cell.messages and not self._commands.finish.is_set():
             message = inbox.receive(IDLE_S)
             if message is None:
+                if cell.idle_limit_s is not None and time.monotonic_ns() - heard_ns > cell.idle_limit_s * 1e9:
+                    break
                 continue
-            received_ns = time.time_ns()
+            received_ns = time.time_ns() + self._stamp_offset_ns
             now_ns = time.monotonic_ns()
             if message.headers.get(CELL_HEADER) != cell.name:
                 strange += 1
                 continue
             received += 1
+            heard_ns = now_ns
             first_ns, last_ns = first_ns or now_ns, now_ns
             span = self._telemetry.tracer.start_span(
                 f"{self.name} process",
@@ -311,26 +374,25 @@ class Stage:
                 failed += 1
                 span.record_exception(error)
                 span.set_status(Status(StatusCode.ERROR, str(error)[:200]))
-                span.end()
+                span.end(self._stamp())
                 print(f"{self.name}: {type(error).__name__} on {digest[:12]}: {error}", file=sys.stderr, flush=True)
                 continue
             if outbox is None:
                 inbox.pump(max(0, now_ns + cell.floor_ns - time.monotonic_ns()) / 1e9)
-                span.end()
+                span.end(self._stamp())
             else:
                 forwarded = {key: message.headers[key] for key in (CELL_HEADER, ID_HEADER, ITEM_HEADER)}
                 self._send(outbox, span, Message(forwarded, body), now_ns + cell.floor_ns)
         if outbox is not None:
             outbox.flush()
-        say(
-            "done",
-            received=received,
-            correct=correct,
-            strange=strange,
-            failed=failed,
-            first_ns=first_ns,
-            last_ns=last_ns,
-        )
+        return {
+            "received": received,
+            "correct": correct,
+            "strange": strange,
+            "failed": failed,
+            "first_ns": first_ns,
+            "last_ns": last_ns,
+        }
 
     def _describe(self, span: Span, cell: Cell, message_id: str) -> None:
         span.set_attributes(
@@ -346,9 +408,9 @@ class Stage:
         rest_ns = floor_ends_ns - time.monotonic_ns()
         if rest_ns > 0:
             outbox.pump(rest_ns / 1e9, before_send=True)
-        span.add_event("message.sent")
+        span.add_event("message.sent", timestamp=self._stamp())
         outbox.send(message)
-        span.end()
+        span.end(self._stamp())
 
 
 def serve(config: StageConfig) -> None:

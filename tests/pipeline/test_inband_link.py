@@ -142,7 +142,7 @@ def _produce_stamped(config: HopConfig, stop: threading.Event) -> None:
 
 @pytest.mark.parametrize("transport", ["zmq", "kafka", "aeron-ipc"])
 async def test_the_work_itself_proves_one_side_of_the_bound(transport: str, request: pytest.FixtureRequest) -> None:
-    """On Kafka nothing else goes over the hop: b's daemon learns a's clock over a line of their own, then believes it."""
+    """On Kafka nothing else goes over the hop: b's daemon learns a's clock over a line of their own, then believes."""
     hop = hop_of(transport, request)
     a, b = Daemon("a", 0), Daemon("b", EPOCH_NS)
     stop, gone = threading.Event(), threading.Event()
