@@ -239,6 +239,7 @@ class _Slowly:
 @contextlib.contextmanager
 def _external(bootstrap: str) -> Iterator[Broker]:
     broker = external(bootstrap)
+    broker.kind = "external"  # whatever speaks there: it was given, and results name it by its address
     try:
         yield broker
     finally:
