@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import platform
 import signal
@@ -160,7 +159,7 @@ def _run(told: OneStage) -> int:
         if collected is not None:
             collected.count(result, commands.finish)
     _write(result, told.results)
-    print(json.dumps({"event": "done", "results": str(told.results), **outcome}), flush=True)
+    print(msgspec.json.encode(result).decode(), flush=True)
     if caught:
         return 128 + caught[0]
     through = result.sent if told.name == STAGES[0] else result.received

@@ -146,8 +146,7 @@ def test_five_stages_as_processes_of_their_own(
     assert [results[name]["received"] for name in STAGES[1:]] == [12] * 4
     assert results["consumer"]["correct"] == 12
     assert all(told["flushed"] for told in results.values())
-    # The inference stage's stamps are a minute early, so its incoming edges look as if time ran backwards. Its clock is right, and
-    # without a sidecar nothing has a verdict.
+    # A minute early: the inference stage's incoming edges run backwards, and without a sidecar nothing has a verdict.
     assert results["consumer"]["spans_collected"] == 60
     for counts in results["consumer"]["edges"]:
         assert (counts["edges"], counts["verdicts"]) == (48, {})
