@@ -115,7 +115,7 @@ def table(results: Results) -> Table:
         bound = next((row.uncertainty_ns for row in rows.values() if row.uncertainty_ns), None)
         said = tag.violation_verdicts if tag else {}
         found.add_row(
-            transport_label(any_row) + ("" if floor_ms else "*"),
+            transport_label(any_row, wide=False) + ("" if floor_ms else "*"),
             skew_label(any_row.skew_ms),
             _percent(start.violation_rate if start else None),
             _percent(start.predicted_rate if start else None),
@@ -127,6 +127,8 @@ def table(results: Results) -> Table:
         )
     if any(not row.floor_ms for row in (*results.runs, *results.floor0)):
         found.caption = "* without the service floor"
+    if any(row.client == "default" for row in results.runs):
+        found.caption = f"{found.caption or ''}\nKafka's clients with their own waits (5 ms of linger)".strip()
     return found
 
 
@@ -149,9 +151,10 @@ def bounds_table(results: Results) -> Table:
     return found
 
 
-def transport_label(row: Run) -> str:
+def transport_label(row: Run, *, wide: bool = True) -> str:
     """``zmq``, ``kafka mock``, ``aeron ipc``: a mock is never shown without saying so."""
-    parts = (row.transport, row.broker, row.client if row.client != "latency" else None)
+    unusual = row.client if row.client != "latency" and (wide or row.client != "default") else None
+    parts = (row.transport, row.broker, unusual)
     return " ".join(part for part in parts if part)
 
 
