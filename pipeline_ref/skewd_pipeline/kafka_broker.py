@@ -36,6 +36,7 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from skewd_pipeline.broker_plan import (
+    MIN_JAVA,
     BrokerError,
     Kind,
     Plan,
@@ -49,6 +50,7 @@ from skewd_pipeline.broker_plan import (
     tail,
 )
 from skewd_pipeline.corpus import repository_root
+from skewd_pipeline.kafka_jars import cache_libs, fetch
 from skewd_pipeline.transports.kafka import (
     COMMON,
     FETCH_WAIT_MS,
@@ -191,10 +193,13 @@ def open_broker(
         BrokerError: it does not start or does not answer; with the end of its log.
     """
     libs = libs or default_libs()
+    java = None if bootstrap or prefer == "mock" else _find_java()
+    not_fetched = fetch(libs, _Slowly(progress)) if java is not None and java >= MIN_JAVA else None
     plan = choose(
         bootstrap=bootstrap,
         prefer=prefer,
-        java=None if bootstrap or prefer == "mock" else _find_java(),
+        java=java,
+        not_fetched=not_fetched,
         kafka=kafka_version(path.name for path in libs.glob("*.jar")),
         libs=str(libs),
         librdkafka=ck.libversion()[0],
@@ -215,11 +220,13 @@ def open_broker(
 
 
 def default_libs() -> Path:
-    """Where the jars are: ``$SKEWD_KAFKA_LIBS``, else ``build/kafka/libs`` here or in the checkout."""
+    """Where the jars are: ``$SKEWD_KAFKA_LIBS``, else ``build/kafka/libs`` here or in the checkout, else the cache."""
     if named := os.environ.get(LIBS_VARIABLE):
         return Path(named)
+    if LIBS.is_dir():
+        return LIBS
     root = repository_root()
-    return root / LIBS if root is not None and not LIBS.is_dir() else LIBS
+    return root / LIBS if root is not None else cache_libs()
 
 
 class _Slowly:

@@ -5,7 +5,8 @@ some microseconds and burns a core, of which this experiment has two for five st
 separation that is measured. The insight: sleep, and let it depend on what is being waited for. While work is expected
 (within ``AWAKE_S`` of the last message) a waiting inbox looks every ``AWAKE_SLEEP_S``, which costs 6 % of a core; a
 ``pump`` waits for the clock and not for work, so it looks every ``PUMP_SLEEP_S``; between cells every ``ASLEEP_S`` is
-often enough. The sleep itself is a wait for the daemon's socket, so that its frames need no looking for.
+often enough; but for ``ANSWER_S`` after a clock frame, whose answer is on its way, everybody is awake. The sleep
+itself is a wait for the daemon's socket, so that its frames need no looking for.
 
 Per hop one stream of work, upstream to downstream, which carries clock frames too, and beside it (stream + 1) one for
 the clock frames on their way back; over UDP that one needs a channel of its own at the upstream end. The relay and the
@@ -59,6 +60,7 @@ AWAKE_SLEEP_S = 0.000_15
 PUMP_SLEEP_S = 0.001
 ASLEEP_S = 0.002
 RELAY_S = 0.002
+ANSWER_S = 0.004
 RETRY_S = 0.000_2
 FRAGMENTS = 64
 SENDERS_MAX = 16
@@ -117,6 +119,12 @@ class _Group:
         for end in self.ends:
             end.turn(now_s)
 
+    def nap_s(self, usual_s: float) -> float:
+        """How long to sleep before the next look: ``usual_s``, less while an answer is on its way to any end."""
+        now_s = time.monotonic()
+        answers = any(now_s < end.answer_until_s for end in self.ends)
+        return min(usual_s, AWAKE_SLEEP_S) if answers else usual_s
+
     def look(self) -> int:
         """Takes what has arrived on any hop; how much that was."""
         return sum(end.read() for end in self.ends)
@@ -163,6 +171,7 @@ class _End:
         self._closed = False
         self._driver_gone: str | None = None
         self._awake_until_s = 0.0
+        self.answer_until_s = 0.0
         self._subscription: Any = None
         self._publication: Any = None
         self.daemon: DaemonLink | None = None
@@ -243,6 +252,7 @@ class _End:
             while self._to_hop and self._offer(join(encode_clock(self._to_hop[0]))):
                 self._to_hop.popleft()
                 self._counters["clock_to_neighbour"] += 1
+                self.answer_until_s = now_s + ANSWER_S
         self.daemon.drain()
 
     def read(self) -> int:
@@ -271,6 +281,7 @@ class _End:
         if isinstance(arrived, bytes):
             if self.daemon is not None:
                 self.daemon.give(arrived)
+                self.answer_until_s = time.monotonic() + ANSWER_S
             return
         if stamp is not None and self.daemon is not None:
             self.daemon.give(stamp)
@@ -304,7 +315,8 @@ class _End:
                 asks = False
             if rest <= 0:
                 return
-            wait_s = min(rest, PUMP_SLEEP_S if time.monotonic() < self._awake_until_s else ASLEEP_S)
+            usual_s = PUMP_SLEEP_S if time.monotonic() < self._awake_until_s else ASLEEP_S
+            wait_s = min(rest, self._group.nap_s(usual_s))
             if asks:
                 wait_s = min(wait_s, max(rest - STAMP_AHEAD_S, 0.0))
             self._group.sleep(wait_s)
@@ -379,7 +391,7 @@ class AeronInbox(_End):
                 return None
             self.check()
             awake = now_s < self._awake_until_s
-            if self._group.sleep(min(rest, AWAKE_SLEEP_S if awake else ASLEEP_S)):
+            if self._group.sleep(min(rest, self._group.nap_s(AWAKE_SLEEP_S if awake else ASLEEP_S))):
                 relayed_at_s = 0.0
         self._counters["received"] += 1
         return self.pending.popleft()
