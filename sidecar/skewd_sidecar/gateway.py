@@ -16,6 +16,7 @@ from enum import StrEnum
 from typing import TypeAlias
 
 from skewd.bounds.history import CorrectionSource
+from skewd_sidecar.counts import Counts
 from skewd_sidecar.patch import Action, PatchOptions, PatchResult, check_message, patch_traces
 
 Metadata: TypeAlias = tuple[tuple[str, str], ...]
@@ -60,7 +61,9 @@ class Gateway:
 
     Attributes:
         spans: delivered spans by action.
-        requests: requests by signal and result (``delivered``, ``malformed``, ``busy``, or ``failed`` downstream).
+        requests: requests by signal and result (``delivered``, ``malformed``, ``busy``, ``loop``, or ``failed``
+            downstream).
+        counts: what receivers and forwarders count.
     """
 
     def __init__(self, options: PatchOptions, source: CorrectionSource, fallback_node: str = "unknown") -> None:
@@ -69,6 +72,7 @@ class Gateway:
         self._source = source
         self.spans: Counter[str] = Counter({action.value: 0 for action in Action})
         self.requests: Counter[tuple[str, str]] = Counter()
+        self.counts = Counts()
 
     @property
     def options(self) -> PatchOptions:
@@ -101,5 +105,5 @@ class Gateway:
         self.requests[signal.value, "delivered"] += 1
 
     def undelivered(self, signal: Signal, why: str) -> None:
-        """Counts a request that was refused here (``malformed``, ``busy``) or failed downstream (``failed``)."""
+        """Counts a request that was refused here (``malformed``, ``busy``, ``loop``) or ``failed`` downstream."""
         self.requests[signal.value, why] += 1
