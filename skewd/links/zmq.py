@@ -35,9 +35,10 @@ A ROUTER has one key at a time, that of the ring's first. A DEALER that gets no 
 rotation separates nobody. On this machine (``ipc://``, loopback) frames are plain: applications that attach have no
 key. A DEALER to loopback tries plain first and then CURVE, as the one there may listen beyond loopback too.
 
-Limits: 64 attachments, the least recently used gives way. Attaching is for this machine's applications: refused on a
-ROUTER that listens beyond it, and without a key (what is carried in-band leaves the machine). Frames of one
-multi-part message have no limit in libzmq: a member, or a process of this machine, could use that.
+Limits: 64 attachments, the least recently used gives way; 200 stamps a second for all applications together.
+Attaching, as asking for stamps, is for this machine's applications: refused on a ROUTER that listens beyond it, and
+without a key (what is carried in-band leaves the machine). Frames of one multi-part message have no limit in libzmq: a
+member, or a process of this machine, could use that.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from skewd.keys import KeyNeeded, KeyRing, MeshKey
 from skewd.links.protocol import LinkProtocol
 from skewd.links.shell import OnProofs, RawClock, Schedule, Shell
+from skewd.links.threaded import Budget
 from skewd.links.unavailable import LinkUnavailable
 from skewd.links.wire import is_name
 from skewd.ports import ListenError, PortTaken, is_loopback, split_address
@@ -84,6 +86,7 @@ MAX_ATTACHMENTS = 64
 _MAX_FRAME_BYTES = 2048
 _BATCH = 64
 _TRIES_PER_KEY = 3
+_STAMPS_PER_WINDOW = 20
 _REBIND_S = 0.05
 _REBIND_TRIES = 100
 _S = 1_000_000_000
@@ -140,6 +143,7 @@ class ZmqLink:
     ) -> None:
         self._context, self._shell, self._keys = context, shell, keys
         self._schedule = Schedule(interval_ns / _S, random.random)
+        self._stamps = Budget(_STAMPS_PER_WINDOW)
         self._changed = asyncio.Event()
         self._router: _Socket | None = None
         self._attachable = False
@@ -204,6 +208,7 @@ class ZmqLink:
                 "attach_displaced",
                 "detached",
                 "stamps",
+                "stamps_refused",
                 "handshakes_failed",
                 "keys_tried",
             ),
@@ -424,6 +429,9 @@ class ZmqLink:
     def _stamp(self, routing_id: bytes) -> None:
         if not self._attachable:
             self._shell.count("attach_refused")
+            return
+        if self._stamps.spend(asyncio.get_running_loop().time()) > 0:
+            self._shell.count("stamps_refused")  # the application sends its work without one
             return
         build = self.protocol.prepare_one_way()
         self._shell.count("stamps")

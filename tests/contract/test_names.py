@@ -86,6 +86,7 @@ def told() -> dict[str, Any]:
         (("sidecar",), {"--config", "--forward", "--static-offset", "--static-uncertainty"}),
         (("experiment", "run"), set()),
         (("experiment", "report"), set()),
+        (("experiment", "stage"), {"name", "--config"}),
     ],
 )
 def test_commands_and_their_options(words: tuple[str, ...], options: set[str]) -> None:
