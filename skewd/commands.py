@@ -533,6 +533,24 @@ def experiment_run(
     service_floor: Annotated[
         str, typer.Option(metavar="D", help="Each stage's work lasts at least this long; 0ms for none.")
     ] = "3.5ms",
+    floors: Annotated[
+        str | None, typer.Option(metavar="LIST", help="Other floors to run every skew at too: 0ms,2ms,8ms.")
+    ] = None,
+    overload: Annotated[
+        bool, typer.Option("--overload", help="Also with synchronized clocks on an overloaded CPU.")
+    ] = False,
+    duration: Annotated[
+        str | None, typer.Option(metavar="D", help="Also for this long while the clock drifts, is stepped and slewed.")
+    ] = None,
+    drift: Annotated[
+        str, typer.Option(metavar="RATE", help="How fast it runs away then, towards --direction.")
+    ] = "50ppm",
+    simulated: Annotated[
+        bool, typer.Option("--simulated", help="That run alone, in simulated time: seconds, no processes.")
+    ] = False,
+    separations: Annotated[
+        Path | None, typer.Option(metavar="RESULTS", help="Simulate with the separations that a run measured.")
+    ] = None,
     kafka_bootstrap: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Use this broker instead of starting one.")
     ] = None,
@@ -560,6 +578,8 @@ def experiment_run(
         TRANSPORTS,
         ExperimentOptions,
         default_reference,
+        parse_drift_ppb,
+        parse_floors,
         parse_names,
         parse_skews,
     )
@@ -570,6 +590,12 @@ def experiment_run(
             given["skews_ms"] = parse_skews(skews)
         if transports is not None:
             given["transports"] = parse_names("--transports", transports, TRANSPORTS)
+        if floors is not None:
+            given["floors_ns"] = parse_floors(floors)
+        if duration is not None:
+            given["duration_ns"] = _duration("--duration", duration)
+            # A long run needs one synchronized cell to be predicted by; a sweep beside it is run if asked for.
+            given.setdefault("skews_ms", (0.0,))
         if modes is not None:
             given["modes"] = parse_names("--modes", modes, MODES)
         given |= {key: value for key, value in (("messages", messages), ("rate", rate)) if value is not None}
@@ -581,6 +607,10 @@ def experiment_run(
             reference=reference
             or (default_reference(stage, direction) if stage in STAGES and direction in DIRECTIONS else STAGES[0]),
             service_floor_ns=_duration("--service-floor", service_floor),
+            overload=overload,
+            drift_ppb=parse_drift_ppb(drift),
+            simulated=simulated,
+            separations=separations,
             kafka_bootstrap=kafka_bootstrap,
             kafka_clients=kafka_clients,
             aeron_dir=aeron_dir,
@@ -627,13 +657,16 @@ def experiment_report(
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The page to write; default report.html beside the first.")
     ] = None,
+    exports: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Every table as CSV and every picture as PNG go there.")
+    ] = None,
 ) -> int:
-    """Make one HTML page of what runs left behind."""
+    """Make one HTML page of what runs left behind, and with --exports every table as CSV and picture as PNG."""
     try:
         from skewd_pipeline import report
     except ModuleNotFoundError as error:
         _missing(error)
-    return report.build(results, out)
+    return report.build(results, out, exports=exports)
 
 
 def _missing(error: ModuleNotFoundError) -> NoReturn:

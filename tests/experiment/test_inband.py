@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 
 from skewd.config import parse_config
+from skewd_pipeline.export import tables
 from skewd_pipeline.inband import BoundsTally, InBand, messages_used
 from skewd_pipeline.nodes import node_toml
-from skewd_pipeline.results import Spread
+from skewd_pipeline.report import render
+from skewd_pipeline.results import Missing, Spread
 from skewd_pipeline.spans import SpanRecord
-from tests.experiment.made_results import run_of
+from tests.experiment.made_results import made_results, run_of
 
 TRUTH = {"inference": 5_000, "preprocess": 0, "consumer": 0}
 
@@ -77,3 +79,17 @@ def test_the_daemons_counters_are_summed_over_nodes_and_links() -> None:
         {},
     ]
     assert messages_used(statuses) == {"requests": 4, "stamps": 2, "accepted": 5}
+
+
+def test_the_report_has_the_bounds_of_each_transport_and_what_is_missing(tmp_path: Path) -> None:
+    tally = BoundsTally()
+    tally.add("zmq", None, [span("inference", 5_000, 600_000)], TRUTH, [])
+    results = made_results()
+    results.bounds = tally.bounds(inband_only=True, reference="preprocess", used={})
+    results.missing = [Missing(transport="aeron", reason="Aeron needs Python 3.12 or newer")]
+    page = render(results)
+    assert "in-band only" in page
+    assert "1.20 ms" in page
+    assert "100.0000%" in page
+    assert "aeron was not run: Aeron needs Python 3.12 or newer." in page
+    assert "bounds" in tables(results)
