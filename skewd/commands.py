@@ -573,6 +573,7 @@ def experiment_run(
     """Skew one stage's clock, step by step, and see what breaks with and without the sidecar."""
     from skewd_pipeline.options import (
         DIRECTIONS,
+        LONG_RUN_MESSAGES,
         MODES,
         STAGES,
         TRANSPORTS,
@@ -595,7 +596,8 @@ def experiment_run(
         if duration is not None:
             given["duration_ns"] = _duration("--duration", duration)
             # A long run needs one synchronized cell to be predicted by; a sweep beside it is run if asked for.
-            given.setdefault("skews_ms", (0.0,))
+            if "skews_ms" not in given:
+                given |= {"skews_ms": (0.0,), "messages": LONG_RUN_MESSAGES}
         if modes is not None:
             given["modes"] = parse_names("--modes", modes, MODES)
         given |= {key: value for key, value in (("messages", messages), ("rate", rate)) if value is not None}

@@ -67,7 +67,7 @@ class Picture:
         return _svg(self.figure, self.name)
 
     def png(self) -> bytes:
-        """The same on a light page."""
+        """The same on a light page; the figure is recoloured for it, so this comes last."""
         return _png(self.figure)
 
 
@@ -576,17 +576,3 @@ def _light(colour: Any) -> Any:
     if not changed or all(to_hex(each) not in _VARIABLES for each in every):
         return None
     return changed[0] if len(changed) == 1 else changed
-
-
-def all_pictures(results: Results) -> list[Picture]:
-    """Every picture of a report, in its order."""
-    stories = [story(run, results.windows, wide=wide) for run in results.long_runs for wide in (True, False)]
-    return [
-        *curves(results),
-        *agreement(results),
-        *floors(results),
-        *stories,
-        *heuristics(results),
-        *verdicts(results),
-        *bounds(results),
-    ]

@@ -35,8 +35,9 @@ DURATION_MAX_NS = 86_400_000_000_000
 DRIFT_MAX_PPB = 90_000
 """A node's clock is declared to drift by 100 ppm at most, and its daemon may rely on it."""
 
-USUAL_DURATION_NS = 600_000_000_000
 USUAL_DRIFT_PPB = 50_000
+LONG_RUN_MESSAGES = 1_000
+"""Of the synchronized cell that a long run is predicted by, when nobody says how many."""
 
 _MODEL = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _HOST_PORT = re.compile(r"[^\s,/]+:\d{1,5}")

@@ -209,8 +209,7 @@ class Story:
                 waiting.setdefault(span.parent_id, []).append(span)
             for child in waiting.pop(span.span_id, ()):
                 self._pair(mode, span, child)
-        newest = max((instant for instant, _ in list(order)[-1:]), default=0)
-        while order and order[0][0] < newest - WAIT_NS:
+        while order and order[0][0] < order[-1][0] - WAIT_NS:
             _, old = order.popleft()
             gone = seen.pop(old, None)
             if gone is not None:

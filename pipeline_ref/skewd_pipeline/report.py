@@ -28,12 +28,19 @@ if TYPE_CHECKING:
     from skewd_pipeline.charts import Picture
 
 
-def write(results: Results, path: Path) -> None:
-    """Writes the report whole or not at all."""
+def write(results: Results, path: Path, *, exports: Path | None = None) -> None:
+    """Writes the report whole or not at all, and its tables and pictures beside it where ``exports`` says.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    drawn = _Drawn(results)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(render(results), encoding="utf-8")
+    unfinished.write_text(_page(results, drawn), encoding="utf-8")
     os.replace(unfinished, path)
+    if exports is not None:
+        _write_exports(results, drawn, exports)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -55,9 +62,7 @@ def build(sources: Sequence[Path], target: Path | None, *, exports: Path | None 
     target = target or files[0].with_name("report.html")
     try:
         results = merged([load(file) for file in files])
-        write(results, target)
-        if exports is not None:
-            write_exports(results, exports)
+        write(results, target, exports=exports)
     except (OSError, ValueError) as error:
         print(f"skewd: {error}", file=sys.stderr)
         return 1
@@ -94,7 +99,10 @@ def headline(results: Results) -> str:
 
 def render(results: Results) -> str:
     """The whole page."""
-    drawn = _Drawn(results)
+    return _page(results, _Drawn(results))
+
+
+def _page(results: Results, drawn: _Drawn) -> str:
     sections = [
         ("law", "When a trace runs backwards", _law(results, drawn)),
         ("floors", "Whose threshold it is", _thresholds(results, drawn)),
@@ -152,6 +160,10 @@ class _Drawn:
         except ImportError as error:
             self._pictures = {}
             self.missing = f"<p>(No pictures: the package {escape(str(error.name))} is not installed.)</p>"
+
+    def all(self) -> list[Picture]:
+        """Every picture."""
+        return [picture for pictures in self._pictures.values() for picture in pictures]
 
     def panels(self, *kinds: str, caption: str = "") -> str:
         """Pictures of a column's width, beside each other where there is room."""
@@ -354,10 +366,10 @@ def _over_time(results: Results, drawn: _Drawn) -> str:
             if unsure
             else ""
         )
-        how = "simulated time, the code that ships" if run.simulated else "the real pipeline"
+        how = "in simulated time, on the code that ships" if run.simulated else "on the real pipeline"
         broker = f" ({run.broker})" if run.broker else ""
         parts.append(
-            f"<h3>{escape(run.transport)}{escape(broker)}: {_minutes(run.duration_s)} on {how}</h3>"
+            f"<h3>{escape(run.transport)}{escape(broker)}: {_minutes(run.duration_s)} {how}</h3>"
             f"<ol class='events'>{events}</ol>"
             + drawn.story(
                 run.run,
@@ -645,7 +657,7 @@ def _what_was_run(results: Results) -> str:
         + pairs(results.versions.items())
         + "<p>The same seed gives the same schedule of work. These differ from run to run: "
         + escape(stochastic)
-        + ". Long runs in simulated time do not. The clock is skewed, not the application's stamps: everything above "
+        + ". What was simulated does not. The clock is skewed, not the application's stamps: everything above "
         "the clock, the OpenTelemetry SDK included, is unmodified.</p>"
     )
 
@@ -656,22 +668,14 @@ def _plain(value: object) -> str:
     return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def write_exports(results: Results, directory: Path) -> None:
-    """Every table as CSV and, where matplotlib is installed, every picture as PNG.
-
-    Raises:
-        OSError: they cannot be written.
-    """
+def _write_exports(results: Results, drawn: _Drawn, directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     for name, table in export.tables(results).items():
         (directory / f"{name}.csv").write_text(table, encoding="utf-8")
-    try:
-        from skewd_pipeline.charts import all_pictures
-
-        for picture in all_pictures(results):
-            (directory / f"{picture.name}.png").write_bytes(picture.png())
-    except ImportError as error:
-        print(f"skewd: no PNG: the package {error.name} is not installed", file=sys.stderr)
+    for picture in drawn.all():
+        (directory / f"{picture.name}.png").write_bytes(picture.png())
+    if drawn.missing:
+        print("skewd: no PNG: the package matplotlib is not installed", file=sys.stderr)
 
 
 def _broker(results: Results) -> str | None:

@@ -377,6 +377,8 @@ def run(
         "drift_ppm": options.drift_ppb / 1e3,
         "separations": "as a run measured them" if measured else "of a model",
     }
+    # All else follows from the seed.
+    results.stochastic = ["seconds", "host.load_1min_before"]
     results.checks = claims(results)
     results.seconds = round(time.monotonic() - begun, 1)
     return results
