@@ -428,11 +428,17 @@ def merged(parts: list[Results]) -> Results:
         return first
     runs = [run for part in parts for run in part.runs]
     seen: set[tuple[str, ...]] = set()
+    clients: dict[str, str | None] = {}
     for run in runs:
-        cell = (run.transport, run.client or "", run.stage, run.direction, skew_label(run.skew_ms), run.mode, run.rule)
+        cell = (run.transport, run.stage, run.direction, skew_label(run.skew_ms), run.mode, run.rule)
         if cell in seen:
             raise ValueError(f"two of the results have the row '{', '.join(cell)}'; give each its own report")
         seen.add(cell)
+        if (other := clients.setdefault(run.transport, run.client)) != run.client:
+            raise ValueError(
+                f"one of the results has {run.transport} with {other}, another with {run.client}: a page has one curve "
+                "for a transport; give each its own report"
+            )
     return Results(
         runs=runs,
         host=_joined([part.host for part in parts]),

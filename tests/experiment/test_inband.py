@@ -11,7 +11,7 @@ from skewd_pipeline.export import tables
 from skewd_pipeline.inband import BoundsTally, InBand, messages_used
 from skewd_pipeline.nodes import node_toml
 from skewd_pipeline.report import render
-from skewd_pipeline.results import Missing, Spread
+from skewd_pipeline.results import Missing, Spread, merged
 from skewd_pipeline.spans import SpanRecord
 from tests.experiment.made_results import made_results, run_of
 
@@ -93,3 +93,14 @@ def test_the_report_has_the_bounds_of_each_transport_and_what_is_missing(tmp_pat
     assert "100.0000%" in page
     assert "aeron was not run: Aeron needs Python 3.12 or newer." in page
     assert "bounds" in tables(results)
+
+
+def test_two_ways_of_one_transport_are_not_told_as_one() -> None:
+    parts = []
+    for client, skew in (("ipc", 5.0), ("udp", 7.0)):
+        part = made_results()
+        part.runs = [run_of("aeron", skew, "off", "span-start")]
+        part.runs[0].client = client
+        parts.append(part)
+    with pytest.raises(ValueError, match=r"aeron with ipc, another with udp.*give each its own report"):
+        merged(parts)
