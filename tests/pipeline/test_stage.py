@@ -127,21 +127,10 @@ def test_five_stages_as_processes_of_their_own(
     configured: Callable[[pytest.FixtureRequest], str], request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     (collect,) = free_ports(1)
-    (tmp_path / "mymodel.py").write_text("def label(body: bytes) -> str:\n    return str(len(body) % 7)\n")
-    (tmp_path / "stages.toml").write_text(
-        f'run = "trial"\n[pipeline]\nmessages = 12\nrate = 200.0\nservice_floor = "1ms"\nidle_limit = "20s"\n'
-        f"{configured(request)}"
-        f'[telemetry]\notlp = "http://127.0.0.1:{collect}"\n[results]\ncollect = "127.0.0.1:{collect}"\n'
-        '[work]\nmodel = "mymodel:label"\n[stages.inference]\nstamp_offset = "-60s"\n'
+    otlp = f"http://127.0.0.1:{collect}"
+    results, said = run_all(
+        tmp_path, configured(request), collect, f'[telemetry]\notlp = "{otlp}"\n[stages.inference]\n'
     )
-    stages = {name: started(name, tmp_path) for name in reversed(STAGES)}
-    try:
-        said = {name: process.communicate(timeout=60) for name, process in stages.items()}
-    finally:
-        for process in stages.values():
-            process.kill()
-    assert {name: process.returncode for name, process in stages.items()} == dict.fromkeys(stages, 0), said
-    results = {name: result(tmp_path, name) for name in STAGES}
     assert results["producer"]["sent"] == 12
     assert [results[name]["received"] for name in STAGES[1:]] == [12] * 4
     assert results["consumer"]["correct"] == 12
@@ -149,9 +138,67 @@ def test_five_stages_as_processes_of_their_own(
     # A minute early: the inference stage's incoming edges run backwards, and without a sidecar nothing has a verdict.
     assert results["consumer"]["spans_collected"] == 60
     for counts in results["consumer"]["edges"]:
-        assert (counts["edges"], counts["verdicts"]) == (48, {})
-        assert counts["negative"] == 12
-    assert "so no bound on a clock shows this" in said["inference"][1]
+        assert (counts["edges"], counts["negative"], counts["verdicts"]) == (48, 12, {})
+    assert "so no bound on a clock shows this" in said["inference"]
+
+
+def test_stamps_that_an_application_shifted_are_never_called_skewed(tmp_path: Path) -> None:
+    """Two hosts whose clocks agree within 50 us, as their sidecars know; one of the applications adds a minute."""
+    (collect,) = free_ports(1)
+    sidecars = {name: sidecar(name, collect) for name in ("one", "other")}
+    try:
+        one, other = (ready(process)["http"] for process in sidecars.values())
+        telemetry = f'[telemetry]\notlp = "http://{one}"\n[stages.inference]\notlp = "http://{other}"\n'
+        results, _ = run_all(tmp_path, zmq_config(), collect, telemetry)
+    finally:
+        for process in sidecars.values():
+            process.kill()
+            process.communicate()
+    for counts in results["consumer"]["edges"]:
+        assert (counts["edges"], counts["negative"]) == (48, 12)
+        assert counts["negative_verdicts"] == {"impossible": 12}
+        assert "skewed" not in counts["verdicts"]
+
+
+def run_all(
+    directory: Path, pipeline: str, collect: int, stages: str
+) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """All five to their end: what each left, and what it complained of. ``stages`` ends in inference's table."""
+    (directory / "mymodel.py").write_text("def label(body: bytes) -> str:\n    return str(len(body) % 7)\n")
+    (directory / "stages.toml").write_text(
+        f'run = "trial"\n[pipeline]\nmessages = 12\nrate = 200.0\nservice_floor = "1ms"\nidle_limit = "20s"\n{pipeline}'
+        f'[results]\ncollect = "127.0.0.1:{collect}"\n[work]\nmodel = "mymodel:label"\n{stages}stamp_offset = "-60s"\n'
+    )
+    processes = {name: started(name, directory) for name in reversed(STAGES)}
+    try:
+        said = {name: process.communicate(timeout=60)[1] for name, process in processes.items()}
+    finally:
+        for process in processes.values():
+            process.kill()
+    assert {name: process.returncode for name, process in processes.items()} == dict.fromkeys(processes, 0), said
+    return {name: result(directory, name) for name in STAGES}, said
+
+
+def sidecar(node: str, collect: int) -> subprocess.Popen[str]:
+    words = ("--mode", "tag", "--forward", f"http://127.0.0.1:{collect}", "--static-offset", "0ms")
+    return subprocess.Popen(
+        [sys.executable, "-m", "skewd", "sidecar", *words, "--static-uncertainty", "50us"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={
+            "PATH": "/usr/bin:/bin",
+            "SKEWD_NODE__NAME": node,
+            "SKEWD_SIDECAR__GRPC": "off",
+            "SKEWD_SIDECAR__HTTP": "127.0.0.1:0",
+        },
+    )
+
+
+def ready(process: subprocess.Popen[str]) -> dict[str, Any]:
+    assert process.stdout is not None
+    found: dict[str, Any] = json.loads(process.stdout.readline().removeprefix("READY "))
+    return found
 
 
 def started(name: str, directory: Path) -> subprocess.Popen[str]:
