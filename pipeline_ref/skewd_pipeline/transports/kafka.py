@@ -71,6 +71,9 @@ _PASSING = frozenset(
     }
 )
 
+_NOT_YET = frozenset({ck.KafkaError.NOT_LEADER_FOR_PARTITION, ck.KafkaError.LEADER_NOT_AVAILABLE})
+NOT_YET_S = 0.05
+
 COMMON: Mapping[str, Any] = MappingProxyType(
     {
         "socket.nagle.disable": True,
@@ -211,10 +214,17 @@ class KafkaInbox:
             raise
 
     def _end_of(self, partition: ck.TopicPartition) -> int:
-        try:
-            marks = self._consumer.get_watermark_offsets(partition, timeout=OPEN_LIMIT_S, cached=False)
-        except ck.KafkaException as error:
-            raise TransportError(f"hop {self._config.name}: the topic's end is not known: {_text(error)}") from error
+        deadline = time.monotonic() + OPEN_LIMIT_S
+        while True:
+            try:
+                marks = self._consumer.get_watermark_offsets(partition, timeout=OPEN_LIMIT_S, cached=False)
+                break
+            except ck.KafkaException as error:
+                # A broker that has just made a topic says who leads it some moments before it does.
+                if error.args[0].code() not in _NOT_YET or time.monotonic() >= deadline:
+                    why = f"hop {self._config.name}: the topic's end is not known: {_text(error)}"
+                    raise TransportError(why) from error
+                time.sleep(NOT_YET_S)
         if marks is None:
             raise TransportError(f"hop {self._config.name}: the broker did not tell the topic's end in time")
         return int(marks[1])
