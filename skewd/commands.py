@@ -90,9 +90,10 @@ def _show_usage(error: typer.TyperException) -> None:
 
 def version_text() -> str:
     """skewd's version, Python's, and which kernel patches spans."""
-    return (
-        f"skewd {__version__}\npython {platform.python_version()} ({platform.python_implementation()})\npatch: python"
-    )
+    from skewd_sidecar.kernel import choose
+
+    python = f"{platform.python_version()} ({platform.python_implementation()})"
+    return f"skewd {__version__}\npython {python}\npatch: {choose().name}"
 
 
 def _version(wanted: bool) -> None:
@@ -399,6 +400,12 @@ def sidecar(
         str | None, typer.Option(metavar="URL", help="Where spans go: grpc://, grpcs://, http:// or https://.")
     ] = None,
     mode: Annotated[str | None, typer.Option(metavar="MODE", help="off, tag or rewrite.")] = None,
+    attributes: Annotated[
+        str | None, typer.Option(metavar="WHERE", help="span, resource or minimal: where attributes go.")
+    ] = None,
+    incoming: Annotated[
+        str | None, typer.Option(metavar="WHAT", help="trust or replace: clock attributes that arrive.")
+    ] = None,
     metrics: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Prometheus; none by default.")] = None,
     stamps: Annotated[
         str | None,
@@ -419,6 +426,7 @@ def sidecar(
     """Take OTLP from applications, correct or tag its spans, and forward it, until SIGINT or SIGTERM."""
     # What is said on the command line is written as it would be in the file, and meets the same rules.
     said = {"grpc": grpc, "http": http, "forward": forward, "mode": mode, "stamps": stamps}
+    said |= {"attributes": attributes, "incoming": incoming}
     said |= {"tls_certificate": tls_certificate, "tls_key": tls_key, "tls_client_ca": tls_client_ca}
     for option, value in {**said, "node": node, "metrics": metrics}.items():
         if value == "":  # an empty variable counts as not set; an empty option is a mistake in a script
@@ -433,7 +441,9 @@ def sidecar(
     _configure_logs(loaded.config)
     # Otherwise gRPC's core writes a line of its own for each handshake that fails, as often as a network likes.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    from skewd_sidecar.patch import Mode
+    from skewd.lean import structlog
+    from skewd_sidecar.kernel import Choice, choose
+    from skewd_sidecar.patch import Incoming, Mode, Placement
     from skewd_sidecar.service import SidecarSettings, TlsFiles, serve
 
     source: Any
@@ -461,6 +471,9 @@ def sidecar(
         forward=settings.forward,
         mode=Mode(settings.mode),
         keep_original=settings.keep_original,
+        attributes=Placement(settings.attributes),
+        incoming=Incoming(settings.incoming),
+        kernel=Choice(settings.kernel),
         attribute_prefix=settings.attribute_prefix,
         # A name that nobody chose is this container's, perhaps; the daemon's own is better.
         node="" if loaded.origins["node.name"] == "default" else loaded.config.node.name,
@@ -468,6 +481,13 @@ def sidecar(
     )
 
     def ready(addresses: dict[str, Any]) -> None:
+        structlog.get_logger().info(
+            "the sidecar is ready",
+            kernel=choose(wanted.kernel).name,
+            mode=settings.mode,
+            attributes=settings.attributes,
+            incoming=settings.incoming,
+        )
         _say_ready(addresses)
         sd_notify.notify("READY=1")
 

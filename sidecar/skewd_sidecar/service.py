@@ -25,7 +25,8 @@ from skewd_sidecar.endpoint import EndpointError, destinations
 from skewd_sidecar.forward import Forwarders
 from skewd_sidecar.gateway import BODY_MAX_BYTES, Gateway
 from skewd_sidecar.health import Health
-from skewd_sidecar.patch import Mode, PatchOptions
+from skewd_sidecar.kernel import Choice, choose
+from skewd_sidecar.patch import Incoming, Mode, PatchOptions, Placement
 from skewd_sidecar.receive.listen import Address, show_address
 from skewd_sidecar.receive.tls import ServerTls, TlsError, TlsFiles
 from skewd_sidecar.relay import Relay
@@ -54,6 +55,9 @@ class SidecarSettings:
             ``OTEL_EXPORTER_OTLP_*``.
         mode: what is done to spans.
         keep_original: whether rewritten spans carry their times from before.
+        attributes: where our attributes go.
+        incoming: what becomes of attributes under our names that arrive.
+        kernel: which of the patch's twins is wanted.
         attribute_prefix: what our attributes begin with.
         node: whose spans these are; empty for the name that the source gives (this host's until it gives one).
         source: what the node's stamps deserve.
@@ -68,6 +72,9 @@ class SidecarSettings:
     forward: str | None = None
     mode: Mode = Mode.TAG
     keep_original: bool = True
+    attributes: Placement = Placement.SPAN
+    incoming: Incoming = Incoming.TRUST
+    kernel: Choice = Choice.AUTO
     attribute_prefix: str = "clock."
     node: str = ""
     metrics_listen: str | None = None
@@ -94,8 +101,15 @@ async def serve(settings: SidecarSettings, ready: Callable[[dict[str, str | None
     if settings.grpc is None and settings.http is None:
         raise ValueError("nothing to listen on; give --grpc 127.0.0.1:4317, --http 127.0.0.1:4318, or both")
     hops = destinations(settings.forward, os.environ)
-    options = PatchOptions(settings.mode, settings.node, settings.attribute_prefix, settings.keep_original)
-    gateway = Gateway(options, settings.source, socket.gethostname())
+    options = PatchOptions(
+        settings.mode,
+        settings.node,
+        settings.attribute_prefix,
+        settings.keep_original,
+        settings.attributes,
+        settings.incoming,
+    )
+    gateway = Gateway(options, settings.source, socket.gethostname(), choose(settings.kernel))
     tls = ServerTls(settings.tls) if settings.tls is not None else None
     forwarders = Forwarders(hops)
     health = Health()
