@@ -27,9 +27,9 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from skewd_pipeline.confusion import Tally, truth_of
-from skewd_pipeline.law import edge_name, shorter, violable_edge
+from skewd_pipeline.law import edge_name, violable_edge
 from skewd_pipeline.results import MODES, RULES, STAGES, AllEdges, Run, Separation, Spread
-from skewd_pipeline.spans import NOTED, RECEIVED, SENT, SpanRecord
+from skewd_pipeline.spans import HOST_RAW, HOST_RAW_SENT, NOTED, RECEIVED, SENT, SpanRecord
 from skewd_sidecar.causality import judge, stamp_from_attributes
 
 UNSYNCHRONIZED = "unsynchronized"
@@ -39,6 +39,10 @@ UNSYNCHRONIZED = "unsynchronized"
 LATE_STAMP = "stamp-after-send"
 """A rule that no clock can satisfy on a busy machine: the sender's stamp is made once the transport took the message.
 Edges by it count towards no rate; they are there to see who is blamed."""
+
+
+SAME_HOST_NS = 60_000_000_000
+"""Raw readings further apart than this are of different hosts, or boots."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +223,28 @@ def separations(
     return found
 
 
+def host_separation_ns(edge: Edge, rule: str) -> int | None:
+    """An edge's true gap by the host's raw clock alone, in which no node's clock has a part.
+
+    The readings lie beside the stamps, microseconds away. None without them, or when the two are of different hosts.
+    """
+    begun = edge.sender.attributes.get(HOST_RAW if rule == "span-start" else HOST_RAW_SENT)
+    ended = edge.receiver.attributes.get(HOST_RAW)
+    if not isinstance(begun, int) or not isinstance(ended, int) or abs(ended - begun) > SAME_HOST_NS:
+        return None
+    return ended - begun
+
+
+def _shorter_by_the_host(spans: Iterable[SpanRecord], rule: str, facts: CellFacts) -> int | None:
+    separations = [
+        host_separation_ns(edge, rule) for edge in edges(spans, rule) if counted(edge, facts.stage, facts.direction)
+    ]
+    known = [separation for separation in separations if separation is not None]
+    if not known or len(known) < len(separations):
+        return None
+    return sum(separation < facts.skew_ns for separation in known)
+
+
 def _row(spans: Mapping[str, SpanRecord], duplicated: int, mode: str, rule: str, facts: CellFacts, prefix: str) -> Run:
     verdicts: Counter[str] = Counter()
     bad_verdicts: Counter[str] = Counter()
@@ -307,7 +333,7 @@ def analyse(
         for mode, spans in unique.items():
             row = _row(spans, len(spans_by_mode[mode]) - len(spans), mode, rule, facts, prefix)
             row.separation_ms = _separation(found.separations_ns[rule])
-            row.shorter_separations = shorter(found.separations_ns[rule], facts.skew_ns)
+            row.shorter_separations = _shorter_by_the_host(base.values(), rule, facts)
             if raw is not None and mode == "tag" and "off" in unique:
                 row.times_changed = sum(
                     _times(span) != _times(raw[span.span_id]) for span in spans.values() if span.span_id in raw

@@ -19,8 +19,9 @@ rate, and given their sum the one is hypergeometric whatever that rate is. The c
 finite synchronized run allowed for. A measured rate alone gets Clopper and Pearson's interval (Biometrika 26, 1934).
 
 That asks two things at once: whether the law holds, and whether the pipeline's F stayed what it was from one cell to
-the next. They are told apart: the experiment knows each edge's true separation, so the law is also checked edge by
-edge, in each cell on its own (``own_rate``). And the synchronized cell is run first and last, both taken as one.
+the next. They are told apart: stages also note the host's raw clock, which no node's clock has a part in, and so each
+edge's separation is known without the clock that is off. By it the law is checked within each cell on its own
+(``own_rate``). And the synchronized cell is run first and last, both taken as one.
 
 Limits: binomial intervals take messages for independent. A queue, a pause of the machine or a warm-up lets neighbours
 share their fate, and then real scatter is wider than these intervals say: an exception is where to look, not yet a

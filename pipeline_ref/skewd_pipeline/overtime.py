@@ -32,7 +32,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from skewd_pipeline.analysis import Edge, uncertainty_ns, verdict_of
+from skewd_pipeline.analysis import Edge, host_separation_ns, uncertainty_ns, verdict_of
 from skewd_pipeline.confusion import CLOCK, Tally, truth_of
 from skewd_pipeline.law import edge_name, shorter
 from skewd_pipeline.results import RULES, STAGES, ClockEvent, ClockSample, Window
@@ -133,6 +133,8 @@ class _Count:
     violations: int = 0
     indeterminate: int = 0
     predicted: float = 0.0
+    shorter: int = 0
+    measured: int = 0
     skew_sum_ns: int = 0
     skew_least_ns: int = 1 << 62
     skew_most_ns: int = -(1 << 62)
@@ -270,6 +272,10 @@ class Story:
         known = self._known.get((rule, name))
         if known:
             count.predicted += shorter(known, skew) / len(known)
+        separation = host_separation_ns(edge, rule)
+        if separation is not None:
+            count.measured += 1
+            count.shorter += separation < skew
         negative = edge.gap_ns < 0
         if mode == "rewrite" and negative:
             bound = uncertainty_ns(edge)
@@ -319,6 +325,7 @@ class Story:
                     violations=count.violations,
                     violation_rate=round(count.violations / count.edges, 6),
                     predicted_rate=round(count.predicted / count.edges, 6) if known and mode != "rewrite" else None,
+                    own_rate=round(count.shorter / count.edges, 6) if count.measured == count.edges else None,
                     indeterminate=count.indeterminate,
                     verdicts=count.verdicts,
                     spans=spans.spans,

@@ -290,10 +290,10 @@ def _exceptions(cells: Sequence[LawCell]) -> str:
     wrong = exceptions(cells)
     share = f"{len(cells) - len(wrong)} of {len(cells)} cells are inside their 99% interval"
     own = [cell for cell in cells if cell.own_rate is not None]
-    exact = sum(cell.own_rate == cell.measured_rate for cell in own)
+    apart = max((abs((cell.own_rate or 0.0) - cell.measured_rate) for cell in own), default=0.0)
     edge_by_edge = (
-        f" Edge by edge the law needs no interval: in {exact} of {len(own)} cells exactly those edges are violated "
-        "whose own separation the skew exceeds."
+        " By the host's raw clock, in which no node's clock has a part, the edges of each cell that were closer "
+        f"together than the skew are as many as were violated, to {apart:.1%} in every one of {len(own)} cells."
         if own
         else ""
     )
@@ -322,7 +322,7 @@ def _exceptions(cells: Sequence[LawCell]) -> str:
         if not wrong
         else f"<p>{share}; the exceptions are listed.{edge_by_edge} Where that holds and the prediction does not, the "
         "pipeline's separations changed between the cells: another load, another F.</p>"
-        + _table(head, [row for row, cell in zip(body, cells, strict=True) if not cell.agrees])
+        + _table(head[:-1], [row[:-1] for row, cell in zip(body, cells, strict=True) if not cell.agrees])
     )
     every = f"<summary>Prediction over measurement, all {len(body)} cells</summary>{_table(head, body)}"
     return f"{said}<details>{every}</details>"

@@ -122,7 +122,7 @@ class Run(msgspec.Struct, kw_only=True):
     all: AllEdges | None = None
     client: str | None = None
     shorter_separations: int | None = None
-    """How many of this cell's own edges were truly closer together than the skew: the law, edge by edge."""
+    """How many of this cell's own edges were closer together than the skew, by the host's raw clock alone."""
 
 
 class Throughput(msgspec.Struct, kw_only=True):
@@ -156,8 +156,9 @@ class LawCell(msgspec.Struct, kw_only=True):
     ``measured_low`` and ``measured_high``: Clopper and Pearson's 99 % interval of the measured rate alone.
     ``predicted_low`` and ``predicted_high``: the measured rates that the ``separations`` of the synchronized run do
     not refute at 99 % (Thatcher's interval: both samples are allowed for). ``agrees``: the measured rate is in it.
-    ``own_rate``: the share of this very cell's separations that were shorter than the skew. It is the measured rate if
-    the law holds edge by edge; where it is, and the prediction is not, it was the pipeline that changed between cells.
+    ``own_rate``: the share of this very cell's separations, by the host's raw clock, that were shorter than the skew.
+    It is the measured rate if the law holds edge by edge (up to readings that are microseconds apart); where it is, and
+    the prediction is not, it was the pipeline that changed between cells.
     """
 
     transport: str
@@ -204,7 +205,9 @@ class Window(msgspec.Struct, kw_only=True):
 
     ``skew_ms``: how far the clock truly was off towards ``direction`` at the window's edges' instants, least, mean
     and greatest. ``violations``: negative gaps; under ``rewrite`` those beyond the two spans' summed uncertainty, and
-    ``indeterminate`` the ones within it. ``bound_misses``: spans whose tag did not hold the truth.
+    ``indeterminate`` the ones within it. ``own_rate``:
+    the share of the window's edges that were closer together than the skew of their moment, by the host's raw clock.
+    ``bound_misses``: spans whose tag did not hold the truth.
     """
 
     run: str
@@ -218,6 +221,7 @@ class Window(msgspec.Struct, kw_only=True):
     violations: int
     violation_rate: float
     predicted_rate: float | None
+    own_rate: float | None = None
     indeterminate: int = 0
     verdicts: dict[str, int] = {}
     spans: int = 0

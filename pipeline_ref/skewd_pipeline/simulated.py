@@ -36,7 +36,7 @@ from skewd_pipeline.law import edge_name
 from skewd_pipeline.options import ExperimentOptions
 from skewd_pipeline.overtime import Change, Story, Trajectory, events, false_alarms, schedule
 from skewd_pipeline.results import MODES, STAGES, LongRun, Results, Separations
-from skewd_pipeline.spans import HOST_RAW, RECEIVED, SENT, STAGE, SpanRecord, spans_of
+from skewd_pipeline.spans import HOST_RAW, HOST_RAW_SENT, RECEIVED, SENT, STAGE, SpanRecord, spans_of
 from skewd_sidecar.patch import Mode, PatchOptions, patch_traces
 
 SECOND = 1_000_000_000
@@ -299,6 +299,8 @@ class Traffic:
                 span.end_time_unix_nano = node.wall(sent + 15_000)
                 attribute = span.attributes.add()
                 attribute.key, attribute.value.int_value = HOST_RAW, start
+                attribute = span.attributes.add()
+                attribute.key, attribute.value.int_value = HOST_RAW_SENT, sent
                 if parent:
                     event = span.events.add()
                     event.name, event.time_unix_nano = RECEIVED, node.wall(start)

@@ -31,6 +31,8 @@ ROLE = "skewd.experiment.role"
 """Of a span of a call: ``request``, ``client``, ``server``, ``audit``."""
 HOST_RAW = "skewd.experiment.host_raw_ns"
 """The host's raw clock at the span's start. No node's clock is in it: it is the truth's, and nothing corrects by it."""
+HOST_RAW_SENT = "skewd.experiment.host_raw_sent_ns"
+"""The same at the send."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from skewd_pipeline.calls_stage import make_calls, serve_calls
 from skewd_pipeline.items import digest_of
-from skewd_pipeline.spans import HOST_RAW
+from skewd_pipeline.spans import HOST_RAW, HOST_RAW_SENT
 from skewd_pipeline.stages import StageConfig
 from skewd_pipeline.transports import HopConfig, Inbox, Message, Outbox, open_inbox, open_outbox
 
@@ -443,9 +443,11 @@ class Stage:
         rest_ns = floor_ends_ns - time.monotonic_ns()
         if rest_ns > 0:
             outbox.pump(rest_ns / 1e9, before_send=True)
+        host_raw_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW)
         span.add_event("message.sent", timestamp=self._stamp())
         outbox.send(message)
         span.add_event("message.noted", timestamp=self._stamp())
+        span.set_attribute(HOST_RAW_SENT, host_raw_ns)
         span.end(self._stamp())
 
 

@@ -94,7 +94,14 @@ def another_drift(results: Results) -> None:
     results.windows = deepcopy(results.windows)
     for window in results.windows:
         if window.mode == "off" and window.start_s < 5:
-            window.violations = window.edges
+            window.violations, window.own_rate = window.edges, 1.0
+
+
+def another_law_over_time(results: Results) -> None:
+    results.windows = deepcopy(results.windows)
+    for window in results.windows:
+        if window.mode == "off" and window.violations:
+            window.own_rate = 0.0
 
 
 def bound_missed_over_time(results: Results) -> None:
@@ -126,6 +133,7 @@ def changed_ours(results: Results, **changes: object) -> None:
         (another_law, "law-edges"),
         (window_broken, "over-time-rewrite"),
         (another_drift, "over-time-law"),
+        (another_law_over_time, "over-time-edges"),
         (bound_missed_over_time, "over-time-bounds"),
         (false_alarm, "over-time-signal"),
         (wrong_verdict, "blame"),

@@ -94,6 +94,11 @@ def test_each_window_is_predicted(behind: Results) -> None:
     assert apart <= 0.05 * len(judged)
 
 
+def test_edge_by_edge_the_law_is_exact(behind: Results) -> None:
+    for each in windows(behind, mode="off"):
+        assert each.own_rate == each.violation_rate
+
+
 def test_the_truth_is_inside_the_bound_through_steps_and_slews(behind: Results) -> None:
     (run,) = behind.long_runs
     assert (run.bound_misses, run.spans_unsynchronized) == (0, 0)

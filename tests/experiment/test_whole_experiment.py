@@ -95,8 +95,10 @@ def test_a_short_sweep(scratch: Path) -> None:
         assert fixed.all.violations == 0
         for row in (tag, fixed):
             assert (row.bound_misses, row.spans_unsynchronized) == (0, 0)
-    # Each cell's own separations say which of its edges break; the synchronized ones say it beforehand.
-    assert [cell.own_rate for cell in results.law] == [cell.measured_rate for cell in results.law]
+    # By the host's raw clock, in which the skewed one has no part, as many edges were closer together as are violated.
+    for cell in results.law:
+        assert cell.own_rate is not None
+        assert abs(cell.own_rate - cell.measured_rate) <= 0.1, "readings beside the stamps, 20 messages"
     assert {(cell.rule, cell.floor_ms) for cell in results.law} == {
         (rule, floor) for rule in ("send-receive", "span-start") for floor in (0.0, 3.5)
     }
@@ -159,6 +161,11 @@ def test_a_short_story_of_a_drifting_clock(scratch: Path) -> None:
     assert [event.what for event in long_run.events] == ["drift", "step", "step", "slew", "hold"]
     assert (long_run.bound_misses, long_run.false_alarms, long_run.spans_unsynchronized) == (0, 0, 0)
     assert long_run.spans > 12 * 20 * 5 * 2 * 0.9
+    raw = [window for window in results.windows if window.mode == "off" and window.own_rate is not None]
+    assert len(raw) == 4 * 12
+    # Readings lie beside the stamps, and a busy machine puts a stage aside in between now and then.
+    apart = sum(abs((window.own_rate or 0.0) - window.violation_rate) * window.edges for window in raw)
+    assert apart <= 0.05 * sum(window.edges for window in raw)
     ahead = [window for window in results.windows if window.direction == "ahead" and window.rule == "send-receive"]
     between = [window for window in ahead if window.mode == "off" and 5 <= window.start_s < 6]
     assert [round(window.skew_ms[1]) for window in between] == [20]
