@@ -260,12 +260,9 @@ class _End:
         if self._subscription is None or len(self.pending) >= READ_AHEAD or self._client.is_closed:
             return 0
         try:
-            found = int(self._subscription.poll(self._take, FRAGMENTS, assemble=False))
+            return int(self._subscription.poll(self._take, FRAGMENTS, assemble=False))
         except pyaeron.AeronError:
             return 0  # closed by the client a moment ago: the next call says so
-        if found:
-            self._awake_until_s = time.monotonic() + AWAKE_S
-        return found
 
     def _take(self, view: Any, header: Any) -> None:
         # Called from the client's own code, which has no use for an exception.
@@ -322,7 +319,7 @@ class _End:
             self._group.sleep(wait_s)
 
     def close(self) -> None:
-        """Wait ``LINGER_S`` at most until what was sent is taken, give everything back."""
+        """Give everything back. What was sent is with the driver, which delivers it."""
         if self._closed:
             return
         if threading.get_ident() != self._owner:
@@ -370,6 +367,7 @@ class AeronInbox(_End):
 
     def _arrived(self, message: Message) -> None:
         self.pending.append(message)
+        self._awake_until_s = time.monotonic() + AWAKE_S
 
     def receive(self, timeout_s: float) -> Message | None:
         """The next message, or ``None`` after ``timeout_s`` seconds; relays while it waits."""
