@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import logging
+import os
 import socket
 import ssl
 from collections.abc import Iterable, Mapping
@@ -26,6 +27,7 @@ from skewd.ports import is_loopback
 from skewd_sidecar.endpoint import Destination, EndpointError, reached_listener
 from skewd_sidecar.gateway import Metadata, Signal
 from skewd_sidecar.outcome import INTERNAL, UNAVAILABLE, UNIMPLEMENTED, Outcome
+from skewd_sidecar.transport import fits_native
 
 if TYPE_CHECKING:
     import aiohttp
@@ -188,17 +190,35 @@ class Forwarders:
 
     Made within the running event loop.
 
+    Args:
+        destinations: the next hop of each signal.
+        native: whether the native transport is used where it fits.
+
+    Attributes:
+        grpc_by: who speaks gRPC to them, ``native`` or ``grpcio``, or both.
+
     Raises:
         EndpointError: a certificate file cannot be read.
     """
 
-    def __init__(self, destinations: Mapping[Signal, Destination]) -> None:
+    def __init__(self, destinations: Mapping[Signal, Destination], *, native: bool = False) -> None:
         self._destinations = dict(destinations)
+        self.grpc_by: set[str] = set()
         self._forwarders: dict[Signal, Forwarder] = {
-            signal: GrpcForwarder(signal, destination) if destination.protocol == "grpc" else HttpForwarder(destination)
-            for signal, destination in destinations.items()
+            signal: self._forwarder(signal, destination, native) for signal, destination in destinations.items()
         }
         self._away: set[Signal] = set()
+
+    def _forwarder(self, signal: Signal, destination: Destination, native: bool) -> Forwarder:
+        if destination.protocol != "grpc":
+            return HttpForwarder(destination)
+        if native and fits_native(destination, os.environ):
+            from skewd_sidecar.forward_native import NativeGrpcForwarder
+
+            self.grpc_by.add("native")
+            return NativeGrpcForwarder(signal, destination)
+        self.grpc_by.add("grpcio")
+        return GrpcForwarder(signal, destination)
 
     async def send(self, signal: Signal, body: bytes, timeout_s: float | None, metadata: Metadata = ()) -> Outcome:
         """One attempt, see :class:`Forwarder`; a signal without a next hop is not implemented."""

@@ -61,6 +61,7 @@ class Gateway:
     Attributes:
         spans: delivered spans by action.
         requests: requests by signal and result (``delivered``, ``malformed``, ``busy``, or ``failed`` downstream).
+        transports: who speaks gRPC, ``native`` or ``grpcio``, by side (``receive``, ``forward``).
     """
 
     def __init__(self, options: PatchOptions, source: CorrectionSource, fallback_node: str = "unknown") -> None:
@@ -69,6 +70,7 @@ class Gateway:
         self._source = source
         self.spans: Counter[str] = Counter({action.value: 0 for action in Action})
         self.requests: Counter[tuple[str, str]] = Counter()
+        self.transports: dict[str, str] = {}
 
     @property
     def options(self) -> PatchOptions:

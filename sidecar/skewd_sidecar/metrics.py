@@ -45,6 +45,12 @@ class GatewayCollector(Collector):
         for (signal, result), count in self._gateway.requests.items():
             requests.add_metric([signal, result], count)
         yield requests
+        transports = GaugeMetricFamily(
+            "skewd_transport_info", "Always 1; who speaks gRPC on each side.", labels=["side", "transport"]
+        )
+        for side, transport in self._gateway.transports.items():
+            transports.add_metric([side, transport], 1)
+        yield transports
         build = GaugeMetricFamily("skewd_build_info", "Always 1.", labels=["version", "component", "patch", "virtual"])
         build.add_metric([self._version, "sidecar", "python", str(self._gateway.virtual).lower()], 1)
         yield build

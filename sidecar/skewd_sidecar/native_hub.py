@@ -15,7 +15,7 @@ import asyncio
 import logging
 import weakref
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 from skewd_native import Transport
 
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 class Hub:
     """One transport, for one event loop. Made by :meth:`acquire`."""
 
-    _hubs: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Hub] = weakref.WeakKeyDictionary()
+    _hubs: ClassVar[weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Hub]] = weakref.WeakKeyDictionary()
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = weakref.ref(loop)
@@ -162,9 +162,7 @@ class Hub:
         key = (authority, host, port, gzip)
         channel, users = self._channels.get(key, (0, 0))
         if not users:
-            channel = self._transport.connect(
-                authority, host=host, port=port, gzip=gzip, answer_bytes=answer_max_bytes
-            )
+            channel = self._transport.connect(authority, host=host, port=port, gzip=gzip, answer_bytes=answer_max_bytes)
         self._channels[key] = channel, users + 1
         return channel
 

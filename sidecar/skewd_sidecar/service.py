@@ -13,6 +13,7 @@ Limits: settings are read once.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 from collections.abc import Callable
@@ -25,13 +26,17 @@ from skewd_sidecar.endpoint import EndpointError, destinations
 from skewd_sidecar.forward import Forwarders
 from skewd_sidecar.gateway import Gateway
 from skewd_sidecar.patch import Mode, PatchOptions
-from skewd_sidecar.relay import Relay
+from skewd_sidecar.relay import Handler, Relay
 from skewd_sidecar.source import StaticSource
+from skewd_sidecar.transport import Transport, use_native
 
-__all__ = ["EndpointError", "SidecarSettings", "StaticSource", "serve"]
+__all__ = ["EndpointError", "SidecarSettings", "StaticSource", "Transport", "serve"]
 
 STOP_S = 5.0
 """How long requests under way may take to finish once the sidecar is told to stop."""
+
+
+log = logging.getLogger(__name__)
 
 
 class _Listener(Protocol):
@@ -53,6 +58,7 @@ class SidecarSettings:
         attribute_prefix: what our attributes begin with.
         node: whose spans these are; empty for the name that the source gives (this host's until it gives one).
         source: what the node's stamps deserve.
+        transport: who speaks gRPC.
     """
 
     source: CorrectionSource
@@ -64,6 +70,7 @@ class SidecarSettings:
     attribute_prefix: str = "clock."
     node: str = ""
     metrics_listen: str | None = None
+    transport: Transport = Transport.AUTO
 
 
 async def serve(settings: SidecarSettings, ready: Callable[[dict[str, str | None]], None], stop: asyncio.Event) -> None:
@@ -84,17 +91,16 @@ async def serve(settings: SidecarSettings, ready: Callable[[dict[str, str | None
         raise ValueError("nothing to listen on; give --grpc 127.0.0.1:4317, --http 127.0.0.1:4318, or both")
     hops = destinations(settings.forward, os.environ)
     options = PatchOptions(settings.mode, settings.node, settings.attribute_prefix, settings.keep_original)
+    native = use_native(settings.transport)
     gateway = Gateway(options, settings.source, socket.gethostname())
-    forwarders = Forwarders(hops)
+    forwarders = Forwarders(hops, native=native)
     listeners: dict[str, _Listener | None] = {"grpc": None, "http": None, "metrics": None}
     grace_s = 0.0
     try:
         relay = Relay(gateway, forwarders)
         # What listens is imported here, so that nothing unused is loaded.
         if settings.grpc is not None:
-            from skewd_sidecar.receive.grpc import GrpcReceiver
-
-            listeners["grpc"] = await GrpcReceiver.open(settings.grpc, relay)
+            listeners["grpc"] = await _grpc_receiver(settings.grpc, relay, native)
         if settings.http is not None:
             from skewd_sidecar.receive.http import HttpReceiver
 
@@ -104,6 +110,9 @@ async def serve(settings: SidecarSettings, ready: Callable[[dict[str, str | None
 
             listeners["metrics"] = await MetricsListener.open(settings.metrics_listen, gateway)
         await forwarders.refuse_itself([each.address for each in listeners.values() if each is not None])
+        gateway.transports = _transports(settings, native, forwarders)
+        if gateway.transports:
+            log.info("gRPC by %s", ", ".join(f"{by} ({way})" for way, by in gateway.transports.items()))
         ready({name: None if each is None else format_address(*each.address) for name, each in listeners.items()})
         await stop.wait()
         grace_s = STOP_S
@@ -114,6 +123,26 @@ async def serve(settings: SidecarSettings, ready: Callable[[dict[str, str | None
         except asyncio.CancelledError:
             await closing  # bounded by the grace: half a stop would leave ports and connections behind
             raise
+
+
+async def _grpc_receiver(listen: str, handler: Handler, native: bool) -> _Listener:
+    if native:
+        from skewd_sidecar.receive.grpc_native import NativeGrpcReceiver
+
+        return await NativeGrpcReceiver.open(listen, handler)
+    from skewd_sidecar.receive.grpc import GrpcReceiver
+
+    return await GrpcReceiver.open(listen, handler)
+
+
+def _transports(settings: SidecarSettings, native: bool, forwarders: Forwarders) -> dict[str, str]:
+    """Who speaks gRPC on each side, for the log and the metrics; a side that doesn't speak it is left out."""
+    found = {}
+    if settings.grpc is not None:
+        found["receive"] = "native" if native else "grpcio"
+    if forwarders.grpc_by:
+        found["forward"] = "+".join(sorted(forwarders.grpc_by))
+    return found
 
 
 async def _close(listeners: list[_Listener], forwarders: Forwarders, grace_s: float) -> None:

@@ -36,7 +36,7 @@ def use_native(wanted: Transport) -> bool:
     why = missing()
     if why is not None and wanted is Transport.NATIVE:
         raise ValueError(
-            f"[sidecar] transport = \"native\", but {why}; install skewd[native], or write transport = \"auto\""
+            f'[sidecar] transport = "native", but {why}; install skewd[native], or write transport = "auto"'
         )
     return why is None
 
