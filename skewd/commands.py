@@ -420,7 +420,7 @@ def sidecar(
     settings = loaded.config.sidecar
     _configure_logs(loaded.config)
     from skewd_sidecar.patch import Mode
-    from skewd_sidecar.service import SidecarSettings, serve
+    from skewd_sidecar.service import SidecarSettings, Transport, serve
 
     source: Any
     if static_offset is not None or static_uncertainty is not None:
@@ -445,6 +445,7 @@ def sidecar(
         # A name that nobody chose is this container's, perhaps; the daemon's own is better.
         node="" if loaded.origins["node.name"] == "default" else loaded.config.node.name,
         metrics_listen=metrics if metrics != "off" else None,
+        transport=Transport(settings.transport),
     )
 
     def ready(addresses: dict[str, Any]) -> None:

@@ -314,6 +314,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "sidecar.forward": ("grpc://127.0.0.1:9", "grpc://127.0.0.1:9"),
     "sidecar.mode": ("rewrite", "rewrite"),
     "sidecar.stamps": ("wall", "wall"),
+    "sidecar.transport": ("python", "python"),
     "sidecar.keep_original": ("false", False),
     "sidecar.attributes": ("minimal", "minimal"),
     "sidecar.attribute_prefix": ("time.", "time."),
