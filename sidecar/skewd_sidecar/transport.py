@@ -31,10 +31,10 @@ def use_native(wanted: Transport) -> bool:
     Raises:
         ValueError: it is demanded, and not there.
     """
-    if wanted is Transport.PYTHON:
+    if wanted == Transport.PYTHON:
         return False
     why = missing()
-    if why is not None and wanted is Transport.NATIVE:
+    if why is not None and wanted == Transport.NATIVE:
         raise ValueError(
             f'[sidecar] transport = "native", but {why}; install skewd[native], or write transport = "auto"'
         )
