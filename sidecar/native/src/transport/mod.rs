@@ -20,6 +20,7 @@ use std::os::fd::{FromRawFd, OwnedFd};
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{mpsc, Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -48,7 +49,7 @@ pub struct Transport {
     shared: Arc<Shared>,
     paths: Vec<String>,
     channels: Mutex<HashMap<u64, Endpoint>>,
-    done: Mutex<Option<mpsc::Receiver<()>>>,
+    thread: Mutex<Option<(mpsc::Receiver<()>, JoinHandle<()>)>>,
 }
 
 struct Endpoint {
@@ -68,7 +69,7 @@ impl Transport {
             .build()?;
         let (ended, done) = mpsc::channel();
         let mine = shared.clone();
-        std::thread::Builder::new().name("skewd-transport".to_owned()).spawn(move || {
+        let thread = std::thread::Builder::new().name("skewd-transport".to_owned()).spawn(move || {
             let run = AssertUnwindSafe(|| runtime.block_on(run(mine.clone())));
             if catch_unwind(run).is_err() {
                 mine.stats.panics.fetch_add(1, Relaxed);
@@ -79,7 +80,7 @@ impl Transport {
             mine.signal_now();
             let _ = ended.send(());
         })?;
-        Ok(Transport { shared, paths, channels: Mutex::default(), done: Mutex::new(Some(done)) })
+        Ok(Transport { shared, paths, channels: Mutex::default(), thread: Mutex::new(Some((done, thread))) })
     }
 
     /// Readable when there are events to take.
@@ -266,14 +267,16 @@ impl Transport {
         self.shared.command(Command::Stop);
         self.shared.flush();
         py.detach(|| {
-            let mut done = lock(&self.done);
-            let ended = done.as_ref().is_none_or(|done| {
-                !matches!(done.recv_timeout(seconds(timeout_s)), Err(mpsc::RecvTimeoutError::Timeout))
-            });
-            if ended {
-                *done = None;
+            let mut thread = lock(&self.thread);
+            let Some((done, handle)) = thread.take() else {
+                return true;
+            };
+            if matches!(done.recv_timeout(seconds(timeout_s)), Err(mpsc::RecvTimeoutError::Timeout)) {
+                *thread = Some((done, handle));
+                return false;
             }
-            ended
+            let _ = handle.join(); // at its last instructions
+            true
         })
     }
 }
