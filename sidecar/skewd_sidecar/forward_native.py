@@ -32,7 +32,11 @@ class NativeGrpcForwarder:
         self._hub = Hub.acquire()
         try:
             self._channel = self._hub.connect(
-                destination.host, destination.port, destination.target, destination.gzip, ANSWER_MAX_BYTES
+                destination.host,
+                destination.port,
+                "localhost" if destination.host.startswith("/") else destination.target,
+                destination.gzip,
+                ANSWER_MAX_BYTES,
             )
         except ValueError as error:
             self._hub.release()

@@ -156,13 +156,21 @@ class Hub:
     def connect(self, host: str, port: int, authority: str, gzip: bool, answer_max_bytes: int) -> int:
         """A channel to an endpoint, shared by all that ask for the same. To be given back by :meth:`disconnect`.
 
+        Args:
+            host: a name or address; a path, which begins with a slash, for a Unix socket.
+            port: of TCP.
+            authority: what the requests say they are for, as ``host:port``.
+            gzip: whether requests are compressed.
+            answer_max_bytes: longer answers fail.
+
         Raises:
             ValueError: that cannot be an endpoint.
         """
         key = (authority, host, port, gzip)
         channel, users = self._channels.get(key, (0, 0))
         if not users:
-            channel = self._transport.connect(authority, host=host, port=port, gzip=gzip, answer_bytes=answer_max_bytes)
+            where: dict[str, Any] = {"unix": host} if host.startswith("/") else {"host": host, "port": port}
+            channel = self._transport.connect(authority, gzip=gzip, answer_bytes=answer_max_bytes, **where)
         self._channels[key] = channel, users + 1
         return channel
 
