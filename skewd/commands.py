@@ -90,9 +90,10 @@ def _show_usage(error: typer.TyperException) -> None:
 
 def version_text() -> str:
     """skewd's version, Python's, and which kernel patches spans."""
-    return (
-        f"skewd {__version__}\npython {platform.python_version()} ({platform.python_implementation()})\npatch: python"
-    )
+    from skewd_sidecar.kernel import choose
+
+    python = f"{platform.python_version()} ({platform.python_implementation()})"
+    return f"skewd {__version__}\npython {python}\npatch: {choose().name}"
 
 
 def _version(wanted: bool) -> None:
@@ -395,6 +396,12 @@ def sidecar(
         str | None, typer.Option(metavar="URL", help="Where spans go: grpc://, grpcs://, http:// or https://.")
     ] = None,
     mode: Annotated[str | None, typer.Option(metavar="MODE", help="off, tag or rewrite.")] = None,
+    attributes: Annotated[
+        str | None, typer.Option(metavar="WHERE", help="span, resource or minimal: where attributes go.")
+    ] = None,
+    incoming: Annotated[
+        str | None, typer.Option(metavar="WHAT", help="trust or replace: clock attributes that arrive.")
+    ] = None,
     metrics: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Prometheus; none by default.")] = None,
     stamps: Annotated[
         str | None,
@@ -410,6 +417,7 @@ def sidecar(
     """Take OTLP from applications, correct or tag its spans, and forward it, until SIGINT or SIGTERM."""
     # What is said on the command line is written as it would be in the file, and meets the same rules.
     said = {"grpc": grpc, "http": http, "forward": forward, "mode": mode, "stamps": stamps}
+    said |= {"attributes": attributes, "incoming": incoming}
     for option, value in {**said, "node": node, "metrics": metrics}.items():
         if value == "":  # an empty variable counts as not set; an empty option is a mistake in a script
             raise _RefusedError(f"--{option}: it is empty; write a value or leave it out", cli.EX_USAGE)
@@ -419,7 +427,8 @@ def sidecar(
     loaded = _load(config, override)
     settings = loaded.config.sidecar
     _configure_logs(loaded.config)
-    from skewd_sidecar.patch import Mode
+    from skewd_sidecar.kernel import Choice
+    from skewd_sidecar.patch import Incoming, Mode, Placement
     from skewd_sidecar.service import SidecarSettings, Transport, serve
 
     source: Any
@@ -441,6 +450,9 @@ def sidecar(
         forward=settings.forward,
         mode=Mode(settings.mode),
         keep_original=settings.keep_original,
+        attributes=Placement(settings.attributes),
+        incoming=Incoming(settings.incoming),
+        kernel=Choice(settings.kernel),
         attribute_prefix=settings.attribute_prefix,
         # A name that nobody chose is this container's, perhaps; the daemon's own is better.
         node="" if loaded.origins["node.name"] == "default" else loaded.config.node.name,

@@ -519,8 +519,6 @@ def _link_addresses(link: LinkConfig) -> tuple[str, ...]:
 def not_yet(config: Config) -> list[str]:
     """Keys that are understood and set, but that this version does not act upon: a line for each, to be said aloud."""
     lines = []
-    if config.sidecar.attributes != "span":
-        lines.append(f'[sidecar] attributes = "{config.sidecar.attributes}": this version writes them on each span')
     if config.sidecar.forward is not None and config.sidecar.forward.startswith("kafka://"):
         lines.append("[sidecar] forward: this version does not forward to kafka://; use grpc:// or http://")
     if config.spool.path is not None:

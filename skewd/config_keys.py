@@ -128,6 +128,11 @@ class SidecarConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """``wall`` if the applications are known to read the wall clock at both ends of a span."""
     keep_original: bool = True
     attributes: Annotated[str, choice("span", "resource", "minimal")] = "span"
+    """Where attributes go: all on each span; what a batch has in common on its Resource; or that, and no originals."""
+    incoming: Annotated[str, choice("trust", "replace")] = "trust"
+    """What becomes of attributes under our names that arrive: believed, or removed."""
+    kernel: Annotated[str, choice("auto", "native", "python")] = "auto"
+    """What patches: ``auto`` is the native kernel where it is installed."""
     attribute_prefix: Annotated[str, PREFIX] = "clock."
     transport: Annotated[str, choice("auto", "native", "python")] = "auto"
     """Who speaks gRPC: the native extension where it is installed and fits, it alone, or gRPC's own library."""

@@ -39,6 +39,12 @@ class GatewayCollector(Collector):
         for action, count in self._gateway.spans.items():
             spans.add_metric([action], count)
         yield spans
+        logs = CounterMetricFamily(
+            "skewd_log_records", "Log records delivered, by what was done to them.", labels=["action"]
+        )
+        for action, count in self._gateway.log_records.items():
+            logs.add_metric([action], count)
+        yield logs
         requests = CounterMetricFamily(
             "skewd_requests", "Export requests, by signal and how they ended.", labels=["signal", "result"]
         )
@@ -52,7 +58,7 @@ class GatewayCollector(Collector):
             transports.add_metric([side, transport], 1)
         yield transports
         build = GaugeMetricFamily("skewd_build_info", "Always 1.", labels=["version", "component", "patch", "virtual"])
-        build.add_metric([self._version, "sidecar", "python", str(self._gateway.virtual).lower()], 1)
+        build.add_metric([self._version, "sidecar", self._gateway.kernel, str(self._gateway.virtual).lower()], 1)
         yield build
 
 

@@ -25,18 +25,18 @@ from skewd.ports import format_address
 from skewd_sidecar.endpoint import EndpointError, destinations
 from skewd_sidecar.forward import Forwarders
 from skewd_sidecar.gateway import Gateway
-from skewd_sidecar.patch import Mode, PatchOptions
+from skewd_sidecar.kernel import Choice, choose
+from skewd_sidecar.patch import Incoming, Mode, PatchOptions, Placement
 from skewd_sidecar.relay import Handler, Relay
 from skewd_sidecar.source import StaticSource
 from skewd_sidecar.transport import Transport, use_native
 
 __all__ = ["EndpointError", "SidecarSettings", "StaticSource", "Transport", "serve"]
 
+log = logging.getLogger(__name__)
+
 STOP_S = 5.0
 """How long requests under way may take to finish once the sidecar is told to stop."""
-
-
-log = logging.getLogger(__name__)
 
 
 class _Listener(Protocol):
@@ -55,6 +55,9 @@ class SidecarSettings:
             ``OTEL_EXPORTER_OTLP_*``.
         mode: what is done to spans.
         keep_original: whether rewritten spans carry their times from before.
+        attributes: where our attributes go.
+        incoming: what becomes of attributes under our names that arrive.
+        kernel: which of the patch's twins is wanted.
         attribute_prefix: what our attributes begin with.
         node: whose spans these are; empty for the name that the source gives (this host's until it gives one).
         source: what the node's stamps deserve.
@@ -67,6 +70,9 @@ class SidecarSettings:
     forward: str | None = None
     mode: Mode = Mode.TAG
     keep_original: bool = True
+    attributes: Placement = Placement.SPAN
+    incoming: Incoming = Incoming.TRUST
+    kernel: Choice = Choice.AUTO
     attribute_prefix: str = "clock."
     node: str = ""
     metrics_listen: str | None = None
@@ -90,9 +96,17 @@ async def serve(settings: SidecarSettings, ready: Callable[[dict[str, str | None
     if settings.grpc is None and settings.http is None:
         raise ValueError("nothing to listen on; give --grpc 127.0.0.1:4317, --http 127.0.0.1:4318, or both")
     hops = destinations(settings.forward, os.environ)
-    options = PatchOptions(settings.mode, settings.node, settings.attribute_prefix, settings.keep_original)
+    options = PatchOptions(
+        settings.mode,
+        settings.node,
+        settings.attribute_prefix,
+        settings.keep_original,
+        settings.attributes,
+        settings.incoming,
+    )
+    gateway = Gateway(options, settings.source, socket.gethostname(), choose(settings.kernel))
+    log.info("mode %s, attributes %s, patched by the %s kernel", options.mode, options.placement, gateway.kernel)
     native = use_native(settings.transport)
-    gateway = Gateway(options, settings.source, socket.gethostname())
     forwarders = Forwarders(hops, native=native)
     listeners: dict[str, _Listener | None] = {"grpc": None, "http": None, "metrics": None}
     grace_s = 0.0

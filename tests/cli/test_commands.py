@@ -18,6 +18,7 @@ import structlog
 import skewd
 from skewd.cli import main, utc_text
 from skewd.logs import configure_logs
+from skewd_sidecar.kernel import choose
 from tests.cli.fake_daemon import FakeDaemon, status_of
 
 MS = 1_000_000
@@ -339,7 +340,7 @@ class TestUsage:
         lines = capsys.readouterr().out.splitlines()
         assert lines[0] == f"skewd {skewd.__version__}"
         assert lines[1].startswith(f"python {sys.version_info.major}.{sys.version_info.minor}.")
-        assert lines[2] == "patch: python"
+        assert lines[2] == f"patch: {choose().name}"
 
     def test_the_version_is_the_packages(self) -> None:
         project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]

@@ -3,13 +3,19 @@
 //! The sidecar is Python, and stays whole without this. What is here are twins of Python modules that cost too much
 //! there, with the same rules and the same bytes out; the Python module is the specification, and tests compare the two.
 
+mod patch;
+mod table;
 mod transport;
+mod wire;
 
 use pyo3::prelude::*;
 
 #[pymodule]
 fn skewd_native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
-    module.add_class::<transport::Transport>()?;
+mod patch;
+mod table;
+mod transport;
+mod wire;
     Ok(())
 }
