@@ -428,8 +428,8 @@ def _attributes_of(prefix: str, tag: int) -> _Attributes:
 
 # ------------------------------------------------------------------------------------------------------ the walk
 
-# The way down: field 1 of the request is ResourceSpans or ResourceLogs, field 2 of that its scopes, field 2 of those the
-# spans or log records.
+# The way down: field 1 of the request is ResourceSpans or ResourceLogs, field 2 of that are its scopes, and field 2 of
+# those the spans or log records.
 
 
 class _Record(Enum):

@@ -8,11 +8,15 @@ Limits: decided once, at the start. Pure but for looking whether the extension i
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from enum import StrEnum
 
 from skewd.ports import is_loopback
 from skewd_sidecar.endpoint import Destination
+
+INTERFACE = 1
+"""What is expected of ``skewd_native.TRANSPORT_INTERFACE``."""
 
 _PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")
 
@@ -35,20 +39,19 @@ def use_native(wanted: Transport) -> bool:
         return False
     why = missing()
     if why is not None and wanted == Transport.NATIVE:
-        raise ValueError(
-            f'[sidecar] transport = "native", but {why}; install skewd[native], or write transport = "auto"'
-        )
+        fix = 'install the skewd-native of the same release, or write [sidecar] transport = "auto"'
+        raise ValueError(f"{why}; {fix}")
     return why is None
 
 
 def missing() -> str | None:
     """Why there is no native transport here; None if there is one."""
     try:
-        import skewd_native
+        native = importlib.import_module("skewd_native")
     except ImportError as error:
         return f"skewd-native cannot be loaded ({error})"
-    if not hasattr(skewd_native, "Transport"):
-        return f"skewd-native {skewd_native.__version__} has no transport"
+    if getattr(native, "TRANSPORT_INTERFACE", None) != INTERFACE:
+        return f"skewd-native {getattr(native, '__version__', 'of an unknown version')} is not for this skewd"
     return None
 
 

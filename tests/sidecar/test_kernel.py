@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+import re
+import struct
 from collections import Counter
 
 import pytest
@@ -10,13 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from skewd.bounds.history import Correction, Status
+from skewd.bounds.applied import begin, continue_
+from skewd.bounds.history import Correction, History, Knot, Status
+from skewd.bounds.table import TableKeeper
+from skewd.interval import Interval
 from skewd_sidecar.kernel import Choice, KernelMissing, NativeKernel, PythonKernel, choose
 from skewd_sidecar.patch import Mode, PatchOptions
 from tests.sidecar import twins
-from tests.sidecar.otlp_wire import disordered
+from tests.sidecar.otlp_wire import disordered, varint
 from tests.sidecar.test_patch import Source, requests, sources
-from tests.sidecar.twins import Maker, compare
+from tests.sidecar.twins import T0, Maker, compare
 
 needs_native = pytest.mark.skipif(
     twins.NATIVE is None, reason=f"{twins.MISSING}; `make setup` builds it where cargo is"
@@ -83,3 +89,74 @@ def test_a_kernel_of_another_release_is_not_tried(monkeypatch: pytest.MonkeyPatc
     assert not isinstance(choose(Choice.AUTO), NativeKernel)
     with pytest.raises(KernelMissing, match=r"skewd-native 9\.9 is not for this skewd"):
         choose(Choice.NATIVE)
+
+
+# ------------------------------------------------------------------------------------------------ order, by the million
+
+
+def knots_of_an_hour(chance: random.Random) -> list[Knot]:
+    """A daemon's knots while its bound jumps about: each line is continued from the one before, as it does."""
+    made = []
+    bound, drift = Interval(-5_000_000, 5_000_000), Interval(-100_000, 100_000)
+    line = begin(T0, bound, drift)
+    wall = T0
+    for number in range(2_000):
+        made.append(
+            Knot(
+                1, T0, None, number * 1_000, wall, bound, drift, 11, line.offset_ns, line.slope_ppb,
+                chance.choice((Status.SYNCHRONIZED, Status.HOLDOVER)), "utc",
+            )
+        )  # fmt: skip
+        wall += 250_000_000
+        middle = chance.choice((0, chance.randrange(-(10**7), 10**7), chance.randrange(-(10**5), 10**5)))
+        half = chance.randrange(100, 1_000_000)
+        bound = Interval(middle - half, middle + half)
+        rate = chance.randrange(-200_000, 200_000)
+        drift = Interval(rate - 100, rate + chance.randrange(100, 100_000))
+        line = continue_(line, wall, bound, drift, 250_000_000)
+    return made
+
+
+def request_of(starts: list[int]) -> bytes:
+    """Spans of 10 ns each at these times, written directly: a million of them must not take a minute."""
+    field = b"\x12\x12\x39%b\x41%b"  # span, of 18 bytes: start, end
+    eight = struct.Struct("<Q").pack
+    spans = b"".join([field % (eight(start), eight(start + 10)) for start in starts])
+    scope = b"\x12" + varint(len(spans)) + spans
+    return b"\x0a" + varint(len(scope)) + scope
+
+
+def times_of(body: bytes) -> list[int]:
+    """The start of every span, found by its tag before and its end's tag behind."""
+    return [int.from_bytes(start, "little") for start in re.findall(rb"\x39(.{8})\x41", body, re.DOTALL)]
+
+
+@needs_native
+@pytest.mark.parametrize("seed", range(4))
+def test_a_million_spans_keep_their_order_while_the_bound_is_updated(seed: int) -> None:
+    # Four times this is a million. Each time, a request is rewritten with what is known at that moment: a span of the
+    # past with a tighter bound, and the newest ones ahead of the newest knot. What was rewritten once and what is
+    # rewritten later must fit together, so all of a node's spans are put in one order at the end.
+    chance = random.Random(seed)
+    native = choose(Choice.NATIVE)
+    options = PatchOptions(Mode.REWRITE, "n")
+    history = History(max_uncertainty_ns=1 << 60)
+    keeper = TableKeeper(history, 2_000_000_000)
+    pairs: list[tuple[int, int]] = []
+    for number, knot in enumerate(knots_of_an_hour(chance)):
+        history.append(knot)
+        if number % 4:
+            continue
+        near = [knot.wall_ns - chance.randrange(10**10) for _ in range(2)]
+        starts = [max(T0, base + chance.randrange(1000)) for base in near for _ in range(130)]
+        starts += [knot.wall_ns + chance.randrange(1000) for _ in range(130)]
+        # Times close together where one line gives way to the next are those that a mistake would swap.
+        starts += [knot.wall_ns + by for by in range(-62, 63) if knot.wall_ns + by >= T0]
+        result = native.traces(request_of(starts), options, history.at, keeper.table())
+        assert result.actions == {"rewritten": len(starts)}
+        moved = times_of(result.body)
+        assert len(moved) == len(starts)
+        pairs += zip(starts, moved, strict=True)
+    assert len(pairs) > 250_000
+    pairs.sort()
+    assert all(before[1] <= after[1] for before, after in itertools.pairwise(pairs))

@@ -13,9 +13,11 @@ use pyo3::prelude::*;
 #[pymodule]
 fn skewd_native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
-mod patch;
-mod table;
-mod transport;
-mod wire;
+    module.add("PATCH_INTERFACE", patch::INTERFACE)?;
+    module.add_class::<patch::Patcher>()?;
+    module.add_class::<table::Table>()?;
+    module.add("MalformedBody", module.py().get_type::<patch::MalformedBody>())?;
+    module.add("TRANSPORT_INTERFACE", transport::INTERFACE)?;
+    module.add_class::<transport::Transport>()?;
     Ok(())
 }

@@ -36,6 +36,9 @@ use client::{Call, Channel, Target};
 use server::{Limits, Server};
 use shared::{lock, Answer, Command, Event, Listening, Shared};
 
+/// What `skewd_sidecar.transport` expects: changes with what is called here, and with what events hold.
+pub const INTERFACE: u32 = 1;
+
 /// Kinds of events, as `take` gives them; the first value of each tuple.
 const REQUEST: u8 = 0; // server, id, path, body, timeout_s | None, metadata
 const GONE: u8 = 1; // id
