@@ -390,10 +390,23 @@ def config_show(
 @app.command()
 def sidecar(
     config: ConfigOption = None,
-    grpc: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="OTLP/gRPC in; 'off' for none.")] = None,
-    http: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="OTLP/HTTP in; 'off' for none.")] = None,
+    grpc: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="OTLP/gRPC in; unix:///path for a socket, 'off' for none.")
+    ] = None,
+    http: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="OTLP/HTTP in; unix:///path for a socket, 'off' for none.")
+    ] = None,
     forward: Annotated[
-        str | None, typer.Option(metavar="URL", help="Where spans go: grpc://, grpcs://, http:// or https://.")
+        list[str] | None,
+        typer.Option(
+            metavar="URL", help="Where spans go: grpc://, grpcs://, http://, https:// or kafka://; may be repeated."
+        ),
+    ] = None,
+    balance: Annotated[
+        str | None, typer.Option(metavar="HOW", help="Between several --forward: round_robin or failover.")
+    ] = None,
+    dead_letter: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Keeps requests that are refused for good.")
     ] = None,
     mode: Annotated[str | None, typer.Option(metavar="MODE", help="off, tag or rewrite.")] = None,
     attributes: Annotated[
@@ -408,6 +421,11 @@ def sidecar(
         typer.Option(metavar="KIND", help="wall, if all spans read the wall clock at both ends; or unknown."),
     ] = None,
     node: Annotated[str | None, typer.Option(metavar="NAME", help="Whose spans these are; else the daemon's.")] = None,
+    tls_certificate: Annotated[str | None, typer.Option(metavar="FILE", help="PEM; speak TLS on both.")] = None,
+    tls_key: Annotated[str | None, typer.Option(metavar="FILE", help="The certificate's key, PEM.")] = None,
+    tls_client_ca: Annotated[
+        str | None, typer.Option(metavar="FILE", help="PEM; clients need a certificate of this authority.")
+    ] = None,
     static_offset: Annotated[
         str | None, typer.Option(metavar="D", help="For tests: correct by this, without a daemon.")
     ] = None,
@@ -416,20 +434,29 @@ def sidecar(
 ) -> int:
     """Take OTLP from applications, correct or tag its spans, and forward it, until SIGINT or SIGTERM."""
     # What is said on the command line is written as it would be in the file, and meets the same rules.
-    said = {"grpc": grpc, "http": http, "forward": forward, "mode": mode, "stamps": stamps}
+    said = {"grpc": grpc, "http": http, "mode": mode, "stamps": stamps, "balance": balance, "dead_letter": dead_letter}
     said |= {"attributes": attributes, "incoming": incoming}
+    said |= {"tls_certificate": tls_certificate, "tls_key": tls_key, "tls_client_ca": tls_client_ca}
+    if forward:
+        empty = "" in forward
+        said["forward"] = "" if empty else forward[0] if len(forward) == 1 else json.dumps(forward)
     for option, value in {**said, "node": node, "metrics": metrics}.items():
         if value == "":  # an empty variable counts as not set; an empty option is a mistake in a script
-            raise _RefusedError(f"--{option}: it is empty; write a value or leave it out", cli.EX_USAGE)
+            raise _RefusedError(
+                f"--{option.replace('_', '-')}: it is empty; write a value or leave it out", cli.EX_USAGE
+            )
     override = {f"SKEWD_SIDECAR__{key.upper()}": value for key, value in said.items() if value is not None}
     if node is not None:
         override["SKEWD_NODE__NAME"] = node
     loaded = _load(config, override)
     settings = loaded.config.sidecar
     _configure_logs(loaded.config)
+    # Otherwise gRPC's core writes a line of its own for each handshake that fails, as often as a network likes.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    from skewd_sidecar.forward.retry import Balance
     from skewd_sidecar.kernel import Choice
     from skewd_sidecar.patch import Incoming, Mode, Placement
-    from skewd_sidecar.service import SidecarSettings, Transport, serve
+    from skewd_sidecar.service import SidecarSettings, TlsFiles, Transport, serve
 
     source: Any
     if static_offset is not None or static_uncertainty is not None:
@@ -443,11 +470,24 @@ def sidecar(
             stamps=settings.stamps,
             max_uncertainty_ns=loaded.config.clock.max_uncertainty,
         )
+    tls = None
+    if settings.tls_certificate is not None and settings.tls_key is not None:
+        tls = TlsFiles(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
     wanted = SidecarSettings(
         source=source,
+        tls=tls,
+        max_request_bytes=settings.max_request_bytes,
+        metadata=settings.metadata,
         grpc=settings.grpc,
         http=settings.http,
         forward=settings.forward,
+        balance=Balance(settings.balance),
+        retry_s=settings.retry / 1e9,
+        forward_max_bytes=settings.forward_max_bytes or 0,
+        max_bytes=settings.max_bytes,
+        dead_letter=settings.dead_letter,
+        dead_letter_max_bytes=settings.dead_letter_max_bytes,
+        kafka_properties=settings.kafka_properties,
         mode=Mode(settings.mode),
         keep_original=settings.keep_original,
         attributes=Placement(settings.attributes),
@@ -617,7 +657,7 @@ def _load(path: Path | None, override: dict[str, str] | None = None) -> Loaded:
 def _as_said(problem: str, override: dict[str, str]) -> str:
     """A problem with an option is said of the option, not of the variable that carried it to the rules."""
     for variable in override:
-        option = "--" + variable.rpartition("__")[2].lower().replace("name", "node")
+        option = "--" + variable.rpartition("__")[2].lower().replace("name", "node").replace("_", "-")
         problem = problem.replace(f"environment {variable}", option)
     return problem
 

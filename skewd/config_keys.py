@@ -14,6 +14,9 @@ from typing import Annotated
 
 from skewd.lean import msgspec
 from skewd.written import (
+    FORWARD,
+    HEADERS_MAX,
+    INTAKE,
     LISTEN,
     NODE_NAME,
     PATH,
@@ -24,7 +27,7 @@ from skewd.written import (
     choice,
     duration,
     many,
-    parse_forward,
+    parse_header,
     parse_link_peer,
     parse_peer,
     parse_reference,
@@ -120,9 +123,32 @@ class LinkConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 class SidecarConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``[sidecar]``: what is received, what is done to spans, and where they go."""
 
-    grpc: Annotated[str | None, LISTEN] = "127.0.0.1:4317"
-    http: Annotated[str | None, LISTEN] = "127.0.0.1:4318"
-    forward: Annotated[str | None, Written(kind=str, parse=parse_forward)] = None
+    grpc: Annotated[str | None, INTAKE] = "127.0.0.1:4317"
+    http: Annotated[str | None, INTAKE] = "127.0.0.1:4318"
+    """``host:port`` or ``unix:///path``; None (written ``"off"``) for none."""
+    tls_certificate: Annotated[Path | None, PATH] = None
+    """Of both listeners, PEM; with it TLS is spoken, and nothing else."""
+    tls_key: Annotated[Path | None, PATH] = None
+    tls_client_ca: Annotated[Path | None, PATH] = None
+    """Clients must show a certificate that one of these authorities signed."""
+    max_request_bytes: Annotated[int, whole(64 * 1024, 64 * 1024 * 1024)] = 16 * 1024 * 1024
+    """Before and after decompression."""
+    metadata: Annotated[tuple[str, ...], many(parse_header, HEADERS_MAX)] = ()
+    """Names of request headers that go on with the request, in lower case."""
+    forward: Annotated[str | tuple[str, ...] | None, FORWARD] = None
+    balance: Annotated[str, choice("round_robin", "failover")] = "round_robin"
+    """How several next hops share the work."""
+    retry: Annotated[int, duration("0s", "60s")] = 1_000_000_000
+    """Nanoseconds: how long the sidecar itself tries again, within the exporter's time."""
+    forward_max_bytes: Annotated[int | None, whole(4096, 1 << 30)] = None
+    """The largest request the next hop takes; what is usual for its protocol when not given."""
+    max_bytes: Annotated[int, whole(1 << 20, 1 << 40)] = 128 << 20
+    """Memory for requests under way."""
+    dead_letter: Annotated[Path | None, PATH] = None
+    """A file for requests that the next hop refused for good; nowhere by default."""
+    dead_letter_max_bytes: Annotated[int, whole(1 << 16, 1 << 40)] = 64 << 20
+    kafka_properties: Annotated[Path | None, PATH] = None
+    """A file of the Kafka client's settings for TLS and SASL."""
     mode: Annotated[str, choice("off", "tag", "rewrite")] = "tag"
     stamps: Annotated[str, choice("unknown", "wall")] = "unknown"
     """``wall`` if the applications are known to read the wall clock at both ends of a span."""

@@ -18,6 +18,7 @@ from typing import TypeAlias
 
 from skewd.bounds.history import CorrectionSource
 from skewd.bounds.table import Table
+from skewd_sidecar.counts import Counts
 from skewd_sidecar.kernel import Kernel, choose
 from skewd_sidecar.patch import Action, PatchOptions, PatchResult, check_message
 
@@ -65,8 +66,9 @@ class Gateway:
     Attributes:
         spans: delivered spans by action.
         log_records: delivered log records by action.
-        requests: requests by signal and result (``delivered``, ``malformed``, ``busy``, or ``failed`` downstream).
-        transports: who speaks gRPC, ``native`` or ``grpcio``, by side (``receive``, ``forward``).
+        requests: requests by signal and result (``delivered``, ``malformed``, ``busy``, ``loop``, or ``failed``
+            downstream).
+        counts: what receivers and forwarders count.
     """
 
     def __init__(
@@ -85,7 +87,7 @@ class Gateway:
         self.spans: Counter[str] = Counter({action.value: 0 for action in Action})
         self.log_records: Counter[str] = Counter({action.value: 0 for action in Action})
         self.requests: Counter[tuple[str, str]] = Counter()
-        self.transports: dict[str, str] = {}
+        self.counts = Counts()
 
     @property
     def options(self) -> PatchOptions:
@@ -125,5 +127,5 @@ class Gateway:
         self.requests[signal.value, "delivered"] += 1
 
     def undelivered(self, signal: Signal, why: str) -> None:
-        """Counts a request that was refused here (``malformed``, ``busy``) or failed downstream (``failed``)."""
+        """Counts a request that was refused here (``malformed``, ``busy``, ``loop``) or ``failed`` downstream."""
         self.requests[signal.value, why] += 1

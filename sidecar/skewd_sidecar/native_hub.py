@@ -148,7 +148,8 @@ class Hub:
             outcome = Outcome.failed(INTERNAL, "the sidecar could not handle the request; its log says why")
         finally:
             self._tasks.pop(number, None)
-        self._transport.reply(number, outcome.code, outcome.message, outcome.body, outcome.details)
+        details = None if outcome.ok else outcome.grpc_details()
+        self._transport.reply(number, outcome.code, outcome.message, outcome.body, details)
         self._flush_soon()
 
     # ------------------------------------------------------------------------------------------------ out

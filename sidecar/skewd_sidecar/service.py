@@ -2,12 +2,13 @@
 
 It starts with what it can refuse (settings that cannot work are errors before anything listens), then listens, then
 makes sure that it does not forward to itself, and only then says that it is ready. It stops in the order of the
-traffic: no new requests, those under way finish within ``STOP_S``, then the connections to the next hop go. If it is
-cancelled instead, the same happens without the patience.
+traffic: no new requests, those under way finish within ``STOP_S``, then the connections to the next hop go; the metrics
+listener stays until the end and says "not ready" meanwhile. If it is cancelled instead, the same happens without the
+patience.
 
 One event loop, no polling: a sidecar that nobody exports to costs nothing.
 
-Limits: settings are read once.
+Limits: settings are read once; certificates whenever their files change.
 """
 
 from __future__ import annotations
@@ -16,22 +17,29 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from skewd.bounds.history import CorrectionSource
-from skewd.ports import format_address
-from skewd_sidecar.endpoint import EndpointError, destinations
+from skewd_sidecar.counts import Reading
+from skewd_sidecar.endpoint import EndpointError, next_hops
 from skewd_sidecar.forward import Forwarders
-from skewd_sidecar.gateway import Gateway
+from skewd_sidecar.forward.dead_letters import MAX_BYTES as DEAD_LETTER_MAX_BYTES
+from skewd_sidecar.forward.hops import RETRY_S
+from skewd_sidecar.forward.retry import Balance
+from skewd_sidecar.gateway import BODY_MAX_BYTES, Gateway
+from skewd_sidecar.health import Health
 from skewd_sidecar.kernel import Choice, choose
 from skewd_sidecar.patch import Incoming, Mode, PatchOptions, Placement
-from skewd_sidecar.relay import Handler, Relay
+from skewd_sidecar.receive.listen import UNIX, Address, show_address
+from skewd_sidecar.receive.tls import ServerTls, TlsError, TlsFiles
+from skewd_sidecar.relay import BYTES_MAX, Relay
 from skewd_sidecar.source import StaticSource
 from skewd_sidecar.transport import Transport, use_native
 
-__all__ = ["EndpointError", "SidecarSettings", "StaticSource", "Transport", "serve"]
+__all__ = ["EndpointError", "SidecarSettings", "StaticSource", "TlsError", "TlsFiles", "Transport", "serve"]
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +48,7 @@ STOP_S = 5.0
 
 
 class _Listener(Protocol):
-    address: tuple[str, int]
+    address: Address
 
     async def close(self, grace_s: float) -> None: ...
 
@@ -50,9 +58,17 @@ class SidecarSettings:
     """All that a sidecar needs to know.
 
     Attributes:
-        grpc, http, metrics_listen: ``host:port`` to listen on (port 0 picks one); None for none.
-        forward: the next hop, ``grpc://``, ``grpcs://``, ``http://`` or ``https://``; None for
-            ``OTEL_EXPORTER_OTLP_*``.
+        grpc, http: ``host:port`` to listen on (port 0 picks one), or ``unix:///path``; None for none.
+        metrics_listen: ``host:port``; None for none.
+        forward: the next hop, ``grpc://``, ``grpcs://``, ``http://``, ``https://`` or ``kafka://``, or several; none
+            for ``OTEL_EXPORTER_OTLP_*``.
+        balance: how several next hops share the work.
+        retry_s: how long the sidecar itself tries again, within the exporter's time.
+        forward_max_bytes: the largest request the next hop takes; 0 for what is usual for its protocol.
+        max_bytes: memory for requests under way.
+        dead_letter: a file for requests that were refused for good; None for none.
+        dead_letter_max_bytes: how long it may get.
+        kafka_properties: a file of the Kafka client's settings for TLS and SASL.
         mode: what is done to spans.
         keep_original: whether rewritten spans carry their times from before.
         attributes: where our attributes go.
@@ -62,12 +78,22 @@ class SidecarSettings:
         node: whose spans these are; empty for the name that the source gives (this host's until it gives one).
         source: what the node's stamps deserve.
         transport: who speaks gRPC.
+        tls: the files of both listeners' certificates; None for none.
+        max_request_bytes: the largest request taken, before and after decompression.
+        metadata: the names, in lower case, of request headers that go on with a request.
     """
 
     source: CorrectionSource
     grpc: str | None = None
     http: str | None = None
-    forward: str | None = None
+    forward: str | Sequence[str] | None = None
+    balance: Balance = Balance.ROUND_ROBIN
+    retry_s: float = RETRY_S
+    forward_max_bytes: int = 0
+    max_bytes: int = BYTES_MAX
+    dead_letter: Path | None = None
+    dead_letter_max_bytes: int = DEAD_LETTER_MAX_BYTES
+    kafka_properties: Path | None = None
     mode: Mode = Mode.TAG
     keep_original: bool = True
     attributes: Placement = Placement.SPAN
@@ -77,6 +103,9 @@ class SidecarSettings:
     node: str = ""
     metrics_listen: str | None = None
     transport: Transport = Transport.AUTO
+    tls: TlsFiles | None = None
+    max_request_bytes: int = BODY_MAX_BYTES
+    metadata: tuple[str, ...] = ()
 
 
 async def serve(settings: SidecarSettings, ready: Callable[[dict[str, str | None]], None], stop: asyncio.Event) -> None:
@@ -89,13 +118,14 @@ async def serve(settings: SidecarSettings, ready: Callable[[dict[str, str | None
         stop: ends it.
 
     Raises:
-        ValueError: settings that cannot work (``EndpointError`` for those about the next hop).
+        ValueError: settings that cannot work (``EndpointError`` for those about the next hop, ``TlsError`` for those
+            about certificates).
         PortTaken: an address belongs to someone else; the message says to whom.
         OSError: an address cannot be listened on.
     """
     if settings.grpc is None and settings.http is None:
         raise ValueError("nothing to listen on; give --grpc 127.0.0.1:4317, --http 127.0.0.1:4318, or both")
-    hops = destinations(settings.forward, os.environ)
+    hops = next_hops(settings.forward, os.environ, settings.forward_max_bytes)
     options = PatchOptions(
         settings.mode,
         settings.node,
@@ -107,31 +137,65 @@ async def serve(settings: SidecarSettings, ready: Callable[[dict[str, str | None
     gateway = Gateway(options, settings.source, socket.gethostname(), choose(settings.kernel))
     log.info("mode %s, attributes %s, patched by the %s kernel", options.mode, options.placement, gateway.kernel)
     native = use_native(settings.transport)
-    forwarders = Forwarders(hops, native=native)
+    tls = ServerTls(settings.tls) if settings.tls is not None else None
+    forwarders = Forwarders(
+        hops,
+        balance=settings.balance,
+        retry_s=settings.retry_s,
+        dead_letter=settings.dead_letter,
+        dead_letter_max_bytes=settings.dead_letter_max_bytes,
+        kafka_properties=_properties(settings.kafka_properties),
+        native=native,
+    )
+    gateway.counts.readings += forwarders.readings()
+    health = Health()
+    grpc_by = {"receive": set[str](), "forward": forwarders.grpc_by}
     listeners: dict[str, _Listener | None] = {"grpc": None, "http": None, "metrics": None}
     grace_s = 0.0
     try:
-        relay = Relay(gateway, forwarders)
+        relay = Relay(gateway, forwarders, bytes_max=settings.max_bytes)
         # What listens is imported here, so that nothing unused is loaded.
         if settings.grpc is not None:
-            listeners["grpc"] = await _grpc_receiver(settings.grpc, relay, native)
+            receive_native = native and tls is None and _fits(settings)
+            if receive_native:
+                from skewd_sidecar.receive.grpc_native import NativeGrpcReceiver as Receiver
+            else:
+                from skewd_sidecar.receive.grpc import GrpcReceiver as Receiver  # type: ignore[assignment]
+
+            listeners["grpc"] = await Receiver.open(
+                settings.grpc,
+                relay,
+                body_max_bytes=settings.max_request_bytes,
+                metadata=settings.metadata,
+                tls=tls,
+                counts=gateway.counts,
+            )
+            grpc_by["receive"] = {"native" if receive_native else "grpcio"}
         if settings.http is not None:
             from skewd_sidecar.receive.http import HttpReceiver
 
-            listeners["http"] = await HttpReceiver.open(settings.http, relay)
+            listeners["http"] = await HttpReceiver.open(
+                settings.http,
+                relay,
+                body_max_bytes=settings.max_request_bytes,
+                metadata=settings.metadata,
+                tls=tls,
+                counts=gateway.counts,
+            )
         if settings.metrics_listen is not None:
             from skewd_sidecar.metrics import MetricsListener
 
-            listeners["metrics"] = await MetricsListener.open(settings.metrics_listen, gateway)
-        await forwarders.refuse_itself([each.address for each in listeners.values() if each is not None])
-        gateway.transports = _transports(settings, native, forwarders)
-        if gateway.transports:
-            log.info("gRPC by %s", ", ".join(f"{by} ({way})" for way, by in gateway.transports.items()))
-        ready({name: None if each is None else format_address(*each.address) for name, each in listeners.items()})
+            listeners["metrics"] = await MetricsListener.open(settings.metrics_listen, gateway, health)
+        addresses = {name: None if each is None else each.address for name, each in listeners.items()}
+        await forwarders.refuse_itself([each for each in addresses.values() if isinstance(each, tuple)])
+        _say_who_speaks_grpc(grpc_by, gateway)
+        health.ready, health.why = True, ""
+        ready({name: None if each is None else show_address(each) for name, each in addresses.items()})
         await stop.wait()
         grace_s = STOP_S
     finally:
-        closing = asyncio.ensure_future(_close([each for each in listeners.values() if each], forwarders, grace_s))
+        health.ready, health.why = False, "stopping"
+        closing = asyncio.ensure_future(_close(listeners, forwarders, grace_s))
         try:
             await asyncio.shield(closing)
         except asyncio.CancelledError:
@@ -139,26 +203,40 @@ async def serve(settings: SidecarSettings, ready: Callable[[dict[str, str | None
             raise
 
 
-async def _grpc_receiver(listen: str, handler: Handler, native: bool) -> _Listener:
-    if native:
-        from skewd_sidecar.receive.grpc_native import NativeGrpcReceiver
+def _properties(path: Path | None) -> dict[str, str]:
+    if path is None:
+        return {}
+    from skewd.links.kafka import read_properties
 
-        return await NativeGrpcReceiver.open(listen, handler)
-    from skewd_sidecar.receive.grpc import GrpcReceiver
-
-    return await GrpcReceiver.open(listen, handler)
+    return read_properties(path)
 
 
-def _transports(settings: SidecarSettings, native: bool, forwarders: Forwarders) -> dict[str, str]:
-    """Who speaks gRPC on each side, for the log and the metrics; a side that doesn't speak it is left out."""
-    found = {}
-    if settings.grpc is not None:
-        found["receive"] = "native" if native else "grpcio"
-    if forwarders.grpc_by:
-        found["forward"] = "+".join(sorted(forwarders.grpc_by))
-    return found
+def _fits(settings: SidecarSettings) -> bool:
+    """Whether the native transport may have the listener: see its text about Unix sockets."""
+    assert settings.grpc is not None
+    return not settings.grpc.startswith(UNIX) or settings.transport == Transport.NATIVE
 
 
-async def _close(listeners: list[_Listener], forwarders: Forwarders, grace_s: float) -> None:
-    await asyncio.gather(*(each.close(grace_s) for each in listeners), return_exceptions=True)
+def _say_who_speaks_grpc(by: Mapping[str, set[str]], gateway: Gateway) -> None:
+    """For the log and the metrics; a side that doesn't speak it is left out."""
+    pairs = [(side, transport) for side, transports in by.items() for transport in sorted(transports)]
+    if pairs:
+        log.info("gRPC by %s", ", ".join(f"{transport} ({side})" for side, transport in pairs))
+    gateway.counts.readings.append(
+        Reading(
+            "skewd_transport_info",
+            "Always 1; who speaks gRPC on each side.",
+            "gauge",
+            ("side", "transport"),
+            lambda: dict.fromkeys(pairs, 1.0),
+        )
+    )
+
+
+async def _close(listeners: Mapping[str, _Listener | None], forwarders: Forwarders, grace_s: float) -> None:
+    requests = [each for name, each in listeners.items() if each is not None and name != "metrics"]
+    await asyncio.gather(*(each.close(grace_s) for each in requests), return_exceptions=True)
     await forwarders.close()
+    metrics = listeners["metrics"]
+    if metrics is not None:
+        await metrics.close(0)

@@ -312,6 +312,12 @@ class TestUsage:
             (["sidecar", "--forward", "collector:4317"], "--forward: 'collector:4317' has no scheme"),
             (["sidecar", "--node", "a b"], "--node: 'a b' is not a node name"),
             (["sidecar", "--forward", ""], "--forward: it is empty"),
+            (["sidecar", "--tls-key", ""], "--tls-key: it is empty"),
+            (["sidecar", "--tls-key", "k.pem"], "--tls-key: is useless without tls_certificate; give both"),
+            (
+                ["sidecar", "--grpc", "unix:x"],
+                "--grpc: 'unix:x' has no absolute path; write unix:///run/skewd/otlp.sock",
+            ),
             (["sidecar", "--static-offset", "3ms"], "--static-offset and --static-uncertainty are given together"),
             (["sidecar", "--static-offset", "3", "--static-uncertainty", "1us"], "--static-offset: '3' has no unit"),
             (["sidecar", "--static-offset", "3ms", "--static-uncertainty", "-1us"], "not negative"),

@@ -159,7 +159,28 @@ AERON = '[[link]]\ntransport = "aeron"\n'
         ),
         ('[sidecar]\nforward = "ftp://x"', "'ftp://' is unknown; choose grpc://"),
         ('[sidecar]\nforward = "grpc://"', "has no host"),
+        ('[sidecar]\nforward = ["grpc://a:1", "grpc://a:1"]', "'grpc://a:1' is given twice; remove one"),
+        ("[sidecar]\nforward = []", "the list is empty; write an address"),
+        ("[sidecar]\nforward = 1", 'is not text or a list of texts; write it as "..." or ["...", "..."]'),
+        ('[sidecar]\nbalance = "random"', "choose round_robin or failover"),
+        ('[sidecar]\nretry = "2m"', "2m is out of range; choose from 0s to 60s"),
         ('[sidecar]\nattribute_prefix = "clock"', "is not an attribute prefix; write letters and a dot, as clock."),
+        ('[sidecar]\ngrpc = "unix:otlp.sock"', "has no absolute path; write unix:///run/skewd/otlp.sock"),
+        ('[sidecar]\nhttp = "unix:///' + "x" * 110 + '"', "is longer than 107 bytes, Linux's limit"),
+        ('[sidecar]\ngrpc = "unix:///a"\nhttp = "unix:///a"', "[sidecar] http: is the same socket as grpc"),
+        ('[sidecar]\ntls_key = "/k"', "[sidecar] tls_key: is useless without tls_certificate; give both or neither"),
+        ('[sidecar]\ntls_certificate = "/c"', "[sidecar] tls_certificate: is useless without tls_key"),
+        ('[sidecar]\ntls_client_ca = "/a"', "there is no TLS; give tls_certificate and tls_key too"),
+        ("[sidecar]\nmax_request_bytes = 1000", "1000 is out of range; choose from 65536 to 67108864"),
+        (
+            '[sidecar]\nmetadata = ["a b"]',
+            "[sidecar] metadata: 'a b' is not a header's name; write it as x-scope-orgid",
+        ),
+        ('[sidecar]\nmetadata = ["Content-Type"]', "'content-type' belongs to the connection it came by"),
+        ('[sidecar]\nmetadata = ["grpc-timeout"]', "belongs to the connection"),
+        ('[sidecar]\nmetadata = ["trace-bin"]', "'trace-bin' is binary, which HTTP has no headers for"),
+        ('[sidecar]\nmetadata = ["X-A", "x-a"]', "'x-a' is given twice"),
+        ("[sidecar]\nmetadata = [" + ",".join(f'"h{n}"' for n in range(17)) + "]", "there are 17 entries; at most 16"),
         ("[node]\nname = 5", "[node] name: 5 is not text; write it in quotes"),
         ('[node]\nname = "a b"', "'a b' is not a node name"),
         ('[node]\nname = "utc"', "[node] name: 'utc' has a meaning in [mesh] reference"),
@@ -311,7 +332,19 @@ VALUES: dict[str, tuple[str, Any]] = {
     "link": ('[{"transport": "zmq", "address": "ipc://a"}]', None),
     "sidecar.grpc": ("127.0.0.1:0", "127.0.0.1:0"),
     "sidecar.http": ("off", None),
+    "sidecar.tls_certificate": ("/tmp/c", Path("/tmp/c")),
+    "sidecar.tls_key": ("/tmp/k", Path("/tmp/k")),
+    "sidecar.tls_client_ca": ("/tmp/a", Path("/tmp/a")),
+    "sidecar.max_request_bytes": ("70000", 70_000),
+    "sidecar.metadata": ('["X-Scope-OrgID"]', ("x-scope-orgid",)),
     "sidecar.forward": ("grpc://127.0.0.1:9", "grpc://127.0.0.1:9"),
+    "sidecar.balance": ("failover", "failover"),
+    "sidecar.retry": ("0s", 0),
+    "sidecar.forward_max_bytes": ("5000", 5000),
+    "sidecar.max_bytes": ("2000000", 2_000_000),
+    "sidecar.dead_letter": ("/tmp/letters", Path("/tmp/letters")),
+    "sidecar.dead_letter_max_bytes": ("70000", 70_000),
+    "sidecar.kafka_properties": ("/tmp/kafka.properties", Path("/tmp/kafka.properties")),
     "sidecar.mode": ("rewrite", "rewrite"),
     "sidecar.stamps": ("wall", "wall"),
     "sidecar.transport": ("python", "python"),
@@ -509,3 +542,10 @@ def test_links_of_every_transport() -> None:
     assert receiving.direction == "receive"
     assert (shared.stream, shared.directory) == (7, Path("/dev/shm/aeron-app"))
     assert (unicast.stream, unicast.directory, len(unicast.peers)) == (None, None, 2)
+
+
+def test_several_next_hops_are_a_list_in_the_file_and_json_in_the_environment() -> None:
+    wanted = ("grpc://a:1", "kafka://b:2/spans")
+    assert read('[sidecar]\nforward = ["grpc://a:1", "kafka://b:2/spans"]').sidecar.forward == wanted
+    given = {"SKEWD_SIDECAR__FORWARD": '["grpc://a:1", "kafka://b:2/spans"]'}
+    assert load_config(None, given).sidecar.forward == wanted

@@ -78,7 +78,9 @@ class Collector:
 
 
 @contextlib.asynccontextmanager
-async def grpc_collector(port: int = 0, credentials: grpc.ServerCredentials | None = None) -> AsyncIterator[Collector]:
+async def grpc_collector(
+    port: int = 0, credentials: grpc.ServerCredentials | None = None, max_bytes: int = -1
+) -> AsyncIterator[Collector]:
     collector = Collector()
 
     def export(signal: Signal) -> Any:
@@ -91,7 +93,7 @@ async def grpc_collector(port: int = 0, credentials: grpc.ServerCredentials | No
 
         return grpc.unary_unary_rpc_method_handler(handle)
 
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", -1)])
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", max_bytes)])
     server.add_generic_rpc_handlers(
         tuple(grpc.method_handlers_generic_handler(s.grpc_service, {"Export": export(s)}) for s in Signal)
     )
@@ -106,18 +108,19 @@ async def grpc_collector(port: int = 0, credentials: grpc.ServerCredentials | No
 
 
 @contextlib.asynccontextmanager
-async def http_collector(port: int = 0, ssl: Any = None) -> AsyncIterator[Collector]:
+async def http_collector(port: int = 0, ssl: Any = None, max_bytes: int = 64 * 1024 * 1024) -> AsyncIterator[Collector]:
     collector = Collector()
 
     async def handle(request: web.BaseRequest) -> web.Response:
         signal = Signal(request.path.rpartition("/")[2])
         headers = {key.lower(): value for key, value in request.headers.items()}
-        await collector.take(Received(signal, await request.read(), headers))
+        body = await request.read()  # refused with 413 if it is larger than client_max_size
+        await collector.take(Received(signal, body, headers))
         if collector.fail_http is not None:
             return collector.fail_http()
         return web.Response(body=collector.answer, content_type="application/x-protobuf")
 
-    app = web.Application(client_max_size=64 * 1024 * 1024)
+    app = web.Application(client_max_size=max_bytes)
     app.router.add_post("/{path:.*}", handle)
     runner = web.AppRunner(app, shutdown_timeout=0.2)
     await runner.setup()

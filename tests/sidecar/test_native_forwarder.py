@@ -42,7 +42,7 @@ from tests.sidecar.http2_lab import (
 from tests.sidecar.sidecar_lab import LIMIT_S, NATIVE_MISSING, TRANSPORTS, free_port, grpc_collector, needs_native
 
 if NATIVE_MISSING is None:
-    from skewd_sidecar.forward_native import NativeGrpcForwarder
+    from skewd_sidecar.forward.grpc_native import NativeGrpcForwarder
     from skewd_sidecar.native_hub import Hub
 
 OK_HEAD = frame(HEADERS, END_HEADERS, 1, block([(":status", "200"), GRPC]))

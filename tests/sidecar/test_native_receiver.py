@@ -7,7 +7,6 @@ import contextlib
 import gzip
 import os
 import random
-import socket
 import struct
 import threading
 from collections.abc import AsyncIterator
@@ -59,7 +58,15 @@ class Handled:
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def __call__(self, signal: Signal, body: bytes, timeout_s: float | None, metadata: Metadata = ()) -> Outcome:
+    async def __call__(
+        self,
+        signal: Signal,
+        body: bytes,
+        timeout_s: float | None,
+        metadata: Metadata = (),
+        *,
+        since_s: float | None = None,
+    ) -> Outcome:
         self.requests.append((signal, body, timeout_s, metadata))
         self.arrived.set()
         if self.hold is not None:
@@ -79,7 +86,7 @@ class Served:
 
     @property
     def address(self) -> tuple[str, int]:
-        return self.receiver.address
+        return of(self.receiver)
 
     async def works(self) -> bool:
         """Whether an ordinary client is served."""
@@ -93,6 +100,11 @@ class Served:
         async with asyncio.timeout(LIMIT_S):
             while {name: self.hub.stats[name] for name in expected} != expected:
                 await asyncio.sleep(0.005)
+
+
+def of(receiver: NativeGrpcReceiver) -> tuple[str, int]:
+    assert isinstance(receiver.address, tuple)
+    return receiver.address
 
 
 @contextlib.asynccontextmanager
@@ -111,7 +123,7 @@ async def served(handled: Handled | None = None, grace_s: float = 0.0, **limits:
 # --------------------------------------------------------------------------------------------------- ordinary calls
 
 
-@pytest.mark.parametrize("compression", [grpc.Compression.NoCompression, grpc.Compression.Gzip])
+@pytest.mark.parametrize("compression", list(grpc.Compression))
 @pytest.mark.parametrize("size", [0, 1, 70_000, 3_000_000])
 async def test_bodies_arrive_as_they_were_sent(size: int, compression: grpc.Compression) -> None:
     body = random.Random(size).randbytes(size)
@@ -156,11 +168,13 @@ async def test_details_too_long_for_a_header_are_left_out_and_the_failure_arrive
 
 
 async def test_a_handler_that_raises_is_an_internal_error_and_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    async def broken(signal: Signal, body: bytes, timeout_s: float | None, metadata: Metadata = ()) -> Outcome:
+    async def broken(
+        signal: Signal, body: bytes, timeout_s: float | None, metadata: Metadata = (), *, since_s: float | None = None
+    ) -> Outcome:
         raise RuntimeError("on purpose")
 
     receiver = await NativeGrpcReceiver.open("127.0.0.1:0", broken)
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{receiver.address[1]}") as channel:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{of(receiver)[1]}") as channel:
         with pytest.raises(grpc.aio.AioRpcError) as error:
             await channel.unary_unary(TRACES, None, None)(b"", timeout=LIMIT_S)
     assert error.value.code().value[0] == INTERNAL
@@ -486,7 +500,7 @@ async def test_nothing_stays_behind() -> None:
 async def test_a_stop_frees_the_port_lets_requests_finish_and_tells_clients_to_go() -> None:
     handled = Handled(hold=asyncio.Event())
     receiver = await NativeGrpcReceiver.open("127.0.0.1:0", handled)
-    async with connected(receiver.address) as idle, connected(receiver.address) as peer:
+    async with connected(of(receiver)) as idle, connected(of(receiver)) as peer:
         peer.send(call(1, b"x"))
         await handled.arrived.wait()
         closing = asyncio.ensure_future(receiver.close(LIMIT_S))
@@ -497,7 +511,7 @@ async def test_a_stop_frees_the_port_lets_requests_finish_and_tells_clients_to_g
             pass
         while True:  # the listener is closed within a turn of the transport's loop
             try:
-                _, writer = await asyncio.open_connection(*receiver.address)
+                _, writer = await asyncio.open_connection(*of(receiver))
                 writer.close()
             except ConnectionRefusedError:
                 break
@@ -511,7 +525,7 @@ async def test_a_stop_frees_the_port_lets_requests_finish_and_tells_clients_to_g
 async def test_a_stop_without_patience_tells_clients_to_try_again() -> None:
     handled = Handled(hold=asyncio.Event())
     receiver = await NativeGrpcReceiver.open("127.0.0.1:0", handled)
-    async with connected(receiver.address) as peer, connected(receiver.address, b"PRI * HT"):
+    async with connected(of(receiver)) as peer, connected(of(receiver), b"PRI * HT"):
         peer.send(call(1, b"x"))
         await handled.arrived.wait()
         closing = asyncio.ensure_future(receiver.close(0.05))
@@ -522,30 +536,24 @@ async def test_a_stop_without_patience_tells_clients_to_try_again() -> None:
 
 
 async def test_unix_sockets_are_served(tmp_path: Path) -> None:
-    hub = Hub.acquire()
-    handled = Handled()
     path = str(tmp_path / "otlp.sock")
-    bound = socket.socket(socket.AF_UNIX)
-    bound.bind(path)
-    bound.listen()
-    server = hub.listen(
-        bound.detach(),
-        handled,
-        unix=True,
-        body_max_bytes=1000,
-        held_max_bytes=1000,
-        requests_max=9,
-        connections_max=9,
-        streams_max=9,
-        metadata=["tenant", "none"],
-    )
+    handled = Handled()
+    receiver = await NativeGrpcReceiver.open(f"unix://{path}", handled, metadata=["tenant"])
+    assert receiver.address == path
     # The authority that gRPC's C core makes of a path is refused: see the receiver's text.
     options = [("grpc.default_authority", "localhost")]
     async with grpc.aio.insecure_channel(f"unix:{path}", options=options) as channel:
         answer = await channel.unary_unary(TRACES, None, None)(
-            b"x", timeout=LIMIT_S, metadata=[("tenant", "7"), ("b", "c")]
+            b"x", timeout=LIMIT_S, metadata=[("tenant", "7"), ("b", "c"), ("tenant", "8")]
         )
     assert answer == b"taken"
-    assert handled.requests[0][3] == (("tenant", "7"),)
-    await hub.close(server, 0)
-    hub.release()
+    assert handled.requests[0][3] == (("tenant", "7, 8"),)
+    await receiver.close(0)
+    assert not Path(path).exists()
+
+
+async def test_headers_that_cannot_go_on_refuse_their_request() -> None:
+    async with served(metadata=["tenant"]) as serving, connected(serving.address) as peer:
+        peer.send(call(1, b"x", ("tenant", "n\xe4")))
+        assert status(await peer.until_end(1)) == "3"
+        assert serving.handled.requests == []

@@ -28,7 +28,7 @@ use tokio::time::{timeout, timeout_at, Instant};
 
 use super::server::{ACCEPT_ENCODING, DETAILS, ENCODING, ENCODINGS, GRPC, MESSAGE, STATUS, TIMEOUT};
 use super::shared::{lock, spawn, Answer, Counted, Event, Heard, Shared, Socket};
-use super::wire::{self, Incoming};
+use super::wire::{self, Encoding, Incoming};
 
 const WINDOW: u32 = 1 << 20;
 const HEADERS_MAX: u32 = 32 << 10;
@@ -325,12 +325,8 @@ impl Channel {
         if !kind.starts_with(b"application/grpc") {
             return Tried::Answered(Answer::failed(wire::UNKNOWN, "the answer is not gRPC's, by its content type"));
         }
-        let gzip = match head.get(ENCODING).map(HeaderValue::as_bytes) {
-            None | Some(b"identity") => false,
-            Some(b"gzip") => true,
-            Some(_) => {
-                return Tried::Answered(Answer::failed(wire::INTERNAL, "the answer's encoding is neither gzip nor identity"))
-            }
+        let Some(encoding) = Encoding::parse(head.get(ENCODING).map(HeaderValue::as_bytes)) else {
+            return Tried::Answered(Answer::failed(wire::INTERNAL, "the answer has an encoding that was not offered"));
         };
         let mut incoming = Incoming::new(self.answer_bytes);
         let mut any = false;
@@ -349,7 +345,7 @@ impl Channel {
             Ok(trailers) => trailers.unwrap_or_default(),
             Err(error) => return broken(&error),
         };
-        Tried::Answered(ended(&trailers, any.then(|| incoming.finish(gzip))))
+        Tried::Answered(ended(&trailers, any.then(|| incoming.finish(encoding))))
     }
 }
 

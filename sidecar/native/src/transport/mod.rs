@@ -147,19 +147,17 @@ impl Transport {
         if fd < 0 {
             return Err(PyValueError::new_err("not a socket"));
         }
-        // SAFETY: the caller gives the descriptor away.
+        let names = metadata.iter().map(|name| HeaderName::from_bytes(name.as_bytes()));
+        let metadata = names.collect::<Result<_, _>>().map_err(|_| PyValueError::new_err("not the name of a header"))?;
+        // SAFETY: the caller gives the descriptor away, which nothing below fails to take.
         let owned = unsafe { OwnedFd::from_raw_fd(fd) };
         let listener = if unix {
             let listener = std::os::unix::net::UnixListener::from(owned);
-            listener.set_nonblocking(true)?;
             Listening::Unix(listener)
         } else {
             let listener = std::net::TcpListener::from(owned);
-            listener.set_nonblocking(true)?;
             Listening::Tcp(listener)
         };
-        let names = metadata.iter().map(|name| HeaderName::from_bytes(name.as_bytes()));
-        let metadata = names.collect::<Result<_, _>>().map_err(|_| PyValueError::new_err("not the name of a header"))?;
         let limits = Limits { body_bytes, held_bytes, requests, connections, streams };
         let id = self.shared.new_id();
         let server = Arc::new(Server::new(self.shared.clone(), id, self.paths.clone(), metadata, limits));
@@ -253,6 +251,7 @@ impl Transport {
             ("held_bytes", &stats.held_bytes),
             ("calls", &stats.calls),
             ("next_hops", &stats.next_hops),
+            ("refused", &stats.refused),
             ("panics", &stats.panics),
         ] {
             dict.set_item(name, value.load(Relaxed))?;

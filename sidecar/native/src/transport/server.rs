@@ -26,7 +26,7 @@ use tokio::sync::{oneshot, watch, Notify};
 use tokio::time::{sleep, timeout, Instant};
 
 use super::shared::{lock, spawn, Answer, Counted, Event, Heard, Held, Listening, Metadata, Shared, Socket};
-use super::wire::{self, Incoming, Refusal};
+use super::wire::{self, Encoding, Incoming, Refusal};
 
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 2 << 20;
@@ -53,7 +53,7 @@ pub const DETAILS: HeaderName = HeaderName::from_static("grpc-status-details-bin
 pub const ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 pub const ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-encoding");
 pub const TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
-pub const ENCODINGS: HeaderValue = HeaderValue::from_static("identity,gzip");
+pub const ENCODINGS: HeaderValue = HeaderValue::from_static(wire::ENCODINGS);
 
 pub struct Limits {
     pub body_bytes: usize,
@@ -114,8 +114,12 @@ impl Server {
     /// Begins to accept; on the runtime's thread.
     pub fn listen(self: &Arc<Self>, listening: Listening) {
         let listener = match listening {
-            Listening::Tcp(each) => TcpListener::from_std(each).map(Listener::Tcp),
-            Listening::Unix(each) => UnixListener::from_std(each).map(Listener::Unix),
+            Listening::Tcp(each) => {
+                each.set_nonblocking(true).and_then(|()| TcpListener::from_std(each)).map(Listener::Tcp)
+            }
+            Listening::Unix(each) => {
+                each.set_nonblocking(true).and_then(|()| UnixListener::from_std(each)).map(Listener::Unix)
+            }
         };
         match listener {
             Ok(listener) => {
@@ -256,7 +260,11 @@ impl Server {
     async fn request(self: Arc<Self>, under_way: UnderWay, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
         let (head, mut body) = request.into_parts();
         let arrived = Instant::now();
-        let answer = match self.receive(&under_way, &head, &mut body, arrived).await {
+        let received = self.receive(&under_way, &head, &mut body, arrived).await;
+        if matches!(received, Err(Ended::Refused(_))) {
+            self.shared.stats.refused.fetch_add(1, Relaxed);
+        }
+        let answer = match received {
             Ok(received) => {
                 drop(body);
                 self.hand_over(received, &mut respond).await
@@ -290,7 +298,7 @@ impl Server {
         body: &mut RecvStream,
         arrived: Instant,
     ) -> Result<Received, Ended> {
-        let Head { path, gzip, timeout: limit, metadata } = self.check(head)?;
+        let Head { path, encoding, timeout: limit, metadata } = self.check(head)?;
         if under_way.number > self.limits.requests {
             let refusal = Refusal::new(wire::UNAVAILABLE, "the sidecar has too many requests under way; try again");
             return Err(refusal.into());
@@ -315,7 +323,7 @@ impl Server {
             Err(_) => return Err(Refusal::new(wire::DEADLINE_EXCEEDED, "the request did not arrive in time").into()),
         }
         let size = incoming.size();
-        let message = incoming.finish(gzip)?;
+        let message = incoming.finish(encoding)?;
         if message.len() > size && !held.add(message.len() - size, self.limits.held_bytes) {
             return Err(too_many_bytes());
         }
@@ -335,12 +343,9 @@ impl Server {
             let cut: String = asked.chars().take(100).collect();
             return Err(Refusal::new(wire::UNIMPLEMENTED, format!("no such method here: {cut}")));
         };
-        let gzip = match head.headers.get(ENCODING).map(HeaderValue::as_bytes) {
-            None | Some(b"identity") => false,
-            Some(b"gzip") => true,
-            Some(_) => {
-                return Err(Refusal::new(wire::UNIMPLEMENTED, "the message's encoding is not offered; send gzip or identity"))
-            }
+        let Some(encoding) = Encoding::parse(head.headers.get(ENCODING).map(HeaderValue::as_bytes)) else {
+            let text = format!("the message's encoding is not offered; send one of {}", wire::ENCODINGS);
+            return Err(Refusal::new(wire::UNIMPLEMENTED, text));
         };
         let timeout = match head.headers.get(TIMEOUT) {
             None => None,
@@ -357,7 +362,7 @@ impl Server {
                 metadata.push((name.as_str().to_owned(), text));
             }
         }
-        Ok(Head { path: path as u8, gzip, timeout, metadata })
+        Ok(Head { path: path as u8, encoding, timeout, metadata })
     }
 
     /// Python's answer; None if nobody waits for one.
@@ -486,7 +491,7 @@ impl Drop for Waiting<'_> {
 
 struct Head {
     path: u8,
-    gzip: bool,
+    encoding: Encoding,
     timeout: Option<Duration>,
     metadata: Metadata,
 }

@@ -78,6 +78,7 @@ pub struct Stats {
     pub held_bytes: AtomicUsize,
     pub calls: AtomicUsize,
     pub next_hops: AtomicUsize,
+    pub refused: AtomicUsize,
     pub panics: AtomicUsize,
 }
 

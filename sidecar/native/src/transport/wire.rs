@@ -8,7 +8,7 @@ use std::time::Duration;
 use base64::engine::{general_purpose::GeneralPurpose, DecodePaddingMode, GeneralPurposeConfig};
 use base64::{alphabet, Engine};
 use bytes::Bytes;
-use flate2::bufread::MultiGzDecoder;
+use flate2::bufread::{MultiGzDecoder, ZlibDecoder};
 use flate2::write::GzEncoder;
 use flate2::Compression;
 
@@ -48,6 +48,29 @@ pub struct Refusal {
 impl Refusal {
     pub fn new(code: u8, message: impl Into<String>) -> Self {
         Refusal { code, message: message.into(), http: 200 }
+    }
+}
+
+/// What `grpc-encoding` says of compressed messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Encoding {
+    Identity,
+    Gzip,
+    Deflate,
+}
+
+/// All that are offered, for `grpc-accept-encoding`.
+pub const ENCODINGS: &str = "identity,deflate,gzip";
+
+impl Encoding {
+    /// None for one that isn't offered.
+    pub fn parse(value: Option<&[u8]>) -> Option<Self> {
+        match value {
+            None | Some(b"identity") => Some(Encoding::Identity),
+            Some(b"gzip") => Some(Encoding::Gzip),
+            Some(b"deflate") => Some(Encoding::Deflate),
+            Some(_) => None,
+        }
     }
 }
 
@@ -98,15 +121,16 @@ impl Incoming {
         self.message.len()
     }
 
-    /// The whole message, decompressed; `gzip` as its headers say.
-    pub fn finish(self, gzip: bool) -> Result<Vec<u8>, Refusal> {
+    /// The whole message, decompressed as its headers say.
+    pub fn finish(self, encoding: Encoding) -> Result<Vec<u8>, Refusal> {
         if self.have < PREFIX || self.message.len() < self.length {
             return Err(Refusal::new(INTERNAL, "the stream ended before its message did"));
         }
-        match (self.prefix[0], gzip) {
+        match (self.prefix[0], encoding) {
             (0, _) => Ok(self.message),
-            (_, true) => gunzip(&self.message, self.limit),
-            _ => Err(Refusal::new(INTERNAL, "a message is compressed, but no grpc-encoding says how")),
+            (_, Encoding::Gzip) => inflate(MultiGzDecoder::new(&self.message[..]), self.message.len(), self.limit),
+            (_, Encoding::Deflate) => inflate(ZlibDecoder::new(&self.message[..]), self.message.len(), self.limit),
+            (_, Encoding::Identity) => Err(Refusal::new(INTERNAL, "a message is compressed, but no grpc-encoding says how")),
         }
     }
 }
@@ -115,13 +139,13 @@ fn too_large(limit: usize) -> Refusal {
     Refusal::new(RESOURCE_EXHAUSTED, format!("the message is larger than {limit} bytes; send less at once"))
 }
 
-/// All members of a gzip stream, together within `limit` bytes.
-fn gunzip(compressed: &[u8], limit: usize) -> Result<Vec<u8>, Refusal> {
-    let mut out = Vec::with_capacity(compressed.len().saturating_mul(4).min(RESERVED_MAX).min(limit));
-    match MultiGzDecoder::new(compressed).take(limit as u64 + 1).read_to_end(&mut out) {
+/// All that a decoder gives, within `limit` bytes; `size` is what it is given.
+fn inflate(decoder: impl Read, size: usize, limit: usize) -> Result<Vec<u8>, Refusal> {
+    let mut out = Vec::with_capacity(size.saturating_mul(4).min(RESERVED_MAX).min(limit));
+    match decoder.take(limit as u64 + 1).read_to_end(&mut out) {
         Ok(_) if out.len() > limit => Err(too_large(limit)),
         Ok(_) => Ok(out),
-        Err(error) => Err(Refusal::new(INTERNAL, format!("the message is not gzip as announced: {error}"))),
+        Err(error) => Err(Refusal::new(INTERNAL, format!("the message is not compressed as announced: {error}"))),
     }
 }
 
@@ -249,6 +273,14 @@ pub fn code_of_reset(reason: h2::Reason) -> u8 {
 mod tests {
     use super::*;
 
+    fn named(gzip: bool) -> Encoding {
+        if gzip {
+            Encoding::Gzip
+        } else {
+            Encoding::Identity
+        }
+    }
+
     fn whole(pieces: &[Bytes]) -> Vec<u8> {
         pieces.concat()
     }
@@ -268,7 +300,7 @@ mod tests {
                     for piece in wire.chunks(step) {
                         incoming.feed(piece).unwrap();
                     }
-                    assert_eq!(incoming.finish(gzip).unwrap(), body);
+                    assert_eq!(incoming.finish(named(gzip)).unwrap(), body);
                 }
             }
         }
@@ -279,7 +311,7 @@ mod tests {
         let refused = |wire: &[u8], gzip: bool| {
             let mut incoming = Incoming::new(100);
             match incoming.feed(wire) {
-                Ok(()) => incoming.finish(gzip).unwrap_err().code,
+                Ok(()) => incoming.finish(named(gzip)).unwrap_err().code,
                 Err(refusal) => refusal.code,
             }
         };

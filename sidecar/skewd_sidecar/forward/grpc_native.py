@@ -1,4 +1,4 @@
-"""To a plaintext OTLP/gRPC endpoint without gRPC's own library: the twin of the forwarder that uses it.
+"""To a plaintext OTLP/gRPC endpoint without gRPC's own library: the twin of :mod:`skewd_sidecar.forward.grpc`.
 
 Same surface, same outcomes, a tenth of the CPU for a small request. One connection an endpoint, shared by all signals,
 made when the first request needs it and made again within about a second of the next hop's return.
@@ -10,11 +10,10 @@ Limits: one attempt a request; answers of ``ANSWER_MAX_BYTES``. No TLS and no HT
 from __future__ import annotations
 
 from skewd_sidecar.endpoint import Destination, EndpointError
+from skewd_sidecar.forward.transport import ANSWER_MAX_BYTES
 from skewd_sidecar.gateway import Metadata, Signal
 from skewd_sidecar.native_hub import Hub
 from skewd_sidecar.outcome import INTERNAL, Outcome
-
-ANSWER_MAX_BYTES = 4 * 1024 * 1024
 
 
 class NativeGrpcForwarder:
