@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
+from hypothesis import given
+from hypothesis import strategies as st
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsServiceRequest,
@@ -207,6 +209,36 @@ def test_what_cannot_be_is_refused_with_the_path_to_it(fields: dict[str, Any], t
 def test_what_is_no_request_is_refused(body: bytes) -> None:
     with pytest.raises(MalformedRequest, match="malformed OTLP/JSON"):
         to_protobuf(Signal.TRACES, body)
+
+
+def names_of(message: Any, seen: dict[str, list[str]]) -> list[str]:
+    """The field names of a message and all below it."""
+    if message.full_name not in seen:
+        seen[message.full_name] = [each.json_name for each in message.fields]
+        for field in message.fields:
+            if field.message_type is not None:
+                names_of(field.message_type, seen)
+    return sorted({name for names in seen.values() for name in names})
+
+
+NAMES = sorted({name for request in REQUESTS.values() for name in names_of(request.DESCRIPTOR, {})})
+ODD = st.sampled_from(["", "NaN", "Infinity", "1e400", "-0", "1.5", "00", "9" * 30, "ab" * 16, "é", "SPAN_KIND_SERVER"])
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | ODD | st.text(max_size=5)
+TREES = st.recursive(
+    LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(NAMES), inner, max_size=5)
+)
+
+
+@given(st.sampled_from(list(Signal)), TREES, st.sampled_from(["spans", "metrics", "logRecords", "profiles"]))
+def test_whatever_it_holds_it_is_taken_or_refused_as_malformed(signal: Signal, inner: Any, name: str) -> None:
+    way = {"spans": "Spans", "metrics": "Metrics", "logRecords": "Logs", "profiles": "Profiles"}[name]
+    tree = {f"resource{way}": [{f"scope{way}": [{name: inner if isinstance(inner, list) else [inner]}]}]}
+    for each in (inner, tree):
+        try:
+            taken = to_protobuf(signal, json.dumps(each).encode())
+        except MalformedRequest:
+            continue
+        REQUESTS[signal].FromString(taken)
 
 
 def nested(depth: int) -> bytes:

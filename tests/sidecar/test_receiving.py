@@ -630,6 +630,36 @@ async def test_connections_over_grpc_are_bounded(monkeypatch: pytest.MonkeyPatch
             writer.close()
 
 
+async def test_too_many_calls_are_told_to_try_again_never_to_give_up() -> None:
+    def calls(channel: grpc.aio.Channel, count: int) -> list[asyncio.Future[Any]]:
+        export: Any = channel.unary_unary(EXPORT, None, None)
+        return [asyncio.ensure_future(each(export)) for each in [one] * count]
+
+    async def one(export: Any) -> tuple[str, int | None]:
+        try:
+            await export(traces(), timeout=LIMIT_S)
+        except grpc.aio.AioRpcError as error:
+            return error.code().name, delay_s(error.trailing_metadata())
+        return "OK", None
+
+    async with grpc_collector() as behind, sidecar(forward=behind.url) as running, contextlib.AsyncExitStack() as stack:
+        behind.hold = asyncio.Event()
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        channels = [
+            await stack.enter_async_context(grpc.aio.insecure_channel(running.grpc, options=options)) for _ in range(5)
+        ]
+        under_way = [each for channel in channels for each in calls(channel, 200)]
+        while sum(each.done() for each in under_way) < len(under_way) - 64:
+            await asyncio.wait([each for each in under_way if not each.done()], return_when=asyncio.FIRST_COMPLETED)
+        behind.hold.set()
+        ended = await asyncio.gather(*under_way)
+    refused = [delay for name, delay in ended if name == "UNAVAILABLE"]
+    assert (ended.count(("OK", None)), len(refused)) == (64, 1000 - 64), "none of them RESOURCE_EXHAUSTED"
+    # A client that did not yet know how many calls it may have at once is refused by its connection, without a delay.
+    assert set(refused) <= {1, None}
+    assert refused.count(1) > 300
+
+
 async def test_a_grpc_call_that_never_sends_its_request_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("skewd_sidecar.receive.grpc.CONNECTION_AGE_S", 0.1)
     monkeypatch.setattr("skewd_sidecar.receive.grpc.CONNECTION_GRACE_S", 0.1)

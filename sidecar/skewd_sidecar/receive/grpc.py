@@ -4,10 +4,13 @@ gRPC hands a request over as bytes if nobody asks for more, and decompresses it 
 at the limit). So the export services are generic handlers without serializers: no OpenTelemetry class is loaded, and
 no span is parsed.
 
-Limits: a message of ``body_max_bytes`` after decompression (gRPC answers RESOURCE_EXHAUSTED), ``CONCURRENT_MAX`` calls:
-four times what the relay admits, whose refusal, unlike gRPC's own, is retried. ``CONNECTIONS_MAX`` connections, each
-asked to come again after ``CONNECTION_AGE_S``: gRPC has no limit on how long a request may take to arrive, and
-``CONNECTION_GRACE_S`` after that age calls that still have not are ended.
+Whoever is too many must be told to try again, and gRPC's own refusal, RESOURCE_EXHAUSTED, says the opposite to OTLP's
+exporters. So a connection has ``STREAMS_MAX`` calls at once, beyond which clients wait on their side, and the relay
+refuses in its own words long before gRPC's limit on calls, ``CONCURRENT_MAX``, is reached.
+
+Limits: a message of ``body_max_bytes`` after decompression (gRPC answers RESOURCE_EXHAUSTED: it is final).
+``CONNECTIONS_MAX`` connections, each asked to come again after ``CONNECTION_AGE_S``: gRPC has no limit on how long a
+request may take to arrive, and ``CONNECTION_GRACE_S`` after that age calls that still have not are ended.
 """
 
 from __future__ import annotations
@@ -27,7 +30,8 @@ from skewd_sidecar.receive.metadata import MetadataPicker, MetadataRefused
 from skewd_sidecar.receive.tls import ServerTls
 from skewd_sidecar.relay import REQUESTS_MAX, Handler
 
-CONCURRENT_MAX = 4 * REQUESTS_MAX
+STREAMS_MAX = 2 * REQUESTS_MAX
+CONCURRENT_MAX = 16 * REQUESTS_MAX
 CONNECTIONS_MAX = 1024
 CONNECTION_AGE_S = 300.0
 CONNECTION_GRACE_S = 60.0
@@ -76,6 +80,7 @@ class GrpcReceiver:
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_receive_message_length", body_max_bytes),
                 ("grpc.max_send_message_length", -1),
+                ("grpc.max_concurrent_streams", STREAMS_MAX),
                 ("grpc.max_allowed_incoming_connections", CONNECTIONS_MAX),
                 ("grpc.max_connection_age_ms", round(CONNECTION_AGE_S * 1000)),
                 ("grpc.max_connection_age_grace_ms", round(CONNECTION_GRACE_S * 1000)),
