@@ -1,7 +1,7 @@
 """Which of the two twins patches: the native one where it is installed, else the Python one.
 
 Both obey the rules of ``patch.py`` and give the same bytes, counts and refusals, so what chooses between them is cost
-alone: the native one takes about a thirtieth of the CPU time. It is a distribution of its own, ``skewd-native``, since
+alone: the native one takes about an eightieth of the CPU time. It is a distribution of its own, ``skewd-native``, since
 it has to be compiled; a sidecar without it is whole. Which one is active is said in the log at start, by ``skewd
 --version``, and in ``skewd_build_info{patch}``, for a sidecar that quietly lost its fast half would cost its node an
 order of magnitude more and nobody would know why.
@@ -83,10 +83,9 @@ class NativeKernel:
 
     def __init__(self, native: Any) -> None:
         self._native = native
-        self._options: PatchOptions | None = None
-        self._patcher: Any = None
-        self._table: Table | None = None
-        self._native_table: Any = None
+        # Each with what it was made of, in one piece: requests may be patched on several threads at once.
+        self._patcher: tuple[PatchOptions | None, Any] = (None, None)
+        self._table: tuple[Table | None, Any] = (None, None)
 
     def traces(self, body: bytes, options: PatchOptions, ask: CorrectionAt, table: Table | None) -> PatchResult:
         """As :func:`skewd_sidecar.patch.patch_traces`."""
@@ -99,8 +98,9 @@ class NativeKernel:
     def _patch(
         self, body: bytes, logs: bool, options: PatchOptions, ask: CorrectionAt, table: Table | None
     ) -> PatchResult:
-        if options is not self._options:
-            self._patcher = self._native.Patcher(
+        of_options, patcher = self._patcher
+        if of_options is not options:
+            patcher = self._native.Patcher(
                 options.mode.value,
                 options.node,
                 options.prefix,
@@ -108,15 +108,16 @@ class NativeKernel:
                 options.placement.value,
                 options.incoming.value,
             )
-            self._options = options
-        if table is not self._table:
-            self._native_table = None
+            self._patcher = (options, patcher)
+        of_table, native_table = self._table
+        if of_table is not table:
+            native_table = None
             if table is not None:
                 packed, references = table.packed()
-                self._native_table = self._native.Table(packed, references, table.max_uncertainty_ns)
-            self._table = table
+                native_table = self._native.Table(packed, references, table.max_uncertainty_ns)
+            self._table = (table, native_table)
         try:
-            patched, counts = self._patcher.patch(body, logs, ask, self._native_table)
+            patched, counts = patcher.patch(body, logs, ask, native_table)
         except self._native.MalformedBody as error:
             raise MalformedRequest(str(error)) from None
         actions = {action.value: count for action, count in zip(_ACTIONS, counts, strict=True) if count}

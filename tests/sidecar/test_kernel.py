@@ -7,6 +7,7 @@ import random
 import re
 import struct
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given, settings
@@ -15,12 +16,14 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from skewd.bounds.applied import begin, continue_
 from skewd.bounds.history import Correction, History, Knot, Status
-from skewd.bounds.table import TableKeeper
+from skewd.bounds.table import Table, TableKeeper
 from skewd.interval import Interval
+from skewd_sidecar.gateway import Gateway, Signal
 from skewd_sidecar.kernel import Choice, KernelMissing, NativeKernel, PythonKernel, choose
 from skewd_sidecar.patch import Mode, PatchOptions
-from tests.sidecar import twins
-from tests.sidecar.otlp_wire import disordered, varint
+from skewd_sidecar.source import StaticSource
+from tests.sidecar import fuzz, twins
+from tests.sidecar.otlp_wire import FIXED64, LEN, disordered, field, varint
 from tests.sidecar.test_patch import Source, requests, sources
 from tests.sidecar.twins import T0, Maker, compare
 
@@ -69,6 +72,40 @@ def test_what_a_source_raises_comes_through(kernel: str) -> None:
     body = Maker(random.Random(3), damage=0).request(False, "clock.")
     with pytest.raises(LookupError, match="the source is broken"):
         choose(Choice(kernel)).traces(body, PatchOptions(Mode.TAG, "n"), ask, None)
+
+
+@needs_native
+def test_requests_are_patched_on_several_threads_at_once() -> None:
+    native = choose(Choice.NATIVE)
+    maker = Maker(random.Random(5), damage=0)
+    work = [(maker.request(False, "clock."), maker.options(), maker.ask(), maker.table()) for _ in range(300)]
+
+    def patched(item: tuple[bytes, PatchOptions, twins.Ask, Table | None]) -> object:
+        return twins.said(native, item[0], False, item[1], item[2], item[3])
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(patched, work)) == [patched(item) for item in work]
+
+
+def test_the_fuzzer_begins_with_inputs_that_it_understands() -> None:
+    for number in range(30):
+        fuzz.try_one(fuzz.seed(number))
+    fuzz.try_one(b"")
+    fuzz.try_one(bytes(200))
+
+
+def test_a_gateway_counts_spans_and_log_records_apart_and_says_which_kernel_it_has() -> None:
+    for choice in (Choice.PYTHON, Choice.AUTO):
+        kernel = choose(choice)
+        gateway = Gateway(PatchOptions(Mode.TAG, "n"), StaticSource("n", 5, 6), kernel=kernel)
+        assert gateway.kernel == kernel.name
+        record = field(1, FIXED64, T0)
+        logs = gateway.handle(Signal.LOGS, field(1, LEN, field(2, LEN, field(2, LEN, record) + field(2, LEN, b""))))
+        traces = gateway.handle(Signal.TRACES, request_of([T0, T0 + 1]))
+        gateway.delivered(Signal.LOGS, logs)
+        gateway.delivered(Signal.TRACES, traces)
+        assert {name: count for name, count in gateway.spans.items() if count} == {"tagged": 2}
+        assert {name: count for name, count in gateway.log_records.items() if count} == {"tagged": 1, "unchanged": 1}
 
 
 def test_a_kernel_is_chosen_by_name_or_by_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
