@@ -408,6 +408,9 @@ def sidecar(
     dead_letter: Annotated[
         str | None, typer.Option(metavar="FILE", help="Keeps requests that are refused for good.")
     ] = None,
+    replay: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Send a file of dead letters again, and end.")
+    ] = None,
     mode: Annotated[str | None, typer.Option(metavar="MODE", help="off, tag or rewrite.")] = None,
     attributes: Annotated[
         str | None, typer.Option(metavar="WHERE", help="span, resource or minimal: where attributes go.")
@@ -458,6 +461,8 @@ def sidecar(
     from skewd_sidecar.patch import Incoming, Mode, Placement
     from skewd_sidecar.service import SidecarSettings, TlsFiles, Transport, serve
 
+    if replay is not None:
+        return _replay(replay, settings)
     source: Any
     if static_offset is not None or static_uncertainty is not None:
         source = _static_source(loaded.config.node.name, static_offset, static_uncertainty, static_reference)
@@ -518,6 +523,31 @@ def sidecar(
     except OSError as error:
         raise _RefusedError(str(error)) from None
     return 0
+
+
+def _replay(path: Path, settings: Any) -> int:
+    from skewd_sidecar.forward.dead_letters import NotDeadLetters
+    from skewd_sidecar.replay import replay
+    from skewd_sidecar.service import kafka_settings
+
+    try:
+        told = asyncio.run(
+            replay(
+                path,
+                settings.forward,
+                os.environ,
+                max_bytes=settings.forward_max_bytes or 0,
+                kafka_properties=kafka_settings(settings.kafka_properties),
+            )
+        )
+    except (OSError, NotDeadLetters) as error:
+        raise _RefusedError(f"--replay: {error}") from None
+    except ValueError as error:
+        raise _RefusedError(str(error), cli.EX_USAGE) from None
+    print(f"{told.taken} taken, {told.refused} refused, {told.undelivered} not delivered")
+    if told.why:
+        print(f"what was not taken is in {path} again; the last: {told.why}", file=sys.stderr)
+    return 0 if not told.why else 1
 
 
 def _static_source(node: str, offset: str | None, uncertainty: str | None, reference: str) -> Any:

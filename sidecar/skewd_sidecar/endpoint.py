@@ -43,6 +43,7 @@ KAFKA_TOPICS = {
 
 _KAFKA_PORT = 9092
 _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
+_HEADER = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]+")
 _ENV = "OTEL_EXPORTER_OTLP_"
 
 
@@ -252,7 +253,10 @@ def _with_environment(destination: Destination, environment: Mapping[str, str], 
                 continue
             if not equals or not name.strip():
                 raise EndpointError(f"{setting[0]}: '{name.strip()}' has no value; write name=value,name=value")
-            headers[unquote(name.strip()).lower()] = unquote(value.strip())
+            name, value = unquote(name.strip()).lower(), unquote(value.strip())
+            if not _HEADER.fullmatch(name) or not value.isascii() or not value.isprintable():
+                raise EndpointError(f"{setting[0]}: '{name[:80]}' is not a header of printable ASCII; mend it")
+            headers[name] = value
     setting = _setting(environment, signal, "TIMEOUT")
     if setting is not None:
         if not setting[1].isascii() or not setting[1].isdecimal() or int(setting[1]) == 0:

@@ -144,7 +144,7 @@ async def serve(settings: SidecarSettings, ready: Callable[[dict[str, str | None
         retry_s=settings.retry_s,
         dead_letter=settings.dead_letter,
         dead_letter_max_bytes=settings.dead_letter_max_bytes,
-        kafka_properties=_properties(settings.kafka_properties),
+        kafka_properties=kafka_settings(settings.kafka_properties),
         native=native,
     )
     gateway.counts.readings += forwarders.readings()
@@ -203,7 +203,12 @@ async def serve(settings: SidecarSettings, ready: Callable[[dict[str, str | None
             raise
 
 
-def _properties(path: Path | None) -> dict[str, str]:
+def kafka_settings(path: Path | None) -> dict[str, str]:
+    """The Kafka client's settings for TLS and SASL, from a file; none without one.
+
+    Raises:
+        ValueError: the file cannot be read, or has something else in it.
+    """
     if path is None:
         return {}
     from skewd.links.kafka import read_properties

@@ -56,11 +56,13 @@ class Received:
 class Collector:
     """What both test collectors are.
 
-    ``fail_grpc``/``fail_http`` make the answer a failure; ``hold`` makes requests wait until it is set.
+    ``fail_grpc``/``fail_http`` make the answer a failure, ``refuse`` makes it one for some bodies (over gRPC); ``hold``
+    makes requests wait until it is set.
     """
 
     requests: list[Received] = field(default_factory=list)
     answer: bytes = b""
+    refuse: Callable[[bytes], tuple[grpc.StatusCode, str, tuple[tuple[str, bytes], ...]] | None] | None = None
     fail_grpc: tuple[grpc.StatusCode, str, tuple[tuple[str, bytes], ...]] | None = None
     fail_http: Callable[[], web.Response] | None = None
     hold: asyncio.Event | None = None
@@ -87,6 +89,9 @@ async def grpc_collector(
         async def handle(request: bytes, context: Any) -> bytes:
             metadata = {key: value for key, value in context.invocation_metadata() if isinstance(value, str)}
             await collector.take(Received(signal, request, metadata))
+            refusal = collector.refuse(request) if collector.refuse is not None else None
+            if refusal is not None:
+                await context.abort(*refusal)
             if collector.fail_grpc is not None:
                 await context.abort(*collector.fail_grpc)
             return collector.answer

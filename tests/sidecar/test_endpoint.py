@@ -135,6 +135,8 @@ def test_the_environments_other_settings_apply_to_any_next_hop() -> None:
         ("grpc://c", {"TIMEOUT": "10s"}, "OTEL_EXPORTER_OTLP_TIMEOUT: '10s' is not a number of milliseconds"),
         ("grpc://c", {"TIMEOUT": "0"}, "milliseconds"),
         ("grpc://c", {"HEADERS": "novalue"}, "OTEL_EXPORTER_OTLP_HEADERS: 'novalue' has no value"),
+        ("grpc://c", {"HEADERS": "tenant=%C3%A9"}, "OTEL_EXPORTER_OTLP_HEADERS: 'tenant' is not a header of printable"),
+        ("grpc://c", {"HEADERS": "a%20b=x"}, "'a b' is not a header"),
         ("grpc://c", {"COMPRESSION": "zstd"}, "write gzip or none"),
     ],
 )

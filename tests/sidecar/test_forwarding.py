@@ -8,7 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
+import structlog
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
     ExportTraceServiceResponse,
@@ -21,8 +23,12 @@ from skewd_sidecar.forward.dead_letters import DeadLetters, NotDeadLetters, read
 from skewd_sidecar.forward.hops import Hops
 from skewd_sidecar.forward.lanes import Lanes
 from skewd_sidecar.forward.retry import Balance, told_to_wait_s, try_again
-from skewd_sidecar.gateway import Metadata, Signal
+from skewd_sidecar.gateway import Gateway, Metadata, Signal
 from skewd_sidecar.outcome import INVALID_ARGUMENT, RESOURCE_EXHAUSTED, UNAVAILABLE, Outcome
+from skewd_sidecar.patch import Mode, PatchOptions
+from skewd_sidecar.relay import COPIES, Relay
+from skewd_sidecar.replay import replay
+from skewd_sidecar.source import StaticSource
 from tests.sidecar.sidecar_lab import LIMIT_S, grpc_collector, http_collector, sidecar
 
 TAKEN = Outcome.delivered(b"")
@@ -410,7 +416,7 @@ async def test_retries_end_with_the_exporters_own_time() -> None:
 
 
 async def test_dead_letters_are_private_bounded_and_survive_being_moved_away(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
 ) -> None:
     path, counters = tmp_path / "letters", Counters()
     letters = DeadLetters(path, 1000, counters, lambda: 1)
@@ -421,22 +427,22 @@ async def test_dead_letters_are_private_bounded_and_survive_being_moved_away(
     assert path.stat().st_size <= 1000
     assert [letter.body for letter in read(path)] == [body] * 2
     assert dict(counters.letters) == {"kept": 2, "dropped": 2}
-    assert caplog.text.count("move it away") == 1
     path.rename(tmp_path / "taken")
     await letters.keep(Signal.LOGS, body, (), BAD)
     assert len(list(read(path))) == 1
 
 
 async def test_a_file_that_cannot_be_written_is_said_once_and_counted(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
 ) -> None:
     counters = Counters()
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
     for path in (tmp_path / "missing" / "letters", tmp_path / "link"):
         letters = DeadLetters(path, 1000, counters, lambda: 1)
-        for _ in range(2):
-            await letters.keep(Signal.LOGS, b"", (), BAD)
-        assert caplog.text.count(f"not kept in {path}") == 1
+        with structlog.testing.capture_logs() as said:
+            for _ in range(2):
+                await letters.keep(Signal.LOGS, b"", (), BAD)
+        assert [each["file"] for each in said] == [str(path)]
     assert dict(counters.letters) == {"failed": 4}
     assert not (tmp_path / "elsewhere").exists()
 
@@ -446,6 +452,69 @@ def test_what_is_no_dead_letter_is_named(damage: bytes, tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(damage)
     with pytest.raises(NotDeadLetters, match="entry 1 is no dead letter"):
         list(read(tmp_path / "x"))
+
+
+async def test_dead_letters_are_sent_again_and_what_is_not_taken_stays(tmp_path: Path) -> None:
+    path, letters = tmp_path / "letters", DeadLetters(tmp_path / "letters", 10_000, Counters(), lambda: 1)
+    for name in ("good", "bad", "fine"):
+        await letters.keep(Signal.TRACES, request(name), (("tenant", name),), BAD)
+    async with grpc_collector() as behind:
+        behind.refuse = lambda body: (
+            (grpc.StatusCode.INVALID_ARGUMENT, "still bad", ()) if "bad" in names(body) else None
+        )
+        told = await replay(path, behind.url, {})
+        assert (told.taken, told.refused, told.undelivered) == (2, 1, 0)
+        assert "still bad" in told.why
+        assert [names(each.body) for each in behind.requests] == [["good"], ["bad"], ["fine"]]
+        assert [each.metadata["tenant"] for each in behind.requests] == ["good", "bad", "fine"]
+        assert [names(letter.body) for letter in read(path)] == [["bad"]]
+        behind.refuse = None
+        assert (await replay(path, behind.url, {})).taken == 1
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(OSError, match="letters"):
+        await replay(path, "grpc://localhost:1", {})
+
+
+async def test_a_damaged_file_is_named_and_not_lost(tmp_path: Path) -> None:
+    path = tmp_path / "letters"
+    path.write_bytes(b"nonsense")
+    with pytest.raises(NotDeadLetters):
+        await replay(path, "grpc://localhost:1", {})
+    assert (tmp_path / "letters.replay").read_bytes() == b"nonsense"
+
+
+# ----------------------------------------------------------------------------------------------------- overload
+
+
+async def test_under_overload_memory_keeps_its_bound_refusals_have_a_hint_and_recovery_is_at_once() -> None:
+    hop = Hop()
+    forwarders = Forwarders({Signal.TRACES: Destination("grpc", False, "hop", 1)})
+    forwarders._ways[Signal.TRACES] = lanes = way(hop)
+    gateway = Gateway(PatchOptions(Mode.OFF, "a"), StaticSource("a", 1, 2))
+    body = request("x", size=10_000)
+    bound = 10 * COPIES * len(body)
+    relay = Relay(gateway, forwarders, bytes_max=bound)
+    hop.go.clear()
+    tasks = [asyncio.create_task(relay(Signal.TRACES, body, LIMIT_S)) for _ in range(30)]
+    await hop.came.wait()
+    refused = [task.result() for task in tasks if task.done()]
+    assert len(refused) == 20
+    assert all(outcome.retryable and 1 <= (outcome.retry_after_s or 0) <= 5 for outcome in refused)
+    assert COPIES * lanes.held_bytes == bound
+    # Exporters that hang up make room only where nothing is held for them any more.
+    waiting = [task for task in tasks if not task.done()]
+    for task in waiting[1:]:
+        task.cancel()
+    await asyncio.wait(waiting[1:])
+    assert COPIES * lanes.held_bytes == bound
+    assert not (await relay(Signal.TRACES, body, LIMIT_S)).ok
+    hop.go.set()
+    assert (await waiting[0]).ok
+    assert lanes.held_bytes == 0
+    assert all(
+        outcome.ok for outcome in await asyncio.gather(*(relay(Signal.TRACES, body, LIMIT_S) for _ in range(10)))
+    )
+    await forwarders.close()
 
 
 # ---------------------------------------------------------------------------------------------- the whole sidecar

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
 
@@ -18,6 +18,7 @@ class Counters:
         splits: bodies that were divided, because they were refused or too large.
         refused: requests (or parts of one) that were refused for good.
         expired: requests whose exporter's time was over before they were taken.
+        gathered_s: seconds that requests waited for company, summed.
         letters: by result: ``kept``, ``dropped`` (the file is full) or ``failed`` (it cannot be written).
     """
 
@@ -28,6 +29,7 @@ class Counters:
     splits: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
     expired: Counter[str] = field(default_factory=Counter)
+    gathered_s: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     letters: Counter[str] = field(default_factory=Counter)
 
 

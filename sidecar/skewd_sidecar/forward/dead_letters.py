@@ -21,13 +21,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from skewd.quiet import QuietLog
 from skewd_sidecar.forward.counters import Counters
 from skewd_sidecar.gateway import Metadata, Signal
 from skewd_sidecar.outcome import Outcome
@@ -36,8 +36,6 @@ HEADER_MAX_BYTES = 64 * 1024
 BODY_MAX_BYTES = 1 << 30
 MAX_BYTES = 64 * 1024 * 1024
 _MODE = 0o600
-
-log = logging.getLogger(__name__)
 
 
 class NotDeadLetters(ValueError):
@@ -86,7 +84,7 @@ class DeadLetters:
         self._counters = counters
         self._wall_ns = wall_ns
         self._turn = asyncio.Lock()
-        self._trouble = ""
+        self._log = QuietLog(__name__)
 
     async def keep(self, signal: Signal, body: bytes, metadata: Metadata, outcome: Outcome) -> None:
         """Writes one entry, or counts why it could not. Does not raise."""
@@ -98,27 +96,35 @@ class DeadLetters:
             except OSError as error:
                 result, trouble = "failed", error.strerror or str(error)
         self._counters.letters[result] += 1
-        if trouble and trouble != self._trouble:
-            log.warning("refused requests are not kept in %s: %s", self._path, trouble)
-        self._trouble = trouble
+        if trouble:
+            self._log.warning("refused requests are not kept", file=str(self._path), why=trouble)
 
     def _append(self, entry: bytes) -> str:
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        file = os.open(self._path, flags, _MODE)
+        return "kept" if append(self._path, entry, self._max_bytes) else "dropped"
+
+
+def append(path: Path, entry: bytes, max_bytes: int | None = None) -> bool:
+    """Adds an encoded entry to a file, whole or not at all; False if that would make it longer than ``max_bytes``.
+
+    Raises:
+        OSError: it cannot be written, or is a symbolic link.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    file = os.open(path, flags, _MODE)
+    try:
+        length = os.fstat(file).st_size
+        if max_bytes is not None and length + len(entry) > max_bytes:
+            return False
         try:
-            length = os.fstat(file).st_size
-            if length + len(entry) > self._max_bytes:
-                return "dropped"
-            try:
-                rest = memoryview(entry)
-                while rest:
-                    rest = rest[os.write(file, rest) :]
-            except OSError:
-                os.ftruncate(file, length)  # half an entry would make all after it unreadable
-                raise
-            return "kept"
-        finally:
-            os.close(file)
+            rest = memoryview(entry)
+            while rest:
+                rest = rest[os.write(file, rest) :]
+        except OSError:
+            os.ftruncate(file, length)  # half an entry would make all after it unreadable
+            raise
+        return True
+    finally:
+        os.close(file)
 
 
 def read(path: Path) -> Iterator[DeadLetter]:

@@ -12,7 +12,6 @@ import os
 import random
 import socket
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -121,17 +120,18 @@ class Forwarders:
     def readings(self) -> list[Reading]:
         """What a scrape reads."""
 
-        def by_signal(counter: Counter[str]) -> Callable[[], Mapping[tuple[str, ...], float]]:
+        def by_signal(counter: Mapping[str, float]) -> Callable[[], Mapping[tuple[str, ...], float]]:
             return lambda: {(name,): count for name, count in counter.items()}
 
         counted = self.counters
-        told = [
+        told: list[tuple[str, str, Mapping[str, float]]] = [
             ("skewd_forwarded_requests", "Exporters' requests that next hops took.", counted.requests),
             ("skewd_forwarded_batches", "Bodies that next hops took; requests may share one.", counted.batches),
             ("skewd_forwarded_bytes", "Of those bodies, before compression.", counted.bytes),
             ("skewd_forward_retries", "Attempts beyond a body's first.", counted.retries),
             ("skewd_forward_splits", "Bodies divided since they were refused or too large.", counted.splits),
             ("skewd_forward_refused", "Requests, or parts of one, that next hops refused for good.", counted.refused),
+            ("skewd_forward_gather_seconds", "Time that requests waited for company, summed.", counted.gathered_s),
             ("skewd_forward_expired", "Requests not taken within their exporter's time.", counted.expired),
         ]
         return [

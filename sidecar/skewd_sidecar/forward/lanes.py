@@ -47,10 +47,11 @@ log = logging.getLogger(__name__)
 class _Waiting:
     """A request and who waits for it."""
 
-    __slots__ = ("body", "deadline_s", "future")
+    __slots__ = ("body", "deadline_s", "future", "since_s")
 
-    def __init__(self, body: bytes, deadline_s: float, future: asyncio.Future[Outcome]) -> None:
+    def __init__(self, body: bytes, since_s: float, deadline_s: float, future: asyncio.Future[Outcome]) -> None:
         self.body = body
+        self.since_s = since_s
         self.deadline_s = deadline_s
         self.future = future
 
@@ -94,7 +95,7 @@ class Lanes:
             return try_again("the sidecar is stopping", 1)
         now_s = self.loop.time()
         waits_s = self.hops.timeout_s if timeout_s is None else timeout_s
-        waiting = _Waiting(body, now_s + waits_s, self.loop.create_future())
+        waiting = _Waiting(body, now_s, now_s + waits_s, self.loop.create_future())
         lane = self._lanes.get(metadata)
         if lane is None:
             lane = self._lanes[metadata] = _Lane(self, metadata)
@@ -199,6 +200,7 @@ class _Lane:
             batch = self._gathering.take(single)
             live = [each for each in batch if not each.future.done()]
             if live:
+                lanes.counters.gathered_s[lanes.signal] += sum(now_s - each.since_s for each in live)
                 task = lanes.loop.create_task(self._deliver(live))
                 self.tasks[task] = live
                 task.add_done_callback(self._ended)
