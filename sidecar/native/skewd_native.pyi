@@ -26,6 +26,7 @@ class Transport:
         requests: int,
         connections: int,
         streams: int,
+        read_s: float,
         metadata: list[str],
     ) -> int: ...
     def close(self, server: int, grace_s: float) -> None: ...

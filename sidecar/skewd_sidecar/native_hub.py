@@ -95,6 +95,7 @@ class Hub:
         requests_max: int,
         connections_max: int,
         streams_max: int,
+        read_s: float,
         metadata: Iterable[str] = (),
     ) -> int:
         """Serves on a listening socket, which is the transport's from here on.
@@ -107,6 +108,7 @@ class Hub:
             held_max_bytes: of all requests that are still arriving.
             requests_max: at once.
             connections_max, streams_max: at once, and requests at once on each.
+            read_s: for one request to arrive.
             metadata: names of headers that are handed to the handler.
 
         Returns:
@@ -120,6 +122,7 @@ class Hub:
             requests=requests_max,
             connections=connections_max,
             streams=streams_max,
+            read_s=read_s,
             metadata=sorted(metadata),
         )
         self._handlers[server] = handler

@@ -17,6 +17,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+from google.rpc.status_pb2 import Status as RpcStatus
 
 from skewd_sidecar.gateway import Metadata, Signal
 from skewd_sidecar.outcome import INTERNAL, UNAVAILABLE, Outcome
@@ -142,7 +143,8 @@ async def test_bodies_arrive_as_they_were_sent(size: int, compression: grpc.Comp
 
 
 async def test_a_failure_keeps_its_code_message_and_details() -> None:
-    failed = Outcome.failed(9, "100 % läuft\nnicht", b"\x00\xff details")
+    details = RpcStatus(code=9, message="\x00 läuft").SerializeToString()
+    failed = Outcome.failed(9, "100 % läuft\nnicht", details)
     async with (
         served(Handled(failed)) as serving,
         grpc.aio.insecure_channel(f"127.0.0.1:{serving.address[1]}") as channel,
@@ -156,7 +158,8 @@ async def test_a_failure_keeps_its_code_message_and_details() -> None:
 
 
 async def test_details_too_long_for_a_header_are_left_out_and_the_failure_arrives() -> None:
-    failed = Outcome.failed(UNAVAILABLE, "m" * 100_000, b"d" * 100_000)
+    details = RpcStatus(code=UNAVAILABLE, message="d" * 100_000).SerializeToString()
+    failed = Outcome.failed(UNAVAILABLE, "m" * 100_000, details)
     async with (
         served(Handled(failed)) as serving,
         grpc.aio.insecure_channel(f"127.0.0.1:{serving.address[1]}") as channel,
@@ -425,6 +428,14 @@ async def test_bytes_of_requests_that_stay_unfinished_are_bounded() -> None:
         await stack.aclose()
         await serving.settled()
         assert await serving.works()
+
+
+async def test_a_request_that_does_not_arrive_in_time_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("skewd_sidecar.receive.grpc_native.READ_S", 0.05)
+    async with served() as serving, connected(serving.address) as peer:
+        peer.send(frame(HEADERS, END_HEADERS, 1, request_block()), frame(DATA, 0, 1, message(b"four")[:-1]))
+        assert status(await peer.until_end(1)) == str(UNAVAILABLE)
+        await serving.settled(connections=1)
 
 
 async def test_requests_beyond_the_limit_are_told_to_try_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,8 @@ sockets are the other's, too, unless ``transport = "native"`` demands otherwise.
 Limits: a message of ``body_max_bytes`` after decompression (RESOURCE_EXHAUSTED: it is final). ``CONCURRENT_MAX``
 requests and ``BYTES_MAX`` arriving bytes at once (UNAVAILABLE, which exporters try again), ``STREAMS_MAX`` requests a
 connection, beyond which clients wait on their side. ``CONNECTIONS_MAX`` connections: the one longest without a request
-gives way to a new one. Times are the transport's own: 10 s to begin, 30 s to send a request or take an answer, and
-after 30 s of silence a question whether the peer is still there.
+gives way to a new one. A request has ``READ_S`` to arrive. Other times are the transport's own: 10 s to begin, 30 s to
+take an answer, and after 30 s of silence a question whether the peer is still there.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from skewd_sidecar.relay import BYTES_MAX, REQUESTS_MAX, Handler
 CONCURRENT_MAX = 16 * REQUESTS_MAX
 CONNECTIONS_MAX = 1024
 STREAMS_MAX = 2 * REQUESTS_MAX
+READ_S = 30.0
 SETTING = "--grpc or [sidecar] grpc"
 
 
@@ -87,6 +88,7 @@ class NativeGrpcReceiver:
                     requests_max=CONCURRENT_MAX,
                     connections_max=connections_max,
                     streams_max=STREAMS_MAX,
+                    read_s=READ_S,
                     metadata=picker.names,
                 )
             except BaseException:

@@ -131,7 +131,7 @@ impl Transport {
     /// Serves on a listening socket, which becomes the transport's own.
     ///
     /// fd: of the socket. unix: of its family. Sizes in bytes. metadata: names of headers that are handed on.
-    #[pyo3(signature = (fd, *, unix, body_bytes, held_bytes, requests, connections, streams, metadata))]
+    #[pyo3(signature = (fd, *, unix, body_bytes, held_bytes, requests, connections, streams, read_s, metadata))]
     #[allow(clippy::too_many_arguments)]
     fn listen(
         &self,
@@ -142,6 +142,7 @@ impl Transport {
         requests: usize,
         connections: usize,
         streams: u32,
+        read_s: f64,
         metadata: Vec<String>,
     ) -> PyResult<u64> {
         if fd < 0 {
@@ -158,7 +159,8 @@ impl Transport {
             let listener = std::net::TcpListener::from(owned);
             Listening::Tcp(listener)
         };
-        let limits = Limits { body_bytes, held_bytes, requests, connections, streams };
+        let read = seconds(read_s).min(Duration::from_secs(3600));
+        let limits = Limits { body_bytes, held_bytes, requests, connections, streams, read };
         let id = self.shared.new_id();
         let server = Arc::new(Server::new(self.shared.clone(), id, self.paths.clone(), metadata, limits));
         self.shared.command(Command::Listen { server, listener });

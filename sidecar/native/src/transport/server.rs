@@ -34,7 +34,6 @@ const FRAME_MAX: u32 = 32 << 10;
 const HEADERS_MAX: u32 = 16 << 10;
 const SEND_BUFFER: usize = 256 << 10;
 const HANDSHAKE: Duration = Duration::from_secs(10);
-const READ: Duration = Duration::from_secs(30);
 const SEND: Duration = Duration::from_secs(30);
 const SILENCE: Duration = Duration::from_secs(30);
 /// After the grace, for the last answers to leave.
@@ -61,6 +60,8 @@ pub struct Limits {
     pub requests: usize,
     pub connections: usize,
     pub streams: u32,
+    /// For one request to arrive.
+    pub read: Duration,
 }
 
 pub struct Server {
@@ -306,7 +307,8 @@ impl Server {
         let deadline = limit.and_then(|limit| arrived.checked_add(limit));
         let mut incoming = Incoming::new(self.limits.body_bytes);
         let mut held = Held::new(&self.shared.stats);
-        let until = deadline.map_or(arrived + READ, |deadline| deadline.min(arrived + READ));
+        let late = arrived + self.limits.read;
+        let until = deadline.map_or(late, |deadline| deadline.min(late));
         let reading = async {
             while let Some(piece) = poll_fn(|cx| body.poll_data(cx)).await {
                 let piece = piece.map_err(|_| Ended::Gone)?;
@@ -320,7 +322,10 @@ impl Server {
         };
         match tokio::time::timeout_at(until, reading).await {
             Ok(read) => read?,
-            Err(_) => return Err(Refusal::new(wire::DEADLINE_EXCEEDED, "the request did not arrive in time").into()),
+            Err(_) => {
+                let code = if deadline == Some(until) { wire::DEADLINE_EXCEEDED } else { wire::UNAVAILABLE };
+                return Err(Refusal::new(code, "the request did not arrive in time").into());
+            }
         }
         let size = incoming.size();
         let message = incoming.finish(encoding)?;
