@@ -31,7 +31,7 @@ from skewd_sidecar.hop import HopMark, RequestLoops
 from skewd_sidecar.outcome import FAILED_PRECONDITION, INVALID_ARGUMENT, Outcome
 from skewd_sidecar.patch import MalformedRequest
 
-REQUESTS_MAX = 256
+REQUESTS_MAX = 64
 BYTES_MAX = 128 * 1024 * 1024
 COPIES = 3
 RETRY_FIRST_S = 1.0

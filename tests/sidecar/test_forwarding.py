@@ -488,8 +488,8 @@ async def test_a_damaged_file_is_named_and_not_lost(tmp_path: Path) -> None:
 
 async def test_under_overload_memory_keeps_its_bound_refusals_have_a_hint_and_recovery_is_at_once() -> None:
     hop = Hop()
-    forwarders = Forwarders({Signal.TRACES: Destination("grpc", False, "hop", 1)})
-    forwarders._ways[Signal.TRACES] = lanes = way(hop)
+    destination = Destination("grpc", False, "hop", 1)
+    forwarders = Forwarders({Signal.TRACES: destination}, connect=lambda signal, destination: hop)
     gateway = Gateway(PatchOptions(Mode.OFF, "a"), StaticSource("a", 1, 2))
     body = request("x", size=10_000)
     bound = 10 * COPIES * len(body)
@@ -500,17 +500,17 @@ async def test_under_overload_memory_keeps_its_bound_refusals_have_a_hint_and_re
     refused = [task.result() for task in tasks if task.done()]
     assert len(refused) == 20
     assert all(outcome.retryable and 1 <= (outcome.retry_after_s or 0) <= 5 for outcome in refused)
-    assert COPIES * lanes.held_bytes == bound
+    assert COPIES * forwarders.held_bytes == bound
     # Exporters that hang up make room only where nothing is held for them any more.
     waiting = [task for task in tasks if not task.done()]
     for task in waiting[1:]:
         task.cancel()
     await asyncio.wait(waiting[1:])
-    assert COPIES * lanes.held_bytes == bound
+    assert COPIES * forwarders.held_bytes == bound
     assert not (await relay(Signal.TRACES, body, LIMIT_S)).ok
     hop.go.set()
     assert (await waiting[0]).ok
-    assert lanes.held_bytes == 0
+    assert forwarders.held_bytes == 0
     assert all(
         outcome.ok for outcome in await asyncio.gather(*(relay(Signal.TRACES, body, LIMIT_S) for _ in range(10)))
     )

@@ -42,6 +42,7 @@ class Forwarders:
         dead_letter_max_bytes: how long that file may get.
         kafka_properties: the Kafka client's settings for TLS and SASL.
         joins: whether small requests share a body.
+        connect: makes what sends to one destination; by its protocol if none is given.
         chance: evenly distributed in [0, 1).
         native: whether the native transport is used where it fits.
 
@@ -63,6 +64,7 @@ class Forwarders:
         dead_letter_max_bytes: int = MAX_BYTES,
         kafka_properties: Mapping[str, str] | None = None,
         joins: bool = True,
+        connect: Callable[[Signal, Destination], Forwarder] | None = None,
         chance: Callable[[], float] = random.random,
         native: bool = False,
     ) -> None:
@@ -78,11 +80,11 @@ class Forwarders:
         self._kafka_properties = dict(kafka_properties or {})
         self._ways: dict[Signal, Lanes] = {}
         for signal, several in self._destinations.items():
-            endpoints = [(each, self._forwarder(signal, each)) for each in several]
+            endpoints = [(each, (connect or self._connect)(signal, each)) for each in several]
             hops = Hops(signal, endpoints, balance, retry_s, chance, self.counters)
             self._ways[signal] = Lanes(signal, hops, self.counters, letters, Limits(), joins)
 
-    def _forwarder(self, signal: Signal, destination: Destination) -> Forwarder:
+    def _connect(self, signal: Signal, destination: Destination) -> Forwarder:
         if destination.protocol == "kafka":
             from skewd_sidecar.forward.kafka import KafkaForwarder
 
