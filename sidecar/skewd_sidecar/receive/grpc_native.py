@@ -24,8 +24,9 @@ from skewd_sidecar.outcome import INVALID_ARGUMENT, Outcome
 from skewd_sidecar.receive.listen import BACKLOG, UNIX, Address, UnixSocketFile, bind_tcp, bind_unix, name_of
 from skewd_sidecar.receive.metadata import MetadataPicker, MetadataRefused
 from skewd_sidecar.receive.tls import ServerTls
-from skewd_sidecar.relay import BYTES_MAX, REQUESTS_MAX, Handler
+from skewd_sidecar.relay import REQUESTS_MAX, Handler
 
+BYTES_MAX = 64 * 1024 * 1024
 CONCURRENT_MAX = 16 * REQUESTS_MAX
 CONNECTIONS_MAX = 1024
 STREAMS_MAX = 2 * REQUESTS_MAX
