@@ -456,8 +456,9 @@ def sidecar(
     _configure_logs(loaded.config)
     # Otherwise gRPC's core writes a line of its own for each handshake that fails, as often as a network likes.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    from skewd.lean import structlog
     from skewd_sidecar.forward.retry import Balance
-    from skewd_sidecar.kernel import Choice
+    from skewd_sidecar.kernel import Choice, choose
     from skewd_sidecar.patch import Incoming, Mode, Placement
     from skewd_sidecar.service import SidecarSettings, TlsFiles, Transport, serve
 
@@ -505,7 +506,17 @@ def sidecar(
         transport=Transport(settings.transport),
     )
 
+    transports: dict[str, str] = {}
+
     def ready(addresses: dict[str, Any]) -> None:
+        structlog.get_logger().info(
+            "the sidecar is ready",
+            kernel=choose(wanted.kernel).name,
+            mode=settings.mode,
+            attributes=settings.attributes,
+            incoming=settings.incoming,
+            **{f"grpc_{side}": transport for side, transport in transports.items()},
+        )
         _say_ready(addresses)
         sd_notify.notify("READY=1")
 
@@ -514,7 +525,7 @@ def sidecar(
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop.set)
-        await serve(wanted, ready, stop)
+        await serve(wanted, ready, stop, spoken=transports.update)
 
     try:
         asyncio.run(until_told_to_stop())

@@ -14,7 +14,6 @@ Limits: settings are read once; certificates whenever their files change.
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
@@ -40,8 +39,6 @@ from skewd_sidecar.source import StaticSource
 from skewd_sidecar.transport import Transport, use_native
 
 __all__ = ["EndpointError", "SidecarSettings", "StaticSource", "TlsError", "TlsFiles", "Transport", "serve"]
-
-log = logging.getLogger(__name__)
 
 STOP_S = 5.0
 """How long requests under way may take to finish once the sidecar is told to stop."""
@@ -108,7 +105,13 @@ class SidecarSettings:
     metadata: tuple[str, ...] = ()
 
 
-async def serve(settings: SidecarSettings, ready: Callable[[dict[str, str | None]], None], stop: asyncio.Event) -> None:
+async def serve(
+    settings: SidecarSettings,
+    ready: Callable[[dict[str, str | None]], None],
+    stop: asyncio.Event,
+    *,
+    spoken: Callable[[dict[str, str]], None] = lambda transports: None,
+) -> None:
     """Runs a sidecar until ``stop`` is set.
 
     Args:
@@ -116,6 +119,8 @@ async def serve(settings: SidecarSettings, ready: Callable[[dict[str, str | None
         ready: called once when all listeners listen, with their addresses: ``{"grpc": "127.0.0.1:4317", "http": ...,
             "metrics": ...}``, None for those that are not wanted.
         stop: ends it.
+        spoken: called before ``ready``, with who speaks gRPC: ``{"receive": "native", "forward": "grpcio"}``, without
+            the sides that don't speak it.
 
     Raises:
         ValueError: settings that cannot work (``EndpointError`` for those about the next hop, ``TlsError`` for those
@@ -135,7 +140,6 @@ async def serve(settings: SidecarSettings, ready: Callable[[dict[str, str | None
         settings.incoming,
     )
     gateway = Gateway(options, settings.source, socket.gethostname(), choose(settings.kernel))
-    log.info("mode %s, attributes %s, patched by the %s kernel", options.mode, options.placement, gateway.kernel)
     native = use_native(settings.transport)
     tls = ServerTls(settings.tls) if settings.tls is not None else None
     forwarders = Forwarders(
@@ -188,7 +192,8 @@ async def serve(settings: SidecarSettings, ready: Callable[[dict[str, str | None
             listeners["metrics"] = await MetricsListener.open(settings.metrics_listen, gateway, health)
         addresses = {name: None if each is None else each.address for name, each in listeners.items()}
         await forwarders.refuse_itself([each for each in addresses.values() if isinstance(each, tuple)])
-        _say_who_speaks_grpc(grpc_by, gateway)
+        gateway.counts.readings.append(_transport_reading(grpc_by))
+        spoken({side: "+".join(sorted(by)) for side, by in grpc_by.items() if by})
         health.ready, health.why = True, ""
         ready({name: None if each is None else show_address(each) for name, each in addresses.items()})
         await stop.wait()
@@ -222,20 +227,10 @@ def _fits(settings: SidecarSettings) -> bool:
     return not settings.grpc.startswith(UNIX) or settings.transport == Transport.NATIVE
 
 
-def _say_who_speaks_grpc(by: Mapping[str, set[str]], gateway: Gateway) -> None:
-    """For the log and the metrics; a side that doesn't speak it is left out."""
+def _transport_reading(by: Mapping[str, set[str]]) -> Reading:
     pairs = [(side, transport) for side, transports in by.items() for transport in sorted(transports)]
-    if pairs:
-        log.info("gRPC by %s", ", ".join(f"{transport} ({side})" for side, transport in pairs))
-    gateway.counts.readings.append(
-        Reading(
-            "skewd_transport_info",
-            "Always 1; who speaks gRPC on each side.",
-            "gauge",
-            ("side", "transport"),
-            lambda: dict.fromkeys(pairs, 1.0),
-        )
-    )
+    about = "Always 1; who speaks gRPC on each side."
+    return Reading("skewd_transport_info", about, "gauge", ("side", "transport"), lambda: dict.fromkeys(pairs, 1.0))
 
 
 async def _close(listeners: Mapping[str, _Listener | None], forwarders: Forwarders, grace_s: float) -> None:

@@ -18,6 +18,7 @@ from urllib.request import Request, urlopen
 import pytest
 
 from skewd.cli import main
+from skewd_sidecar.kernel import choose
 from tests.cli.fake_daemon import wait_until
 
 READY_S = 30.0
@@ -226,6 +227,7 @@ def test_a_static_offset_needs_no_daemon_and_is_said(services: Any, config: Path
     assert sidecar.ready()["http"] is None
     assert sidecar.end(signal.SIGTERM)[0] == 0
     assert "STATIC OFFSET" in sidecar.errors.read_text()
+    assert f"the sidecar is ready kernel={choose().name} mode=rewrite" in sidecar.errors.read_text()
 
 
 def test_a_sidecar_whose_port_is_taken_says_by_whom(

@@ -50,6 +50,7 @@ from skewd.bounds.history import UNSYNCHRONIZED, Correction
 from skewd.ports import PortTaken
 from skewd_sidecar.endpoint import EndpointError
 from skewd_sidecar.gateway import Signal
+from skewd_sidecar.kernel import choose
 from skewd_sidecar.patch import Mode
 from skewd_sidecar.transport import Transport
 from tests.sidecar import sidecar_lab
@@ -683,6 +684,8 @@ async def test_metrics_count_spans_that_were_delivered() -> None:
     assert 'skewd_requests_total{result="failed",signal="traces"} 1.0' in lines
     (build,) = [line for line in lines if line.startswith("skewd_build_info{")]
     assert 'component="sidecar"' in build
+    assert f'patch="{choose().name}"' in build
+    assert 'skewd_log_records_total{action="rewritten"} 0.0' in lines
     assert 'virtual="true"' in build, "a static offset is a test hook"
 
 

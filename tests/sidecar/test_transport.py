@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import logging
+import asyncio
 import sys
 import types
+from asyncio.subprocess import PIPE
 from pathlib import Path
 
 import pytest
 
 from skewd_sidecar.endpoint import Destination
+from skewd_sidecar.service import serve
 from skewd_sidecar.transport import INTERFACE, Transport, fits_native, use_native
-from tests.sidecar.sidecar_lab import needs_native, sidecar
+from tests.sidecar.sidecar_lab import LIMIT_S, needs_native, settings
 
 
 @pytest.fixture
@@ -63,26 +65,41 @@ def test_what_the_native_one_reaches(destination: Destination, environment: dict
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"forward": "grpc://localhost:1"}, "gRPC by native (receive), native (forward)"),
-        ({"forward": "grpcs://localhost:1"}, "gRPC by native (receive), grpcio (forward)"),
-        ({"forward": ["grpc://localhost:1", "grpcs://localhost:2"]}, "native (forward), grpcio (forward)"),
-        ({"forward": "http://localhost:1"}, "gRPC by native (receive)"),
-        ({"forward": "http://localhost:1", "grpc": None}, None),
-        ({"forward": "grpc://localhost:1", "transport": Transport.PYTHON}, "grpcio (receive), grpcio (forward)"),
-        ({"forward": "http://localhost:1", "grpc": "unix"}, "gRPC by grpcio (receive)"),
-        ({"forward": "http://localhost:1", "grpc": "unix", "transport": Transport.NATIVE}, "gRPC by native (receive)"),
+        ({"forward": "grpc://localhost:1"}, {"receive": "native", "forward": "native"}),
+        ({"forward": "grpcs://localhost:1"}, {"receive": "native", "forward": "grpcio"}),
+        ({"forward": ["grpc://localhost:1", "grpcs://localhost:2"]}, {"receive": "native", "forward": "grpcio+native"}),
+        ({"forward": "http://localhost:1"}, {"receive": "native"}),
+        ({"forward": "http://localhost:1", "grpc": None}, {}),
+        ({"forward": "grpc://localhost:1", "transport": Transport.PYTHON}, {"receive": "grpcio", "forward": "grpcio"}),
+        ({"forward": "http://localhost:1", "grpc": "unix"}, {"receive": "grpcio"}),
+        ({"forward": "http://localhost:1", "grpc": "unix", "transport": Transport.NATIVE}, {"receive": "native"}),
     ],
 )
-async def test_the_log_says_who_speaks_grpc(
-    more: dict[str, object], said: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_each_side_has_the_one_that_fits(more: dict[str, object], said: dict[str, str], tmp_path: Path) -> None:
     if more.get("grpc") == "unix":
         more = more | {"grpc": f"unix://{tmp_path}/s"}
-    caplog.set_level(logging.INFO)
-    async with sidecar(**more):
-        pass
-    lines = [record.message for record in caplog.records if "gRPC by" in record.message]
-    assert len(lines) == (said is not None)
-    if said is not None:
-        expected = said if said.startswith("gRPC by") else said.removeprefix("gRPC by ")
-        assert set(expected.removeprefix("gRPC by ").split(", ")) <= set(lines[0].removeprefix("gRPC by ").split(", "))
+    stop = asyncio.Event()
+    stop.set()
+    spoken: list[dict[str, str]] = []
+    await serve(settings(**more), lambda addresses: None, stop, spoken=spoken.append)
+    assert spoken == [said]
+
+
+@needs_native
+async def test_the_command_says_so_in_its_one_line() -> None:
+    words = [str(Path(sys.executable).with_name("skewd")), "sidecar", "--grpc", "127.0.0.1:0", "--http", "off"]
+    words += ["--metrics", "off", "--forward", "grpc://localhost:1", "--static-offset", "1ms"]
+    child = await asyncio.create_subprocess_exec(*words, "--static-uncertainty", "1us", stdout=PIPE, stderr=PIPE)
+    try:
+        async with asyncio.timeout(LIMIT_S):
+            assert child.stdout is not None
+            assert (await child.stdout.readline()).startswith(b"READY")
+            child.terminate()
+            _, errors = await child.communicate()
+    finally:
+        if child.returncode is None:
+            child.kill()
+            await child.wait()
+    (line,) = [line for line in errors.decode().splitlines() if "the sidecar is ready" in line]
+    assert "grpc_receive=native" in line
+    assert "grpc_forward=native" in line

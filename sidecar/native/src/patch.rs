@@ -301,13 +301,7 @@ struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
-    fn new(
-        body: &'a [u8],
-        patcher: &'a Patcher,
-        record: Record,
-        ask: &'a Py<PyAny>,
-        table: Option<&'a Table>,
-    ) -> Self {
+    fn new(body: &'a [u8], patcher: &'a Patcher, record: Record, ask: &'a Py<PyAny>, table: Option<&'a Table>) -> Self {
         Walk {
             body,
             patcher,
@@ -513,7 +507,11 @@ impl<'a> Walk<'a> {
 
     #[inline(always)]
     fn name(&self, key: &[u8]) -> Option<usize> {
-        let rest = key.strip_prefix(self.patcher.prefix.as_slice())?;
+        let prefix = self.patcher.prefix.as_slice();
+        if key.first() != prefix.first() {
+            return None; // most keys, without a call
+        }
+        let rest = key.strip_prefix(prefix)?;
         NAMES.iter().position(|name| name.as_bytes() == rest)
     }
 
@@ -716,7 +714,8 @@ impl<'a> Walk<'a> {
         let before = self.moves.len();
         let mut fits = mode == Mode::Rewrite;
         if fits {
-            fits = self.push_move(self.times.start_at, start, shift) && self.push_move(self.times.end_at, finish, shift);
+            fits =
+                self.push_move(self.times.start_at, start, shift) && self.push_move(self.times.end_at, finish, shift);
             if start != 0 {
                 for index in 0..self.times.more_starts.len() {
                     let at = self.times.more_starts[index];
