@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import grpc
 import pytest
 import structlog
@@ -268,6 +269,20 @@ async def test_closing_tells_who_waits_to_try_again() -> None:
     assert {(each.code, each.message) for each in outcomes} == {(UNAVAILABLE, "the sidecar is stopping")}
     assert hop.closed
     assert lanes.held_bytes == 0
+
+
+async def test_who_is_alone_and_hangs_up_takes_its_body_along() -> None:
+    hop = Hop()
+    hop.go.clear()
+    lanes = way(hop)
+    alone = asyncio.create_task(lanes.send(request("a"), LIMIT_S, ()))
+    await hop.came.wait()
+    alone.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await alone
+    assert (hop.cancelled, lanes.held_bytes) == (1, 0)
+    hop.go.set()
+    assert await lanes.send(request("b"), LIMIT_S, ()) == TAKEN
 
 
 async def test_a_fault_of_ours_is_told_to_those_it_concerns_and_the_lane_goes_on(
@@ -547,8 +562,6 @@ async def test_a_sidecar_splits_what_a_real_receiver_is_too_small_for(protocol: 
         monkeypatch.delenv(name, raising=False)
     collector = grpc_collector(max_bytes=300_000) if protocol == "grpc" else http_collector(max_bytes=300_000)
     async with collector as behind, sidecar(forward=behind.url, grpc=None) as running:
-        import aiohttp
-
         body = request(*map(str, range(1000)), size=900)
         async with (
             aiohttp.ClientSession() as session,
@@ -561,20 +574,53 @@ async def test_a_sidecar_splits_what_a_real_receiver_is_too_small_for(protocol: 
         assert len(behind.bodies()) >= 3
 
 
+async def test_a_scrape_tells_what_was_forwarded_and_which_next_hop_answers(tmp_path: Path) -> None:
+    async with (
+        grpc_collector() as behind,
+        sidecar(
+            forward=[behind.url, "grpc://localhost:1"],
+            http=None,
+            metrics_listen="127.0.0.1:0",
+            dead_letter=tmp_path / "letters",
+        ) as running,
+        grpc.aio.insecure_channel(running.grpc) as channel,
+        aiohttp.ClientSession() as session,
+    ):
+        behind.refuse = lambda body: (grpc.StatusCode.INVALID_ARGUMENT, "bad", ()) if "bad" in names(body) else None
+        export: Any = channel.unary_unary(f"/{Signal.TRACES.grpc_service}/Export", None, None)
+        for _ in range(3):
+            assert await export(request("good"), timeout=LIMIT_S) == b""
+        with pytest.raises(grpc.aio.AioRpcError, match="bad"):
+            await export(request("bad"), timeout=LIMIT_S)
+        async with session.get(f"http://{running.addresses['metrics']}/metrics") as response:
+            lines = (await response.text()).splitlines()
+        bodies = behind.bodies()[:3]
+        for line in (
+            'skewd_forwarded_requests_total{signal="traces"} 3.0',
+            'skewd_forwarded_batches_total{signal="traces"} 3.0',
+            f'skewd_forwarded_bytes_total{{signal="traces"}} {float(sum(map(len, bodies)))}',
+            'skewd_forward_refused_total{signal="traces"} 1.0',
+            'skewd_dead_letters_total{result="kept"} 1.0',
+            "skewd_forward_held_bytes 0.0",
+            f'skewd_next_hop_up{{endpoint="{behind.url}",signal="traces"}} 1.0',
+            'skewd_next_hop_up{endpoint="grpc://localhost:1",signal="traces"} 0.0',
+        ):
+            assert line in lines
+        assert any(line.startswith('skewd_forward_retries_total{signal="traces"} ') for line in lines)
+    assert len(list(read(tmp_path / "letters"))) == 1
+
+
 async def test_a_sidecar_moves_on_to_another_collector_when_one_goes_away() -> None:
-    async with http_collector() as first, http_collector() as second:
+    async with http_collector() as first, http_collector() as second, aiohttp.ClientSession() as session:
         first.fail_http = unavailable
         async with sidecar(forward=[first.url, second.url], balance=Balance.FAILOVER, grpc=None) as running:
-            import aiohttp
-
-            async with aiohttp.ClientSession() as session:
-                for number in range(5):
-                    async with session.post(
-                        running.http + "/v1/traces",
-                        data=request(str(number)),
-                        headers={"Content-Type": "application/x-protobuf"},
-                    ) as response:
-                        assert response.status == 200
+            for number in range(5):
+                async with session.post(
+                    running.http + "/v1/traces",
+                    data=request(str(number)),
+                    headers={"Content-Type": "application/x-protobuf"},
+                ) as response:
+                    assert response.status == 200
         assert [name for body in second.bodies() for name in names(body)] == [str(number) for number in range(5)]
         assert len(first.bodies()) == 1
 

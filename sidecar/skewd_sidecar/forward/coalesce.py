@@ -59,6 +59,11 @@ class Gathering(Generic[Item]):
     def __len__(self) -> int:
         return len(self._waiting)
 
+    @property
+    def expects_one(self) -> bool:
+        """Whether nothing waits, and the last body was one request."""
+        return self._expected == 1 and not self._waiting
+
     def add(self, item: Item, size_bytes: int, joinable: bool, now_s: float) -> None:
         """One more waits. ``joinable``: whether other requests may be in one body with it."""
         alone = not joinable or size_bytes > self._limits.joined_max_bytes

@@ -25,6 +25,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from typing import Any
 
 from skewd_sidecar.forward import responses
 from skewd_sidecar.forward.coalesce import Gathering, Limits
@@ -40,24 +41,35 @@ SINGLE_S = 60.0
 IDLE_LANES_MAX = 64
 PART_MIN_BYTES = 1024
 _GRACE_S = 0.1
+_STOPPING = "the sidecar is stopping"
 
 log = logging.getLogger(__name__)
 
 
 class _Waiting:
-    """A request and who waits for it."""
+    """A request and its answer; the future is of who waits for it elsewhere than where it is sent."""
 
-    __slots__ = ("body", "deadline_s", "future", "since_s")
+    __slots__ = ("body", "deadline_s", "future", "outcome", "since_s")
 
-    def __init__(self, body: bytes, since_s: float, deadline_s: float, future: asyncio.Future[Outcome]) -> None:
+    def __init__(
+        self, body: bytes, since_s: float, deadline_s: float, future: asyncio.Future[Outcome] | None = None
+    ) -> None:
         self.body = body
         self.since_s = since_s
         self.deadline_s = deadline_s
         self.future = future
+        self.outcome: Outcome | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether it has its answer, or nobody waits for one."""
+        return self.outcome is not None or (self.future is not None and self.future.done())
 
     def answer(self, outcome: Outcome) -> None:
-        if not self.future.done():
-            self.future.set_result(outcome)
+        if not self.done:
+            self.outcome = outcome
+            if self.future is not None:
+                self.future.set_result(outcome)
 
 
 class Lanes:
@@ -87,31 +99,40 @@ class Lanes:
         self.held_bytes = 0
         self.loop = asyncio.get_running_loop()
         self.closed = False
+        self.alone: set[asyncio.Task[Any]] = set()
+        """Who sends by itself, of all lanes."""
         self._lanes: dict[Metadata, _Lane] = {}
 
     async def send(self, body: bytes, timeout_s: float | None, metadata: Metadata) -> Outcome:
         """What became of one request. Does not raise for what others do."""
         if self.closed:
-            return try_again("the sidecar is stopping", 1)
+            return try_again(_STOPPING, 1)
         now_s = self.loop.time()
         waits_s = self.hops.timeout_s if timeout_s is None else timeout_s
-        waiting = _Waiting(body, now_s, now_s + waits_s, self.loop.create_future())
         lane = self._lanes.get(metadata)
         if lane is None:
             lane = self._lanes[metadata] = _Lane(self, metadata)
+        if lane.goes_alone:
+            outcome = await lane.send_alone(_Waiting(body, now_s, now_s + waits_s))
+        else:
+            outcome = await self._send_with_others(lane, body, now_s, waits_s)
+        if outcome.ok:
+            self.counters.requests[self.signal] += 1
+        return outcome
+
+    async def _send_with_others(self, lane: _Lane, body: bytes, now_s: float, waits_s: float) -> Outcome:
+        waiting = _Waiting(body, now_s, now_s + waits_s, self.loop.create_future())
+        assert waiting.future is not None
         joinable = self.joins and len(body) <= self.limits.joined_max_bytes and mergeable(body)
         timer = self.loop.call_at(now_s + waits_s + _GRACE_S, self._expire, lane, waiting, waits_s)
         lane.add(waiting, joinable, now_s)
         try:
-            outcome = await waiting.future
+            return await waiting.future
         except asyncio.CancelledError:
             lane.left()
             raise
         finally:
             timer.cancel()
-        if outcome.ok:
-            self.counters.requests[self.signal] += 1
-        return outcome
 
     def _expire(self, lane: _Lane, waiting: _Waiting, waits_s: float) -> None:
         self.counters.expired[self.signal] += 1
@@ -141,6 +162,8 @@ class Lanes:
         lanes = list(self._lanes.values())
         for lane in lanes:
             lane.cancel()
+        for task in self.alone:
+            task.cancel(_STOPPING)
         await asyncio.gather(*(task for lane in lanes for task in lane.tasks), return_exceptions=True)
         await self.hops.close()
 
@@ -153,23 +176,71 @@ class _Lane:
         self._lanes = lanes
         self._gathering: Gathering[_Waiting] = Gathering(lanes.limits)
         self.tasks: dict[asyncio.Task[None], list[_Waiting]] = {}
+        self._alone = 0  # under way in the task of who waits for it
         self._turn: asyncio.Handle | None = None
         self._soon = False
+
+    @property
+    def _under_way(self) -> int:
+        return len(self.tasks) + self._alone
+
+    @property
+    def goes_alone(self) -> bool:
+        """Whether nothing is under way, nothing waits, and no more than one is expected."""
+        return not self._alone and not self.tasks and self._gathering.expects_one
+
+    async def send_alone(self, waiting: _Waiting) -> Outcome:
+        """Sends it here and now: without company there is nothing to hand over, and a task costs more than the rest."""
+        lanes = self._lanes
+        lanes.held_bytes += len(waiting.body)
+        self._alone += 1
+        task = asyncio.current_task()
+        if task is not None:
+            lanes.alone.add(task)
+        try:
+            await self._deliver([waiting])
+        except asyncio.CancelledError as cancelled:
+            if task is not None and cancelled.args == (_STOPPING,):
+                task.uncancel()
+            elif task is None or task.cancelling():
+                raise  # who waits hung up; else a connection was closed under us
+            waiting.answer(try_again(_STOPPING, 1))
+        except Exception as error:
+            waiting.answer(self._failed(error))
+        finally:
+            if task is not None:
+                lanes.alone.discard(task)
+            self._alone -= 1
+            lanes.held_bytes -= len(waiting.body)
+            self._idle()
+        assert waiting.outcome is not None, "_deliver sees to that"
+        return waiting.outcome
+
+    def _failed(self, error: BaseException) -> Outcome:
+        log.error("%s: forwarding failed", self._lanes.signal, exc_info=error)
+        return Outcome.failed(INTERNAL, f"the sidecar failed: {type(error).__name__}: {error}")
+
+    def _idle(self) -> None:
+        """Something ended: what waits may go."""
+        if not self.tasks and not self._alone:
+            self._gathering.idle(self._lanes.loop.time())
+        if not self._lanes.closed:
+            self._go()
 
     def add(self, waiting: _Waiting, joinable: bool, now_s: float) -> None:
         lanes = self._lanes
         lanes.held_bytes += len(waiting.body)
         self._gathering.add(waiting, len(waiting.body), joinable, now_s)
-        if self._gathering.due(len(self.tasks), now_s):
+        if self._gathering.due(self._under_way, now_s):
             # Not here: what the loop has at hand already goes along.
             self._schedule(0)
         elif self._turn is None:
-            self._schedule(self._gathering.due_in_s(len(self.tasks), now_s))
+            self._schedule(self._gathering.due_in_s(self._under_way, now_s))
 
     def left(self) -> None:
         """Somebody waits no more: a body that nobody waits for is not worth sending."""
         for task, batch in self.tasks.items():
-            if all(each.future.done() for each in batch):
+            if all(each.done for each in batch):
                 task.cancel()
 
     def cancel(self) -> None:
@@ -196,39 +267,33 @@ class _Lane:
         lanes = self._lanes
         now_s = lanes.loop.time()
         single = now_s < lanes.single_until_s
-        while self._gathering.due(len(self.tasks), now_s):
+        while self._gathering.due(self._under_way, now_s):
             batch = self._gathering.take(single)
-            live = [each for each in batch if not each.future.done()]
+            live = [each for each in batch if not each.done]
             if live:
                 lanes.counters.gathered_s[lanes.signal] += sum(now_s - each.since_s for each in live)
                 task = lanes.loop.create_task(self._deliver(live))
                 self.tasks[task] = live
                 task.add_done_callback(self._ended)
             if len(live) < len(batch):
-                lanes.held_bytes -= sum(len(each.body) for each in batch if each.future.done())
-        if not self.tasks and not self._gathering:
+                lanes.held_bytes -= sum(len(each.body) for each in batch if each.done)
+        if not self._under_way and not self._gathering:
             lanes.forget(self)
         else:
-            self._schedule(self._gathering.due_in_s(len(self.tasks), now_s))
+            self._schedule(self._gathering.due_in_s(self._under_way, now_s))
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         batch = self.tasks.pop(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("%s: forwarding failed", self._lanes.signal, exc_info=error)
-            self._end(batch, Outcome.failed(INTERNAL, f"the sidecar failed: {type(error).__name__}: {error}"))
-        else:
-            self._end(batch)
-        if not self.tasks:
-            self._gathering.idle(self._lanes.loop.time())
-        if not self._lanes.closed:
-            self._go()
+        error = None if task.cancelled() else task.exception()
+        self._end(batch, None if error is None else self._failed(error))
+        self._idle()
 
     def _end(self, batch: list[_Waiting], outcome: Outcome | None = None) -> None:
         """Nothing of them is held any more; who has no answer by now is told to try again."""
         for each in batch:
             self._lanes.held_bytes -= len(each.body)
-            if not each.future.done():
-                each.answer(outcome or try_again("the sidecar is stopping", 1))
+            if not each.done:
+                each.answer(outcome or try_again(_STOPPING, 1))
 
     # -- one body, or several
 
@@ -307,7 +372,7 @@ class _Lane:
         return outcome
 
     async def _refuse(self, waiting: _Waiting, outcome: Outcome) -> None:
-        if not waiting.future.done():
+        if not waiting.done:
             await self._keep(waiting.body, outcome)
         waiting.answer(outcome)
 

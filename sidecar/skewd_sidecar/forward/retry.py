@@ -74,10 +74,14 @@ def try_again(message: str, delay_s: float, like: Outcome | None = None) -> Outc
     Args:
         message: why.
         delay_s: when to come again; at least a second, so that a hint never asks for haste.
-        like: a failure that passes, whose codes it has.
+        like: a failure that passes, whose codes and details it has.
     """
-    code, http_status = (UNAVAILABLE, 503) if like is None else (like.code, like.http_status)
-    return Outcome(code, http_status, message, retry_after_s=max(1.0, delay_s))
+    delay_s = max(1.0, delay_s)
+    if like is None:
+        return Outcome(UNAVAILABLE, 503, message, retry_after_s=delay_s)
+    # Details with a delay in them would say another one.
+    details = like.details if like.retry_after_s is None else None
+    return Outcome(like.code, like.http_status, message, b"", details, delay_s)
 
 
 class Balance(StrEnum):

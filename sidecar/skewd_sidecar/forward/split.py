@@ -36,10 +36,16 @@ class NotARequest(ValueError):
 
 def mergeable(body: bytes) -> bool:
     """Whether ``body`` consists of ``ResourceX`` messages only, so that requests like it merge by concatenation."""
+    position, end = 0, len(body)
     try:
-        return all(number == 1 and wire == 2 for number, wire, _, _, _ in _fields(body, 0, len(body)))
-    except NotARequest:
+        while position < end:
+            if body[position] != 0x0A:  # field 1, with a length: in the one form that serializers write
+                return False
+            size, position = _read_varint(body, position + 1)
+            position += size
+    except (IndexError, NotARequest):
         return False
+    return position == end
 
 
 def records(body: bytes) -> int:
