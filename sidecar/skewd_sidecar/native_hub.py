@@ -6,7 +6,8 @@ wake-up of the loop takes all that came meanwhile, and all that the loop's turn 
 the thread. Receiver and forwarders of one loop share one such thread; it starts with the first and ends with the last.
 
 Limits: a request's handler is a task, cancelled when nobody waits for its answer any more. Should the thread die,
-which takes a fault in its outermost loop, everything under way fails as "unavailable", and the log says it.
+which takes a fault in its outermost loop, everything under way fails as "unavailable", the log says it, and nothing is
+listened to any more: start the sidecar again.
 """
 
 from __future__ import annotations
@@ -130,6 +131,9 @@ class Hub:
 
     async def close(self, server: int, grace_s: float) -> None:
         """Frees the address; requests under way have ``grace_s`` to finish, and are then told to try again."""
+        if self._transport.dead:
+            self._handlers.pop(server, None)
+            return
         closed = self._closed[server] = asyncio.get_running_loop().create_future()
         self._transport.close(server, grace_s)
         try:
@@ -249,6 +253,9 @@ class Hub:
                 log.error("%s", event[1])
                 if self._transport.dead:
                     self._fail_calls(event[1])
+                    for closed in self._closed.values():
+                        if not closed.done():
+                            closed.set_result(None)
 
     def _fail_calls(self, why: str) -> None:
         for number, future in self._calls.items():

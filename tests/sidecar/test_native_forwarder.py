@@ -403,6 +403,20 @@ async def test_a_fault_in_a_call_fails_that_call(caplog: pytest.LogCaptureFixtur
 
 
 @needs_native
+async def test_should_the_thread_die_calls_fail_at_once_and_the_log_says_it(caplog: pytest.LogCaptureFixture) -> None:
+    async with scripted(quiet) as port, forwarding(Transport.NATIVE, port) as forwarder:
+        sending = asyncio.ensure_future(forwarder.send(b"x", None))
+        await asyncio.sleep(0)
+        hub = Hub.acquire()
+        hub._transport.panic_once(5)
+        for outcome in (await forwarder.send(b"x", None), await sending, await forwarder.send(b"x", None)):
+            assert outcome.code == 14
+            assert "has ended" in outcome.message
+        assert "the native transport has ended" in caplog.text
+        hub.release()
+
+
+@needs_native
 async def test_closing_fails_what_is_under_way() -> None:
     async with scripted(quiet) as port:
         async with forwarding(Transport.NATIVE, port) as forwarder:

@@ -478,6 +478,7 @@ async def test_a_thousand_idle_connections_keep_nobody_out() -> None:
 async def test_a_fault_ends_what_it_is_in_and_nothing_else(what: int, caplog: pytest.LogCaptureFixture) -> None:
     async with served() as serving:
         assert await serving.works()
+        await serving.settled()  # or it would be that connection's last turn that fails
         serving.hub._transport.panic_once(what)
         async with grpc.aio.insecure_channel(f"127.0.0.1:{serving.address[1]}") as channel:
             with pytest.raises(grpc.aio.AioRpcError):

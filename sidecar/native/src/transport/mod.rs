@@ -261,7 +261,8 @@ impl Transport {
         Ok(dict)
     }
 
-    /// For tests: the next connection (1), request (2), call (3) or batch of commands (4) panics.
+    /// For tests: the next connection (1), request (2), call (3), command (4), or the thread's own
+    /// loop (5) panics.
     fn panic_once(&self, what: u64) {
         self.shared.panic.store(what, Relaxed);
     }
@@ -302,7 +303,9 @@ async fn run(shared: Arc<Shared>) {
     let mut servers: HashMap<u64, Arc<Server>> = HashMap::new();
     let mut channels: HashMap<u64, Arc<Channel>> = HashMap::new();
     loop {
-        for command in shared.commands().await {
+        let commands = shared.commands().await;
+        shared.maybe_panic(5);
+        for command in commands {
             if matches!(command, Command::Stop) {
                 return;
             }
