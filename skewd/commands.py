@@ -606,6 +606,24 @@ def experiment_run(
     service_floor: Annotated[
         str, typer.Option(metavar="D", help="Each stage's work lasts at least this long; 0ms for none.")
     ] = "3.5ms",
+    floors: Annotated[
+        str | None, typer.Option(metavar="LIST", help="Other floors to run every skew at too: 0ms,2ms,8ms.")
+    ] = None,
+    overload: Annotated[
+        bool, typer.Option("--overload", help="Also with synchronized clocks on an overloaded CPU.")
+    ] = False,
+    duration: Annotated[
+        str | None, typer.Option(metavar="D", help="Also for this long while the clock drifts, is stepped and slewed.")
+    ] = None,
+    drift: Annotated[
+        str, typer.Option(metavar="RATE", help="How fast it runs away then, towards --direction.")
+    ] = "50ppm",
+    simulated: Annotated[
+        bool, typer.Option("--simulated", help="That run alone, in simulated time: seconds, no processes.")
+    ] = False,
+    separations: Annotated[
+        Path | None, typer.Option(metavar="RESULTS", help="Simulate with the separations that a run measured.")
+    ] = None,
     kafka_bootstrap: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Use this broker instead of starting one.")
     ] = None,
@@ -618,11 +636,14 @@ def experiment_run(
     """Skew one stage's clock, step by step, and see what breaks with and without the sidecar."""
     from skewd_pipeline.options import (
         DIRECTIONS,
+        LONG_RUN_MESSAGES,
         MODES,
         STAGES,
         TRANSPORTS,
         ExperimentOptions,
         default_reference,
+        parse_drift_ppb,
+        parse_floors,
         parse_names,
         parse_skews,
     )
@@ -633,6 +654,13 @@ def experiment_run(
             given["skews_ms"] = parse_skews(skews)
         if transports is not None:
             given["transports"] = parse_names("--transports", transports, TRANSPORTS)
+        if floors is not None:
+            given["floors_ns"] = parse_floors(floors)
+        if duration is not None:
+            given["duration_ns"] = _duration("--duration", duration)
+            # A long run needs one synchronized cell to be predicted by; a sweep beside it is run if asked for.
+            if "skews_ms" not in given:
+                given |= {"skews_ms": (0.0,), "messages": LONG_RUN_MESSAGES}
         if modes is not None:
             given["modes"] = parse_names("--modes", modes, MODES)
         given |= {key: value for key, value in (("messages", messages), ("rate", rate)) if value is not None}
@@ -644,6 +672,10 @@ def experiment_run(
             reference=reference
             or (default_reference(stage, direction) if stage in STAGES and direction in DIRECTIONS else STAGES[0]),
             service_floor_ns=_duration("--service-floor", service_floor),
+            overload=overload,
+            drift_ppb=parse_drift_ppb(drift),
+            simulated=simulated,
+            separations=separations,
             kafka_bootstrap=kafka_bootstrap,
             model=model,
             out=out if out is not None else Path("out/demo" if demo else "out/experiment"),
@@ -668,13 +700,16 @@ def experiment_report(
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The page to write; default report.html beside the first.")
     ] = None,
+    exports: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Every table as CSV and every picture as PNG go there.")
+    ] = None,
 ) -> int:
-    """Make one HTML page of what runs left behind."""
+    """Make one HTML page of what runs left behind, and with --exports every table as CSV and picture as PNG."""
     try:
         from skewd_pipeline import report
     except ModuleNotFoundError as error:
         _missing(error)
-    return report.build(results, out)
+    return report.build(results, out, exports=exports)
 
 
 def _missing(error: ModuleNotFoundError) -> NoReturn:

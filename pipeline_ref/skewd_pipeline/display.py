@@ -17,7 +17,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from skewd_pipeline.results import Check, Results, Run, skew_label
+from skewd_pipeline.confusion import NOT_THE_CLOCK
+from skewd_pipeline.results import Check, Confusion, Heuristic, LongRun, Results, Run, Window, skew_label
+
+LATE = "stamp-after-send"
 
 
 class Display:
@@ -90,6 +93,34 @@ def cell_line(rows: Sequence[Run]) -> str:
         misses = max(row.bound_misses for row in rows)
         parts.append(f"bound +-{bound.p50 / 1e3:.0f} us, {misses} misses")
     return "  ".join(parts)
+
+
+def overload_line(rows: Sequence[Confusion], transport: str) -> str:
+    """What was said of stamps that a busy CPU made come out backwards."""
+    late = [row for row in rows if (row.situation, row.transport, row.rule) == ("overloaded", transport, LATE)]
+    total, backwards = sum(row.count for row in late), [row for row in late if row.truth == NOT_THE_CLOCK]
+    said = ", ".join(f"{row.count} {row.verdict}" for row in backwards)
+    count = sum(row.count for row in backwards)
+    return (
+        f"{transport:<19} overloaded CPU, clocks synchronized: {count} of {total} late stamps negative: {said or '-'}"
+    )
+
+
+def calls_line(rows: Sequence[Heuristic], skew_ms: float, answered: int) -> str:
+    """How far from the true start each method puts a call's server span."""
+    said = ", ".join(f"{row.method} {row.rms_us:.0f} us" for row in rows if row.edges == "synchronous")
+    return f"{'calls':<19} {skew_label(skew_ms):>5}  {answered} answered; starts off by, RMS: {said}"
+
+
+def over_time_line(run: LongRun, windows: Sequence[Window]) -> str:
+    """A long run in one line."""
+    mine = [window for window in windows if window.run == run.run and window.rule == "span-start"]
+    worst = max((window.violation_rate for window in mine if window.mode in ("off", "tag")), default=None)
+    fixed = sum(window.violations for window in mine if window.mode == "rewrite")
+    return (
+        f"{run.run:<19} over {run.duration_s:g} s: up to {_percent(worst)} of a window's child spans first, "
+        f"rewritten {fixed}; {run.bound_misses} of {run.spans} spans' bounds missed, {run.false_alarms} false alarms"
+    )
 
 
 def table(results: Results) -> Table:

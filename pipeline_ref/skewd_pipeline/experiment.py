@@ -32,12 +32,14 @@ REPORT = "report.html"
 def main(options: ExperimentOptions) -> int:
     """Runs the experiment; the exit code."""
     options = with_demo(options)
+    if options.simulated:
+        return _simulated(options)
     groups = plan(options)
     print("\n".join(introduction(options, groups)), flush=True)
 
-    from skewd_pipeline.display import Display, check_line, table
+    from skewd_pipeline.display import Display, table
 
-    with Display(seconds(groups)) as display:
+    with Display(seconds(groups) + _over_time_s(options)) as display:
         results, code = _run(options, groups, display)
         if results is None:
             return code
@@ -45,9 +47,18 @@ def main(options: ExperimentOptions) -> int:
         report = _write(results, options.out)
     display.console.print()
     display.console.print(table(results))
+    return _ending(results, report, options, display)
+
+
+def _ending(results: Results, report: Path, options: ExperimentOptions, display: Display) -> int:
+    from skewd_pipeline.display import check_line
+
     display.line("\nclaims")
-    for check in results.checks:
+    shown = [check for check in results.checks if not options.simulated or check.passed is not None]
+    for check in shown:
         display.line(check_line(check))
+    if len(shown) < len(results.checks):
+        display.line(f"  n/a  {len(results.checks) - len(shown)} more, of the pipeline itself, which was not run")
     bad = [check for check in results.checks if check.passed is False]
     display.line(f"\n{len(bad) or 'no'} claim{'s' if len(bad) != 1 else ''} failed; {results.seconds:.0f} s")
     display.line("\n".join(farewell(options.out, report)))
@@ -63,8 +74,54 @@ def introduction(options: ExperimentOptions, groups: Sequence[Group]) -> list[st
         f"  {len(cells_of(groups))} cells on {' and '.join(options.transports)}, {options.messages} messages each at "
         f"{options.rate:g}/s; modes {', '.join(options.modes)} side by side; "
         f"service floor {options.service_floor_ns / 1e6:g} ms",
-        f"  about {seconds(groups):.0f} s; results in {options.out}; Ctrl-C ends it and leaves nothing behind",
+        *_long_run_said(options),
+        f"  about {seconds(groups) + _over_time_s(options):.0f} s; results in {options.out}; "
+        "Ctrl-C ends it and leaves nothing behind",
     ]
+
+
+def _over_time_s(options: ExperimentOptions) -> float:
+    return (options.duration_ns or 0) / 1e9 * len(options.transports)
+
+
+def _long_run_said(options: ExperimentOptions) -> list[str]:
+    said = []
+    if options.floors_ns:
+        said.append(f"  and at floors of {', '.join(f'{floor / 1e6:g}' for floor in options.floors_ns)} ms")
+    if options.overload:
+        said.append("  and with synchronized clocks on an overloaded CPU")
+    if options.duration_ns is not None:
+        how = "in simulated time" if options.simulated else "on each transport"
+        said.append(
+            f"  then {options.duration_ns / 1e9:g} s {how}: the clock drifts by {options.drift_ppb / 1000:g} ppm, is "
+            "stepped by 20 ms and back, and slewed"
+        )
+    return said
+
+
+def _simulated(options: ExperimentOptions) -> int:
+    """The long run in simulated time: no process is started."""
+    print(f"skewd experiment, simulated: {options.stage}'s clock {options.direction}; no process is started")
+    print("\n".join(_long_run_said(options)), flush=True)
+    from skewd_pipeline.display import Display, over_time_line
+    from skewd_pipeline.results import load
+    from skewd_pipeline.simulated import run
+
+    with Display(1.0) as display:
+        try:
+            measured = load(_results_of(options.separations)).separations if options.separations is not None else []
+            results = run(options, measured, lambda share: display.busy("time goes by", share))
+        except (OSError, ValueError) as error:
+            display.line(f"the experiment failed: {error}")
+            return 1
+        report = _write(results, options.out)
+    for long_run in results.long_runs:
+        display.line(over_time_line(long_run, results.windows))
+    return _ending(results, report, options, display)
+
+
+def _results_of(path: Path) -> Path:
+    return path / RESULTS if path.is_dir() else path
 
 
 def farewell(out: Path, report: Path) -> list[str]:

@@ -25,7 +25,8 @@ from typing import Any
 
 import aiohttp
 
-from skewd.clock import VirtualPage
+from skewd.clock import HostClock, VirtualPage
+from skewd.kernel_clock import frequency_of
 from skewd.keys import generate_key_file
 from skewd_pipeline.children import Child, ChildFailed, Children
 from skewd_pipeline.plan import truth_ns
@@ -89,9 +90,14 @@ def node_toml(
 
 
 class Nodes:
-    """All five. ``directory`` must exist, be empty and be removed by whoever made it."""
+    """All five. ``directory`` must exist, be empty and be removed by whoever made it.
 
-    def __init__(self, directory: Path, children: Children, *, skewed: str, reference: str) -> None:
+    Args:
+        drift_ppb: of the skewed node's oscillator. Until :meth:`steer` says otherwise its (emulated) kernel makes up
+            for it, so that the wall clock stands still relative to the others'.
+    """
+
+    def __init__(self, directory: Path, children: Children, *, skewed: str, reference: str, drift_ppb: int = 0) -> None:
         self.directory = directory
         self.skewed = skewed
         self.reference = reference
@@ -102,7 +108,12 @@ class Nodes:
         for number, name in enumerate(STAGES):
             home = directory / name
             home.mkdir()
-            page = VirtualPage.create(home / "page", offset_ns=0, epoch_ns=(number + 1) * EPOCH_STEP_NS)
+            drifts = drift_ppb if name == skewed else 0
+            page = VirtualPage.create(
+                home / "page", epoch_ns=(number + 1) * EPOCH_STEP_NS, drift_ppb=drifts, steerable=drifts != 0
+            )
+            if drifts:
+                page.adjust(frequency=frequency_of(-drifts))
             self.parts[name] = NodeParts(name, home, page, home / "node.toml", f"ipc://{home}/link.sock")
 
     # -- starting ------------------------------------------------------------------------------------------------
@@ -217,7 +228,20 @@ class Nodes:
 
     def truth_ns(self) -> dict[str, int]:
         """By node, what must be added to its wall clock to reach the reference's. Nobody else knows."""
-        return truth_ns({name: parts.page.offset_ns for name, parts in self.parts.items()}, self.reference)
+        now = HostClock().raw_ns()
+        return truth_ns({name: parts.page.deviation_ns(now) for name, parts in self.parts.items()}, self.reference)
+
+    def deviates(self) -> tuple[int, int, int]:
+        """The skewed node's clock now: the host's raw instant, wall minus host wall there, and its rate in ppb."""
+        page, now = self.parts[self.skewed].page, HostClock().raw_ns()
+        return now, page.deviation_ns(now), page.rate_ppb()
+
+    def change(self, *, step_ns: int, steer_ppb: int) -> None:
+        """Steps and steers the skewed node's clock at once; nobody is told, and nothing is waited for."""
+        page = self.parts[self.skewed].page
+        if step_ns:
+            page.step_to(page.offset_ns + step_ns)
+        page.adjust(frequency=frequency_of(steer_ppb))
 
     async def step(self, offset_ns: int) -> None:
         """Steps the skewed node's wall clock and waits until its daemon has noticed and has a bound again.

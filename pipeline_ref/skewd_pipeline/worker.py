@@ -3,14 +3,17 @@ its node's clock before anything here was imported.
 
 Two stamps deserve care, since one rule of violation rests on them: ``message.sent`` is made just before the message
 is handed to the transport, ``message.received`` just after it was handed to us. So an edge's true gap is never
-negative, whatever the scheduler does. While a stage has nothing to do it waits in the transport (``pump``), which
-also carries the clocks' conversation.
+negative, whatever the scheduler does. ``message.noted`` is what many programs do instead: stamped once the
+transport has taken the message, which on a busy machine may be after the receiver had it. While a stage has nothing
+to do it waits in the transport (``pump``), which also carries the clocks' conversation.
 
 | command | answer |
 | --- | --- |
 | ``{"do": "listen", "hops": [hop, ...]}`` | ``{"event": "listening", "addresses": {transport: address}}`` |
 | ``{"do": "connect", "hops": [hop, ...]}`` | ``{"event": "connected"}``: outboxes opened |
 | ``{"do": "cell", ...}`` (see `Cell`) | ``{"event": "armed"}``, later ``{"event": "done", ...}`` |
+| ``{"do": "serve-calls", ...}`` (see `calls_stage.py`) | ``{"event": "serving", "address": address}`` |
+| ``{"do": "call", "address": address, ...}`` | ``{"event": "done", "answered": count}`` |
 | ``{"do": "finish"}`` | ends the cell if it still runs; spans flushed; ``{"event": "finished", ...}`` |
 
 Limits: one cell at a time; messages of another cell are counted and dropped; a message that cannot be worked on is
@@ -38,7 +41,9 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from skewd_pipeline.calls_stage import make_calls, serve_calls
 from skewd_pipeline.items import digest_of
+from skewd_pipeline.spans import HOST_RAW, HOST_RAW_SENT
 from skewd_pipeline.stages import StageConfig
 from skewd_pipeline.transports import HopConfig, Inbox, Message, Outbox, open_inbox, open_outbox
 
@@ -239,6 +244,10 @@ class Stage:
                 say("connected")
             case "cell":
                 self._cell(Cell(**command))
+            case "serve-calls":
+                self._serve_calls(Cell(**command))
+            case "call":
+                self._call(command.pop("address"), Cell(**command))
             case "finish":
                 self._commands.finish.clear()
                 say("finished", flushed=self._telemetry.flush())
@@ -256,6 +265,29 @@ class Stage:
         else:
             self._follow(cell)
 
+    def _serve_calls(self, cell: Cell) -> None:
+        self._telemetry.use(cell.exporters)
+        idle = self._idle_end()
+        serve_calls(
+            cell,
+            self._telemetry,
+            listening=lambda address: say("serving", address=address),
+            ended=self._commands.finish.is_set,
+            idle=lambda: idle.pump(0) if idle is not None else None,
+        )
+
+    def _call(self, address: str, cell: Cell) -> None:
+        self._telemetry.use(cell.exporters)
+        idle = self._idle_end()
+        right = make_calls(
+            cell,
+            self._telemetry,
+            address,
+            ended=self._commands.finish.is_set,
+            wait=idle.pump if idle is not None else time.sleep,
+        )
+        say("done", answered=right)
+
     def _produce(self, cell: Cell) -> None:
         outbox = self._outboxes[cell.transport]
         begun_ns = time.monotonic_ns()
@@ -268,9 +300,10 @@ class Stage:
             if self._commands.finish.is_set():
                 break
             message_id = f"{cell.name}/{number}"
+            host_raw_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW)
             span = self._telemetry.tracer.start_span("producer send", kind=SpanKind.PRODUCER)
             floor_ends_ns = time.monotonic_ns() + cell.floor_ns
-            self._describe(span, cell, message_id)
+            self._describe(span, cell, message_id, host_raw_ns)
             digest, body = self._work.first(index)
             headers = {CELL_HEADER: cell.name, ID_HEADER: message_id, ITEM_HEADER: digest}
             self._send(outbox, span, Message(headers, body), floor_ends_ns)
@@ -287,6 +320,7 @@ class Stage:
             if message is None:
                 continue
             received_ns = time.time_ns()
+            host_raw_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW)
             now_ns = time.monotonic_ns()
             if message.headers.get(CELL_HEADER) != cell.name:
                 strange += 1
@@ -300,7 +334,7 @@ class Stage:
                 start_time=received_ns,
             )
             span.add_event("message.received", timestamp=received_ns)
-            self._describe(span, cell, message.headers.get(ID_HEADER, ""))
+            self._describe(span, cell, message.headers.get(ID_HEADER, ""), host_raw_ns)
             digest = message.headers.get(ITEM_HEADER, "")
             try:
                 body = self._work.do(digest, message.body)
@@ -331,12 +365,13 @@ class Stage:
             last_ns=last_ns,
         )
 
-    def _describe(self, span: Span, cell: Cell, message_id: str) -> None:
+    def _describe(self, span: Span, cell: Cell, message_id: str, host_raw_ns: int) -> None:
         span.set_attributes(
             {
                 "skewd.experiment.cell": cell.name,
                 "messaging.message.id": message_id,
                 "messaging.system": _MESSAGING_SYSTEM[cell.transport],
+                HOST_RAW: host_raw_ns,
             }
         )
 
@@ -345,8 +380,11 @@ class Stage:
         rest_ns = floor_ends_ns - time.monotonic_ns()
         if rest_ns > 0:
             outbox.pump(rest_ns / 1e9)
+        host_raw_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW)
         span.add_event("message.sent")
         outbox.send(message)
+        span.add_event("message.noted")
+        span.set_attribute(HOST_RAW_SENT, host_raw_ns)
         span.end()
 
 

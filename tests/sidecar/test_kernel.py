@@ -58,6 +58,7 @@ def test_both_twins_say_the_same_of_what_hypothesis_thinks_of(
 
 
 @needs_native
+@settings(deadline=None)
 @given(st.binary(max_size=100), st.booleans())
 def test_both_twins_say_the_same_of_any_bytes(body: bytes, logs: bool) -> None:
     compare(body, logs, PatchOptions(Mode.REWRITE, "n"), lambda _: Correction(1, 1, Status.SYNCHRONIZED, "utc"), None)
