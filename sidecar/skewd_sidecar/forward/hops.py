@@ -26,6 +26,7 @@ from skewd_sidecar.outcome import Outcome
 ATTEMPTS_MAX = 5
 RETRY_S = 1.0
 SIZE_LEARNT_MIN_BYTES = 64 * 1024
+_FUTILE_S = 0.01
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +77,8 @@ class Hops:
             deadline_s: when, on the loop's clock, nobody waits for it any more.
             metadata: sent beside the endpoint's own headers.
         """
-        retry_until_s = min(deadline_s, self._clock() + self._retry_s)
+        # An attempt that has no time left would only replace a failure that says something by one that does not.
+        retry_until_s = min(deadline_s - _FUTILE_S, self._clock() + self._retry_s)
         last: Outcome | None = None
         attempts = 0
         while True:
@@ -84,8 +86,8 @@ class Hops:
             number = self._choice.choose(now_s)
             if number is None:
                 at_s = self._choice.next_at_s()
-                if at_s > retry_until_s:
-                    return last if last is not None else self._resting(at_s - now_s)
+                if at_s >= retry_until_s:
+                    return last if last is not None else self._unasked(at_s - now_s)
                 await self._pause(at_s - now_s)
                 continue
             if last is not None:
@@ -98,7 +100,7 @@ class Hops:
     async def _attempt(self, number: int, body: bytes, remaining_s: float, metadata: Metadata) -> Outcome:
         destination = self._destinations[number]
         if remaining_s <= 0:
-            return try_again(f"{destination}: the exporter's time was over before it could be asked", 0)
+            return self._unasked(1)
         outcome = await self._forwarders[number].send(body, remaining_s, metadata)
         if not retryable(outcome):
             if self._choice.answered(number):
@@ -132,9 +134,9 @@ class Hops:
             async with asyncio.timeout(seconds):
                 await self._back.wait()
 
-    def _resting(self, seconds: float) -> Outcome:
+    def _unasked(self, seconds: float) -> Outcome:
         """What exporters are told without asking anybody: what the last one was told, and when to come again."""
-        message = "no next hop can be reached" if self._last_failure is None else self._last_failure.message
+        message = "there was no time to ask a next hop" if self._last_failure is None else self._last_failure.message
         return try_again(message, math.ceil(seconds), self._last_failure)
 
     async def close(self) -> None:
