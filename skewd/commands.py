@@ -397,7 +397,19 @@ def sidecar(
         str | None, typer.Option(metavar="HOST:PORT", help="OTLP/HTTP in; unix:///path for a socket, 'off' for none.")
     ] = None,
     forward: Annotated[
-        str | None, typer.Option(metavar="URL", help="Where spans go: grpc://, grpcs://, http:// or https://.")
+        list[str] | None,
+        typer.Option(
+            metavar="URL", help="Where spans go: grpc://, grpcs://, http://, https:// or kafka://; may be repeated."
+        ),
+    ] = None,
+    balance: Annotated[
+        str | None, typer.Option(metavar="HOW", help="Between several --forward: round_robin or failover.")
+    ] = None,
+    dead_letter: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Keeps requests that are refused for good.")
+    ] = None,
+    replay: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Send a file of dead letters again, and end.")
     ] = None,
     mode: Annotated[str | None, typer.Option(metavar="MODE", help="off, tag or rewrite.")] = None,
     attributes: Annotated[
@@ -425,9 +437,12 @@ def sidecar(
 ) -> int:
     """Take OTLP from applications, correct or tag its spans, and forward it, until SIGINT or SIGTERM."""
     # What is said on the command line is written as it would be in the file, and meets the same rules.
-    said = {"grpc": grpc, "http": http, "forward": forward, "mode": mode, "stamps": stamps}
+    said = {"grpc": grpc, "http": http, "mode": mode, "stamps": stamps, "balance": balance, "dead_letter": dead_letter}
     said |= {"attributes": attributes, "incoming": incoming}
     said |= {"tls_certificate": tls_certificate, "tls_key": tls_key, "tls_client_ca": tls_client_ca}
+    if forward:
+        empty = "" in forward
+        said["forward"] = "" if empty else forward[0] if len(forward) == 1 else json.dumps(forward)
     for option, value in {**said, "node": node, "metrics": metrics}.items():
         if value == "":  # an empty variable counts as not set; an empty option is a mistake in a script
             raise _RefusedError(
@@ -442,10 +457,13 @@ def sidecar(
     # Otherwise gRPC's core writes a line of its own for each handshake that fails, as often as a network likes.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     from skewd.lean import structlog
+    from skewd_sidecar.forward.retry import Balance
     from skewd_sidecar.kernel import Choice, choose
     from skewd_sidecar.patch import Incoming, Mode, Placement
-    from skewd_sidecar.service import SidecarSettings, TlsFiles, serve
+    from skewd_sidecar.service import SidecarSettings, TlsFiles, Transport, serve
 
+    if replay is not None:
+        return _replay(replay, settings)
     source: Any
     if static_offset is not None or static_uncertainty is not None:
         source = _static_source(loaded.config.node.name, static_offset, static_uncertainty, static_reference)
@@ -469,6 +487,13 @@ def sidecar(
         grpc=settings.grpc,
         http=settings.http,
         forward=settings.forward,
+        balance=Balance(settings.balance),
+        retry_s=settings.retry / 1e9,
+        forward_max_bytes=settings.forward_max_bytes or 0,
+        max_bytes=settings.max_bytes,
+        dead_letter=settings.dead_letter,
+        dead_letter_max_bytes=settings.dead_letter_max_bytes,
+        kafka_properties=settings.kafka_properties,
         mode=Mode(settings.mode),
         keep_original=settings.keep_original,
         attributes=Placement(settings.attributes),
@@ -478,7 +503,10 @@ def sidecar(
         # A name that nobody chose is this container's, perhaps; the daemon's own is better.
         node="" if loaded.origins["node.name"] == "default" else loaded.config.node.name,
         metrics_listen=metrics if metrics != "off" else None,
+        transport=Transport(settings.transport),
     )
+
+    transports: dict[str, str] = {}
 
     def ready(addresses: dict[str, Any]) -> None:
         structlog.get_logger().info(
@@ -487,6 +515,7 @@ def sidecar(
             mode=settings.mode,
             attributes=settings.attributes,
             incoming=settings.incoming,
+            **{f"grpc_{side}": transport for side, transport in transports.items()},
         )
         _say_ready(addresses)
         sd_notify.notify("READY=1")
@@ -496,7 +525,7 @@ def sidecar(
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop.set)
-        await serve(wanted, ready, stop)
+        await serve(wanted, ready, stop, spoken=transports.update)
 
     try:
         asyncio.run(until_told_to_stop())
@@ -505,6 +534,31 @@ def sidecar(
     except OSError as error:
         raise _RefusedError(str(error)) from None
     return 0
+
+
+def _replay(path: Path, settings: Any) -> int:
+    from skewd_sidecar.forward.dead_letters import NotDeadLetters
+    from skewd_sidecar.replay import replay
+    from skewd_sidecar.service import kafka_settings
+
+    try:
+        told = asyncio.run(
+            replay(
+                path,
+                settings.forward,
+                os.environ,
+                max_bytes=settings.forward_max_bytes or 0,
+                kafka_properties=kafka_settings(settings.kafka_properties),
+            )
+        )
+    except (OSError, NotDeadLetters) as error:
+        raise _RefusedError(f"--replay: {error}") from None
+    except ValueError as error:
+        raise _RefusedError(str(error), cli.EX_USAGE) from None
+    print(f"{told.taken} taken, {told.refused} refused, {told.undelivered} not delivered")
+    if told.why:
+        print(f"what was not taken is in {path} again; the last: {told.why}", file=sys.stderr)
+    return 0 if not told.why else 1
 
 
 def _static_source(node: str, offset: str | None, uncertainty: str | None, reference: str) -> Any:
