@@ -460,7 +460,7 @@ def sidecar(
     from skewd_sidecar.forward.retry import Balance
     from skewd_sidecar.kernel import Choice, choose
     from skewd_sidecar.patch import Incoming, Mode, Placement
-    from skewd_sidecar.service import SidecarSettings, TlsFiles, serve
+    from skewd_sidecar.service import SidecarSettings, TlsFiles, Transport, serve
 
     if replay is not None:
         return _replay(replay, settings)
@@ -503,7 +503,10 @@ def sidecar(
         # A name that nobody chose is this container's, perhaps; the daemon's own is better.
         node="" if loaded.origins["node.name"] == "default" else loaded.config.node.name,
         metrics_listen=metrics if metrics != "off" else None,
+        transport=Transport(settings.transport),
     )
+
+    transports: dict[str, str] = {}
 
     def ready(addresses: dict[str, Any]) -> None:
         structlog.get_logger().info(
@@ -512,6 +515,7 @@ def sidecar(
             mode=settings.mode,
             attributes=settings.attributes,
             incoming=settings.incoming,
+            **{f"grpc_{side}": transport for side, transport in transports.items()},
         )
         _say_ready(addresses)
         sd_notify.notify("READY=1")
@@ -521,7 +525,7 @@ def sidecar(
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop.set)
-        await serve(wanted, ready, stop)
+        await serve(wanted, ready, stop, spoken=transports.update)
 
     from skewd_sidecar.heap import keep_pages
 
@@ -590,7 +594,8 @@ def experiment_run(
     stage: Annotated[str, typer.Option(metavar="STAGE", help="The stage whose clock is skewed.")] = "inference",
     direction: Annotated[str, typer.Option(metavar="WAY", help="behind or ahead.")] = "behind",
     transports: Annotated[
-        str | None, typer.Option("--transports", "--transport", metavar="LIST", help="zmq,kafka; default both.")
+        str | None,
+        typer.Option("--transports", "--transport", metavar="LIST", help="zmq,kafka,aeron; default zmq,kafka."),
     ] = None,
     modes: Annotated[
         str | None, typer.Option("--modes", "--mode", metavar="LIST", help="off,tag,rewrite; default all.")
@@ -626,6 +631,16 @@ def experiment_run(
     kafka_bootstrap: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Use this broker instead of starting one.")
     ] = None,
+    kafka_clients: Annotated[
+        str, typer.Option(metavar="HOW", help="latency: nothing waits; default: the client's own waits (linger 5 ms).")
+    ] = "latency",
+    aeron_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Use this running Aeron media driver instead of starting one.")
+    ] = None,
+    aeron_channel: Annotated[str, typer.Option(metavar="MEDIUM", help="ipc or udp.")] = "ipc",
+    inband_only: Annotated[
+        bool, typer.Option("--inband-only", help="Compare clocks over the transport under test alone, UDP off.")
+    ] = False,
     model: Annotated[
         str | None, typer.Option(metavar="MODULE:CALLABLE", help="Your model: bytes in, a label out.")
     ] = None,
@@ -676,6 +691,10 @@ def experiment_run(
             simulated=simulated,
             separations=separations,
             kafka_bootstrap=kafka_bootstrap,
+            kafka_clients=kafka_clients,
+            aeron_dir=aeron_dir,
+            aeron_channel=aeron_channel,
+            inband_only=inband_only,
             model=model,
             out=out if out is not None else Path("out/demo" if demo else "out/experiment"),
             demo=demo,
@@ -689,6 +708,24 @@ def experiment_run(
         _missing(error)
     code = experiment.main(options)
     return code if isinstance(code, int) else 0
+
+
+@experiment_app.command("stage")
+def experiment_stage(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="producer, preprocess, inference, postprocess or consumer.")
+    ],
+    config: Annotated[Path, typer.Option("--config", metavar="FILE", help="One file for all stages and hosts.")],
+) -> int:
+    """Run one stage of the pipeline on this host, with the clock it has."""
+    try:
+        from skewd_pipeline import stage_run
+    except ModuleNotFoundError as error:
+        _missing(error)
+    try:
+        return stage_run.main(name, config)
+    except ModuleNotFoundError as error:
+        _missing(error)
 
 
 @experiment_app.command("report")

@@ -160,6 +160,8 @@ class SidecarConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     kernel: Annotated[str, choice("auto", "native", "python")] = "auto"
     """What patches: ``auto`` is the native kernel where it is installed."""
     attribute_prefix: Annotated[str, PREFIX] = "clock."
+    transport: Annotated[str, choice("auto", "native", "python")] = "auto"
+    """Who speaks gRPC: the native extension where it is installed and fits, it alone, or gRPC's own library."""
 
 
 class SpoolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

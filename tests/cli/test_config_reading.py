@@ -347,6 +347,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "sidecar.kafka_properties": ("/tmp/kafka.properties", Path("/tmp/kafka.properties")),
     "sidecar.mode": ("rewrite", "rewrite"),
     "sidecar.stamps": ("wall", "wall"),
+    "sidecar.transport": ("python", "python"),
     "sidecar.keep_original": ("false", False),
     "sidecar.attributes": ("minimal", "minimal"),
     "sidecar.incoming": ("replace", "replace"),

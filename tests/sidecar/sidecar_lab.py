@@ -11,12 +11,36 @@ from typing import Any
 
 import grpc
 import grpc.aio
+import pytest
 from aiohttp import web
 
 from skewd_sidecar.gateway import Signal
-from skewd_sidecar.service import SidecarSettings, StaticSource, serve
+from skewd_sidecar.service import SidecarSettings, StaticSource, Transport, serve
+from skewd_sidecar.transport import missing
 
 LIMIT_S = 20.0
+
+NATIVE_MISSING = missing()
+needs_native = pytest.mark.skipif(NATIVE_MISSING is not None, reason=str(NATIVE_MISSING))
+TRANSPORTS = [pytest.param(Transport.NATIVE, marks=needs_native), Transport.PYTHON]
+
+
+@dataclass
+class Chosen:
+    """Who speaks gRPC in the sidecars that are started: see the fixture ``transport``."""
+
+    transport: Transport = Transport.AUTO
+
+
+chosen = Chosen()
+
+
+@pytest.fixture(params=TRANSPORTS)
+def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Transport:
+    """Runs a test with each transport, in the sidecars that :func:`sidecar` starts."""
+    monkeypatch.setattr(chosen, "transport", request.param)
+    assert isinstance(request.param, Transport)
+    return request.param
 
 
 @dataclass
@@ -137,6 +161,7 @@ def settings(**more: Any) -> SidecarSettings:
         "grpc": "127.0.0.1:0",
         "http": "127.0.0.1:0",
         "source": StaticSource("node-a", -3_000_000, 50_000),
+        "transport": chosen.transport,
     }
     return SidecarSettings(**(given | more))
 

@@ -45,7 +45,7 @@ from skewd.ports import ListenError, PortTaken
 from skewd_sidecar.gateway import Signal
 from skewd_sidecar.hop import HOP_HEADER
 from skewd_sidecar.patch import Mode
-from skewd_sidecar.service import TlsError, TlsFiles
+from skewd_sidecar.service import TlsError, TlsFiles, Transport
 from tests.sidecar.sidecar_lab import LIMIT_S, Collector, Running, free_port, grpc_collector, http_collector, sidecar
 
 T0 = 1_790_000_000_000_000_001
@@ -618,8 +618,13 @@ async def test_connections_over_http_are_bounded(monkeypatch: pytest.MonkeyPatch
 
 
 async def test_connections_over_grpc_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("skewd_sidecar.receive.grpc.CONNECTIONS_MAX", 2)
-    async with grpc_collector() as behind, sidecar(forward=behind.url) as running, asyncio.timeout(LIMIT_S):
+    monkeypatch.setattr("skewd_sidecar.receive.grpc.CONNECTIONS_MAX", 2)  # for the native one see its own tests
+    python = Transport.PYTHON
+    async with (
+        grpc_collector() as behind,
+        sidecar(forward=behind.url, transport=python) as running,
+        asyncio.timeout(LIMIT_S),
+    ):
         host, _, port = running.grpc.rpartition(":")
         held = [await asyncio.open_connection(host, int(port)) for _ in range(2)]
         for reader, _ in held:
@@ -665,7 +670,7 @@ async def test_a_grpc_call_that_never_sends_its_request_is_ended(monkeypatch: py
     monkeypatch.setattr("skewd_sidecar.receive.grpc.CONNECTION_GRACE_S", 0.1)
     async with (
         grpc_collector() as behind,
-        sidecar(forward=behind.url) as running,
+        sidecar(forward=behind.url, transport=Transport.PYTHON) as running,
         grpc.aio.insecure_channel(running.grpc) as channel,
         asyncio.timeout(LIMIT_S),
     ):

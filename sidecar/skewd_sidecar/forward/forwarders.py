@@ -8,6 +8,7 @@ Limits: a signal for which nowhere was named is not implemented, and its exporte
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import socket
 import time
@@ -27,6 +28,7 @@ from skewd_sidecar.forward.retry import Balance
 from skewd_sidecar.forward.transport import Forwarder
 from skewd_sidecar.gateway import Metadata, Signal
 from skewd_sidecar.outcome import UNIMPLEMENTED, Outcome
+from skewd_sidecar.transport import fits_native
 
 
 class Forwarders:
@@ -42,9 +44,11 @@ class Forwarders:
         joins: whether small requests share a body.
         connect: makes what sends to one destination; by its protocol if none is given.
         chance: evenly distributed in [0, 1).
+        native: whether the native transport is used where it fits.
 
     Attributes:
         counters: what was done.
+        grpc_by: who speaks gRPC to them: ``native``, ``grpcio``, or both.
 
     Raises:
         EndpointError: a certificate file cannot be read, or a library is missing.
@@ -62,7 +66,10 @@ class Forwarders:
         joins: bool = True,
         connect: Callable[[Signal, Destination], Forwarder] | None = None,
         chance: Callable[[], float] = random.random,
+        native: bool = False,
     ) -> None:
+        self._native = native
+        self.grpc_by: set[str] = set()
         self.counters = Counters()
         self._destinations = {
             signal: (each,) if isinstance(each, Destination) else tuple(each) for signal, each in destinations.items()
@@ -82,7 +89,13 @@ class Forwarders:
             from skewd_sidecar.forward.kafka import KafkaForwarder
 
             return KafkaForwarder(signal, destination, self._kafka_properties)
+        if self._native and fits_native(destination, os.environ):
+            from skewd_sidecar.forward.grpc_native import NativeGrpcForwarder
+
+            self.grpc_by.add("native")
+            return NativeGrpcForwarder(signal, destination)
         if destination.protocol == "grpc":
+            self.grpc_by.add("grpcio")
             return GrpcForwarder(signal, destination)
         return HttpForwarder(destination)
 
