@@ -37,7 +37,7 @@ use server::{Limits, Server};
 use shared::{lock, Answer, Command, Event, Listening, Shared};
 
 /// What `skewd_sidecar.transport` expects: changes with what is called here, and with what events hold.
-pub const INTERFACE: u32 = 1;
+pub const INTERFACE: u32 = 2;
 
 /// Kinds of events, as `take` gives them; the first value of each tuple.
 const REQUEST: u8 = 0; // server, id, path, body, timeout_s | None, metadata
@@ -45,6 +45,7 @@ const GONE: u8 = 1; // id
 const ANSWERED: u8 = 2; // call, code, message, body, details | None
 const CLOSED: u8 = 3; // server
 const TROUBLE: u8 = 4; // text
+const DEAF: u8 = 5; // server
 
 /// A thread that speaks gRPC for one event loop. See the module's text.
 #[pyclass(frozen, module = "skewd_native")]
@@ -78,7 +79,7 @@ impl Transport {
                 mine.stats.panics.fetch_add(1, Relaxed);
             }
             runtime.shutdown_timeout(Duration::from_millis(50)); // a name that is still being resolved is not waited for
-            mine.dead.store(true, Relaxed);
+            mine.die();
             mine.tell(Event::Trouble { text: "the native transport has ended".to_owned() });
             mine.signal_now();
             let _ = ended.send(());
@@ -118,6 +119,7 @@ impl Transport {
                 }
                 Event::Closed { server } => (CLOSED, server).into_pyobject(py)?,
                 Event::Trouble { text } => (TROUBLE, text).into_pyobject(py)?,
+                Event::Deaf { server } => (DEAF, server).into_pyobject(py)?,
             });
         }
         PyList::new(py, events)
@@ -261,8 +263,8 @@ impl Transport {
         Ok(dict)
     }
 
-    /// For tests: the next connection (1), request (2), call (3), command (4), or the thread's own
-    /// loop (5) panics.
+    /// For tests: the next connection (1), request (2), call (3), command (4), turn of the thread's own loop (5), or
+    /// connection that a listener accepts (6) panics.
     fn panic_once(&self, what: u64) {
         self.shared.panic.store(what, Relaxed);
     }

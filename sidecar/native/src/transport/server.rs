@@ -25,7 +25,9 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{oneshot, watch, Notify};
 use tokio::time::{sleep, timeout, Instant};
 
-use super::shared::{lock, spawn, Answer, Counted, Event, Heard, Held, Listening, Metadata, Shared, Socket};
+use super::shared::{
+    lock, spawn, Answer, Counted, Event, Heard, Held, Listening, Metadata, Shared, Socket, REQUEST_BYTES,
+};
 use super::wire::{self, Encoding, Incoming, Refusal};
 
 const STREAM_WINDOW: u32 = 1 << 20;
@@ -125,10 +127,15 @@ impl Server {
         match listener {
             Ok(listener) => {
                 let server = self.clone();
-                spawn(&self.shared, "a listener", async move { server.accept(listener).await });
+                let deaf = Deaf(server.clone());
+                spawn(&self.shared, "a listener", async move {
+                    let _deaf = deaf;
+                    server.accept(listener).await;
+                });
             }
             Err(error) => {
                 self.shared.tell(Event::Trouble { text: format!("the listening socket cannot be used: {error}") });
+                self.shared.tell(Event::Deaf { server: self.id });
             }
         }
     }
@@ -142,6 +149,7 @@ impl Server {
                 _ = phase.wait_for(|phase| *phase != Phase::Serving) => return,
                 accepted = listener.accept(heard.clone()) => accepted,
             };
+            self.shared.maybe_panic(6);
             let Ok(socket) = accepted else {
                 sleep(Duration::from_millis(50)).await; // no descriptors left, most likely; they come back
                 continue;
@@ -307,6 +315,10 @@ impl Server {
         let deadline = limit.and_then(|limit| arrived.checked_add(limit));
         let mut incoming = Incoming::new(self.limits.body_bytes);
         let mut held = Held::new(&self.shared.stats);
+        let beside = metadata.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
+        if !held.add(REQUEST_BYTES + beside, self.limits.held_bytes) {
+            return Err(too_many_bytes());
+        }
         let late = arrived + self.limits.read;
         let until = deadline.map_or(late, |deadline| deadline.min(late));
         let reading = async {
@@ -436,6 +448,17 @@ impl Listener {
         match self {
             Listener::Tcp(listener) => listener.accept().await.map(|(stream, _)| Socket::tcp(stream, heard)),
             Listener::Unix(listener) => listener.accept().await.map(|(stream, _)| Socket::unix(stream, heard)),
+        }
+    }
+}
+
+/// Tells Python that a listener ended before its server was closed.
+struct Deaf(Arc<Server>);
+
+impl Drop for Deaf {
+    fn drop(&mut self) {
+        if *self.0.phase.borrow() == Phase::Serving {
+            self.0.shared.tell(Event::Deaf { server: self.0.id });
         }
     }
 }
