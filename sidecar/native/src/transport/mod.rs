@@ -1,16 +1,19 @@
-//! A transport for the sidecar: gRPC's unary calls over plaintext HTTP/2, in and out, beside Python's event loop.
+//! A transport for the sidecar: gRPC's unary calls over plaintext HTTP/2, in and out, and OTLP over HTTP/1.1, beside
+//! Python's event loop.
 //!
 //! Python's gRPC costs ten times what the sidecar does with a small request. What costs there is the crossing between
 //! threads, several times a call, each with Python's lock. So one thread here speaks HTTP/2 and never takes that lock;
 //! whole requests and answers cross in batches (`shared.rs`), and Python decides.
 //!
-//! `Transport` is the whole surface. Its Python twin is gRPC's own package, behind the same two classes
-//! (`skewd_sidecar.receive.grpc`, `skewd_sidecar.forward`).
+//! `Transport` is the whole surface. Its Python twins are gRPC's own package and aiohttp, behind the same classes
+//! (`skewd_sidecar.receive`, `skewd_sidecar.forward`).
 //!
 //! Limits: no TLS, no streaming, no proxies, Linux. A fault in a task ends that task's connection or call, is counted,
 //! and is told to Python, which logs it.
 
 mod client;
+mod http1;
+mod http_server;
 mod server;
 mod shared;
 mod wire;
@@ -33,11 +36,12 @@ use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
 use tokio::time::Instant;
 
 use client::{Call, Channel, Target};
-use server::{Limits, Server};
+use http_server::{HttpAnswer, HttpRequest};
+use server::{Limits, Protocol, Server};
 use shared::{lock, Answer, Command, Event, Listening, Shared};
 
 /// What `skewd_sidecar.transport` expects: changes with what is called here, and with what events hold.
-pub const INTERFACE: u32 = 2;
+pub const INTERFACE: u32 = 3;
 
 /// Kinds of events, as `take` gives them; the first value of each tuple.
 const REQUEST: u8 = 0; // server, id, path, body, timeout_s | None, metadata
@@ -46,6 +50,8 @@ const ANSWERED: u8 = 2; // call, code, message, body, details | None
 const CLOSED: u8 = 3; // server
 const TROUBLE: u8 = 4; // text
 const DEAF: u8 = 5; // server
+const HTTP_REQUEST: u8 = 6; // server, id, method, path, content type | None, encoding | None, metadata, body, fault | None
+const TURNED_AWAY: u8 = 7; // server, count
 
 /// A thread that speaks gRPC for one event loop. See the module's text.
 #[pyclass(frozen, module = "skewd_native")]
@@ -120,6 +126,15 @@ impl Transport {
                 Event::Closed { server } => (CLOSED, server).into_pyobject(py)?,
                 Event::Trouble { text } => (TROUBLE, text).into_pyobject(py)?,
                 Event::Deaf { server } => (DEAF, server).into_pyobject(py)?,
+                Event::HttpRequest { server, id, request, held } => {
+                    let HttpRequest { method, path, content_type, content_encoding, metadata, body, fault } = *request;
+                    let metadata = PyTuple::new(py, metadata)?;
+                    let body = PyBytes::new(py, &body);
+                    drop(held);
+                    (HTTP_REQUEST, server, id, method, path, content_type, content_encoding, metadata, body, fault)
+                        .into_pyobject(py)?
+                }
+                Event::TurnedAway { server, count } => (TURNED_AWAY, server, count).into_pyobject(py)?,
             });
         }
         PyList::new(py, events)
@@ -147,27 +162,32 @@ impl Transport {
         read_s: f64,
         metadata: Vec<String>,
     ) -> PyResult<u64> {
-        if fd < 0 {
-            return Err(PyValueError::new_err("not a socket"));
-        }
-        let names = metadata.iter().map(|name| HeaderName::from_bytes(name.as_bytes()));
-        let metadata = names.collect::<Result<_, _>>().map_err(|_| PyValueError::new_err("not the name of a header"))?;
-        // SAFETY: the caller gives the descriptor away, which nothing below fails to take.
-        let owned = unsafe { OwnedFd::from_raw_fd(fd) };
-        let listener = if unix {
-            let listener = std::os::unix::net::UnixListener::from(owned);
-            Listening::Unix(listener)
-        } else {
-            let listener = std::net::TcpListener::from(owned);
-            Listening::Tcp(listener)
-        };
-        let read = seconds(read_s).min(Duration::from_secs(3600));
-        let limits = Limits { body_bytes, held_bytes, requests, connections, streams, read };
-        let id = self.shared.new_id();
-        let server = Arc::new(Server::new(self.shared.clone(), id, self.paths.clone(), metadata, limits));
-        self.shared.command(Command::Listen { server, listener });
-        self.shared.flush();
-        Ok(id)
+        let limits = Limits { body_bytes, held_bytes, requests, connections, streams, read: limited(read_s) };
+        let paths = self.paths.clone();
+        let server = Server::new(self.shared.clone(), Protocol::Grpc, paths, names(&metadata)?, limits);
+        self.serve(server, fd, unix)
+    }
+
+    /// The same for OTLP over HTTP/1.1, whose `paths` are those whose bodies are read. idle_s: for a head to arrive.
+    #[pyo3(signature = (fd, *, unix, paths, body_bytes, held_bytes, connections, idle_s, read_s, metadata))]
+    #[allow(clippy::too_many_arguments)]
+    fn listen_http(
+        &self,
+        fd: i32,
+        unix: bool,
+        paths: Vec<String>,
+        body_bytes: usize,
+        held_bytes: usize,
+        connections: usize,
+        idle_s: f64,
+        read_s: f64,
+        metadata: Vec<String>,
+    ) -> PyResult<u64> {
+        let read = limited(read_s);
+        let limits = Limits { body_bytes, held_bytes, requests: connections, connections, streams: 1, read };
+        let protocol = Protocol::Http { idle: limited(idle_s) };
+        let server = Server::new(self.shared.clone(), protocol, paths, names(&metadata)?, limits);
+        self.serve(server, fd, unix)
     }
 
     /// Frees the address; requests under way have `grace_s`. An event tells when it is over.
@@ -180,6 +200,20 @@ impl Transport {
     fn reply(&self, id: u64, code: u8, message: String, body: PyBackedBytes, details: Option<Vec<u8>>) {
         let body = Bytes::from_owner(body);
         self.shared.command(Command::Reply { id, answer: Answer { code, message, body, details } });
+    }
+
+    /// Answers an HTTP request, once flushed. `close`: the connection ends after it.
+    fn reply_http(
+        &self,
+        id: u64,
+        status: u16,
+        content_type: String,
+        fields: Vec<(String, String)>,
+        body: PyBackedBytes,
+        close: bool,
+    ) {
+        let answer = HttpAnswer { status, content_type, fields, body: Bytes::from_owner(body), close };
+        self.shared.command(Command::HttpReply { id, answer });
     }
 
     /// An endpoint to call: a Unix socket's path, or a host and port. It is connected to when it is first called.
@@ -288,6 +322,25 @@ impl Transport {
     }
 }
 
+impl Transport {
+    fn serve(&self, server: Server, fd: i32, unix: bool) -> PyResult<u64> {
+        if fd < 0 {
+            return Err(PyValueError::new_err("not a socket"));
+        }
+        // SAFETY: the caller gives the descriptor away, which nothing below fails to take.
+        let owned = unsafe { OwnedFd::from_raw_fd(fd) };
+        let listener = if unix {
+            Listening::Unix(std::os::unix::net::UnixListener::from(owned))
+        } else {
+            Listening::Tcp(std::net::TcpListener::from(owned))
+        };
+        let id = server.id;
+        self.shared.command(Command::Listen { server: Arc::new(server), listener });
+        self.shared.flush();
+        Ok(id)
+    }
+}
+
 impl Drop for Transport {
     fn drop(&mut self) {
         self.shared.command(Command::Stop);
@@ -297,6 +350,15 @@ impl Drop for Transport {
 
 fn seconds(value: f64) -> Duration {
     Duration::try_from_secs_f64(value.max(0.0)).unwrap_or(Duration::MAX)
+}
+
+fn limited(value: f64) -> Duration {
+    seconds(value).min(Duration::from_secs(3600))
+}
+
+fn names(metadata: &[String]) -> PyResult<Vec<HeaderName>> {
+    let names = metadata.iter().map(|name| HeaderName::from_bytes(name.as_bytes()));
+    names.collect::<Result<_, _>>().map_err(|_| PyValueError::new_err("not the name of a header"))
 }
 
 /// The thread's work: obeying, until told to stop.
@@ -312,7 +374,7 @@ async fn run(shared: Arc<Shared>) {
                 return;
             }
             let lost = match &command {
-                Command::Call { id, .. } | Command::Reply { id, .. } => Some(*id),
+                Command::Call { id, .. } | Command::Reply { id, .. } | Command::HttpReply { id, .. } => Some(*id),
                 _ => None,
             };
             let obeying = AssertUnwindSafe(|| obey(&shared, &mut servers, &mut channels, command));
@@ -320,6 +382,7 @@ async fn run(shared: Arc<Shared>) {
                 shared.stats.panics.fetch_add(1, Relaxed);
                 shared.tell(Event::Trouble { text: "a fault in the native transport: a command was lost".to_owned() });
                 if let Some(id) = lost {
+                    lock(&shared.http_waiting).remove(&id);
                     lock(&shared.waiting).remove(&id); // whoever waits there sees that no answer comes
                     shared.tell(Event::Answered { call: id, answer: Answer::failed(wire::INTERNAL, "a fault in it") });
                 }
@@ -347,6 +410,11 @@ fn obey(
         Command::Reply { id, answer } => {
             if let Some(waiting) = lock(&shared.waiting).remove(&id) {
                 let _ = waiting.send(answer); // gone in the meantime
+            }
+        }
+        Command::HttpReply { id, answer } => {
+            if let Some(waiting) = lock(&shared.http_waiting).remove(&id) {
+                let _ = waiting.send(answer);
             }
         }
         Command::Connect { id, channel } => {

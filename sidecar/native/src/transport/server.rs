@@ -1,4 +1,4 @@
-//! A gRPC server for unary calls, as small as a sidecar needs it.
+//! A gRPC server for unary calls, as small as a sidecar needs it; and what every server has: its connections, its end.
 //!
 //! One task a connection, one a request. A request's task reads the message, hands it to Python, waits for the answer
 //! or for a reason not to wait any longer (the client cancelled, its deadline passed, the server closes), and writes
@@ -25,6 +25,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{oneshot, watch, Notify};
 use tokio::time::{sleep, timeout, Instant};
 
+use super::http_server;
 use super::shared::{
     lock, spawn, Answer, Counted, Event, Heard, Held, Listening, Metadata, Shared, Socket, REQUEST_BYTES,
 };
@@ -66,12 +67,21 @@ pub struct Limits {
     pub read: Duration,
 }
 
+/// What is spoken on a server's connections.
+#[derive(Clone, Copy)]
+pub enum Protocol {
+    Grpc,
+    /// `idle`: between two requests, until the head of the second is there.
+    Http { idle: Duration },
+}
+
 pub struct Server {
     pub id: u64,
-    shared: Arc<Shared>,
-    limits: Limits,
-    paths: Vec<String>,
-    metadata: Vec<HeaderName>,
+    protocol: Protocol,
+    pub(super) shared: Arc<Shared>,
+    pub(super) limits: Limits,
+    pub(super) paths: Vec<String>,
+    pub(super) metadata: Vec<HeaderName>,
     requests: AtomicUsize,
     connections: Mutex<HashMap<u64, Arc<Connection>>>,
     empty: Notify,
@@ -79,30 +89,37 @@ pub struct Server {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Phase {
+pub(super) enum Phase {
     Serving,
     Draining,
     Ending,
     Over,
 }
 
-struct Connection {
+pub(super) struct Connection {
     active: AtomicUsize,
-    used: AtomicU64, // a count of all requests, at this connection's last
+    pub(super) used: AtomicU64, // a count of all requests, at this connection's last
     resets: AtomicI64,
-    close: Notify,
+    pub(super) close: Notify,
 }
 
 static USES: AtomicU64 = AtomicU64::new(0);
 
-fn used_now() -> u64 {
+pub(super) fn used_now() -> u64 {
     USES.fetch_add(1, Relaxed)
 }
 
 impl Server {
-    pub fn new(shared: Arc<Shared>, id: u64, paths: Vec<String>, metadata: Vec<HeaderName>, limits: Limits) -> Self {
+    pub fn new(
+        shared: Arc<Shared>,
+        protocol: Protocol,
+        paths: Vec<String>,
+        metadata: Vec<HeaderName>,
+        limits: Limits,
+    ) -> Self {
         Server {
-            id,
+            id: shared.new_id(),
+            protocol,
             shared,
             limits,
             paths,
@@ -154,8 +171,17 @@ impl Server {
                 sleep(Duration::from_millis(50)).await; // no descriptors left, most likely; they come back
                 continue;
             };
-            if lock(&self.connections).len() >= self.limits.connections && !self.evict() {
-                continue; // all are busy: the new one is closed
+            if lock(&self.connections).len() >= self.limits.connections {
+                match self.protocol {
+                    Protocol::Grpc if self.evict() => {}
+                    Protocol::Grpc => continue, // all are busy: the new one is closed
+                    Protocol::Http { .. } => {
+                        // Nobody can tell a client of HTTP/1.1 beforehand that its connection ends: none gives way.
+                        self.shared.turned_away(self.id);
+                        http_server::turn_away(socket).await;
+                        continue;
+                    }
+                }
             }
             let server = self.clone();
             let connection = Arc::new(Connection {
@@ -170,7 +196,10 @@ impl Server {
             spawn(&self.shared, "a connection", async move {
                 let _listed = listed;
                 let phase = server.phase.subscribe();
-                server.serve(socket, &heard, connection, phase).await;
+                match server.protocol {
+                    Protocol::Grpc => server.serve(socket, &heard, connection, phase).await,
+                    Protocol::Http { idle } => http_server::serve(server, socket, connection, phase, idle).await,
+                }
             });
         }
     }
@@ -478,7 +507,7 @@ impl Drop for Listed {
 }
 
 /// A request's place among those under way.
-struct UnderWay {
+pub(super) struct UnderWay {
     server: Arc<Server>,
     connection: Arc<Connection>,
     number: usize,
@@ -486,7 +515,7 @@ struct UnderWay {
 }
 
 impl UnderWay {
-    fn new(server: Arc<Server>, connection: Arc<Connection>) -> Self {
+    pub(super) fn new(server: Arc<Server>, connection: Arc<Connection>) -> Self {
         connection.active.fetch_add(1, Relaxed);
         let number = server.requests.fetch_add(1, Relaxed) + 1;
         let counted = Counted::new(&server.shared.stats, |stats| &stats.requests);

@@ -26,6 +26,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::client::{Call, Channel};
+use super::http_server::{HttpAnswer, HttpRequest};
 use super::server::Server;
 
 pub type Metadata = Vec<(String, String)>;
@@ -54,6 +55,9 @@ pub enum Event {
     Trouble { text: String },
     /// A server listens no more, though nobody closed it.
     Deaf { server: u64 },
+    HttpRequest { server: u64, id: u64, request: Box<HttpRequest>, held: Held },
+    /// So many connections were beyond a server's limit.
+    TurnedAway { server: u64, count: u64 },
 }
 
 /// From Python to the transport.
@@ -61,6 +65,7 @@ pub enum Command {
     Listen { server: Arc<Server>, listener: Listening },
     Close { server: u64, grace: Duration },
     Reply { id: u64, answer: Answer },
+    HttpReply { id: u64, answer: HttpAnswer },
     Connect { id: u64, channel: Arc<Channel> },
     Disconnect { id: u64 },
     Call { channel: u64, id: u64, call: Call },
@@ -90,6 +95,7 @@ pub struct Shared {
     pub stats: Arc<Stats>,
     /// Where requests wait for Python's answer.
     pub waiting: Mutex<HashMap<u64, oneshot::Sender<Answer>>>,
+    pub http_waiting: Mutex<HashMap<u64, oneshot::Sender<HttpAnswer>>>,
     /// Calls under way, for their cancellation.
     pub calls: Mutex<HashMap<u64, AbortHandle>>,
     /// Which part fails next, for tests: see `Transport.panic_once`.
@@ -118,6 +124,7 @@ impl Shared {
         Ok(Shared {
             stats: Arc::default(),
             waiting: Mutex::default(),
+            http_waiting: Mutex::default(),
             calls: Mutex::default(),
             panic: AtomicU64::new(0),
             dead: AtomicBool::new(false),
@@ -165,6 +172,19 @@ impl Shared {
     pub fn tell(&self, event: Event) {
         lock(&self.events).push(event);
         self.event.notify_one();
+    }
+
+    /// One more connection beyond a server's limit: counted in one event, however many come before Python takes it.
+    pub fn turned_away(&self, id: u64) {
+        for event in lock(&self.events).iter_mut().rev() {
+            if let Event::TurnedAway { server, count } = event {
+                if *server == id {
+                    *count += 1;
+                    return;
+                }
+            }
+        }
+        self.tell(Event::TurnedAway { server: id, count: 1 });
     }
 
     /// All events so far. What is told after this makes the descriptor readable again.
