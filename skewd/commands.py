@@ -515,7 +515,7 @@ def sidecar(
             mode=settings.mode,
             attributes=settings.attributes,
             incoming=settings.incoming,
-            **{f"grpc_{side}": transport for side, transport in transports.items()},
+            **transports,
         )
         _say_ready(addresses)
         sd_notify.notify("READY=1")

@@ -30,8 +30,24 @@ class Transport:
         read_s: float,
         metadata: list[str],
     ) -> int: ...
+    def listen_http(
+        self,
+        fd: int,
+        *,
+        unix: bool,
+        paths: list[str],
+        body_bytes: int,
+        held_bytes: int,
+        connections: int,
+        idle_s: float,
+        read_s: float,
+        metadata: list[str],
+    ) -> int: ...
     def close(self, server: int, grace_s: float) -> None: ...
     def reply(self, id: int, code: int, message: str, body: bytes, details: bytes | None) -> None: ...
+    def reply_http(
+        self, id: int, status: int, content_type: str, fields: list[tuple[str, str]], body: bytes, close: bool
+    ) -> None: ...
     def connect(
         self,
         authority: str,

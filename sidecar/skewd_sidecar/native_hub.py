@@ -14,25 +14,37 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import Iterable
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar, Protocol
 
 from skewd_native import Transport
 
 from skewd.quiet import QuietLog
+from skewd_sidecar.counts import Counts, Reading
 from skewd_sidecar.gateway import Metadata, Signal
 from skewd_sidecar.outcome import INTERNAL, UNAVAILABLE, Outcome
+from skewd_sidecar.receive.http_rules import HTTP_STOPPING, Answer, Head
 from skewd_sidecar.relay import Handler
 
 SHUTDOWN_S = 2.0
 _CLOSING_S = 2.0  # beyond the grace
 
 # Kinds of events, the first value of each.
-_REQUEST, _GONE, _ANSWERED, _CLOSED, _TROUBLE, _DEAF = range(6)
+_REQUEST, _GONE, _ANSWERED, _CLOSED, _TROUBLE, _DEAF, _HTTP_REQUEST, _TURNED_AWAY = range(8)
 
 _SIGNALS = list(Signal)
 _STOPPING = Outcome.failed(UNAVAILABLE, "the sidecar is stopping; try again")
 _BROKEN = Outcome.failed(INTERNAL, "the sidecar could not handle the request; its log says why")
+
+
+class HttpRequests(Protocol):
+    """What a listener for HTTP hands its requests to; see :mod:`skewd_sidecar.receive.http_native`."""
+
+    async def answer(self, head: Head, headers: Metadata, body: bytes, fault: tuple[str, str] | None) -> Answer: ...
+
+    def broken(self) -> Answer: ...
+
+    def turned_away(self, count: int) -> None: ...
 
 
 class Hub:
@@ -50,6 +62,7 @@ class Hub:
         self._transport = Transport([f"/{signal.grpc_service}/Export" for signal in _SIGNALS])
         self._fd = self._transport.fd
         self._handlers: dict[int, Handler] = {}
+        self._http: dict[int, HttpRequests] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._calls: dict[int, asyncio.Future[tuple[Any, ...]]] = {}
         self._closed: dict[int, asyncio.Future[None]] = {}
@@ -93,6 +106,26 @@ class Hub:
     def stats(self) -> dict[str, int]:
         """What is there at this moment: connections, requests, bytes held, calls; and faults since the start."""
         return self._transport.stats()
+
+    def show(self, counts: Counts) -> None:
+        """Adds what is told of the transport to a sidecar's numbers, once."""
+        shown = {each.name for each in counts.readings}
+        counts.readings += [each for each in self._readings() if each.name not in shown]
+
+    def _readings(self) -> list[Reading]:
+        def read(name: str) -> Callable[[], dict[tuple[str, ...], float]]:
+            return lambda: {(): float(self.stats[name])}
+
+        about = {
+            "connections": "Connections of clients, by the native transport.",
+            "refused": "Requests that the native transport could not take: malformed ones and those beyond its limits.",
+            "panics": "Faults within the native transport, each of which ended a connection or a call.",
+        }
+        return [
+            Reading("skewd_transport_connections", about["connections"], "gauge", (), read("connections")),
+            Reading("skewd_transport_refused", about["refused"], "counter", (), read("refused")),
+            Reading("skewd_transport_faults", about["panics"], "counter", (), read("panics")),
+        ]
 
     # ------------------------------------------------------------------------------------------------- in
 
@@ -140,10 +173,46 @@ class Hub:
         self._handlers[server] = handler
         return server
 
+    def listen_http(
+        self,
+        fd: int,
+        requests: HttpRequests,
+        *,
+        unix: bool,
+        paths: Iterable[str],
+        body_max_bytes: int,
+        held_max_bytes: int,
+        connections_max: int,
+        idle_s: float,
+        read_s: float,
+        metadata: Iterable[str] = (),
+    ) -> int:
+        """The same for OTLP over HTTP/1.1.
+
+        Args:
+            requests: gets the requests, each in a task.
+            paths: those whose bodies are read.
+            idle_s: for the head of a request to arrive.
+            read_s: for its body.
+        """
+        server = self._transport.listen_http(
+            fd,
+            unix=unix,
+            paths=list(paths),
+            body_bytes=body_max_bytes,
+            held_bytes=held_max_bytes,
+            connections=connections_max,
+            idle_s=idle_s,
+            read_s=read_s,
+            metadata=sorted(metadata),
+        )
+        self._http[server] = requests
+        return server
+
     async def close(self, server: int, grace_s: float) -> None:
         """Frees the address; requests under way have ``grace_s`` to finish, and are then told to try again."""
         if self._transport.dead:
-            self._handlers.pop(server, None)
+            self._forget(server)
             return
         closed = self._closed[server] = asyncio.get_running_loop().create_future()
         self._transport.close(server, grace_s)
@@ -154,7 +223,11 @@ class Hub:
             self._log.warning("the native transport does not close a listener", within_s=grace_s + _CLOSING_S)
         finally:
             del self._closed[server]
-            self._handlers.pop(server, None)
+            self._forget(server)
+
+    def _forget(self, server: int) -> None:
+        self._handlers.pop(server, None)
+        self._http.pop(server, None)
 
     async def _serve(
         self, handler: Handler, number: int, signal: Signal, body: bytes, timeout_s: float | None, metadata: Metadata
@@ -174,6 +247,25 @@ class Hub:
     def _reply(self, number: int, outcome: Outcome) -> None:
         details = None if outcome.ok else outcome.grpc_details()
         self._transport.reply(number, outcome.code, outcome.message, outcome.body, details)
+        self._flush_soon()
+
+    async def _serve_http(self, requests: HttpRequests, number: int, event: tuple[Any, ...]) -> None:
+        _, _, _, method, path, content_type, content_encoding, headers, body, fault = event
+        head = Head(method, path, content_type, content_encoding)
+        try:
+            self._reply_http(number, await requests.answer(head, headers, body, fault))
+        except asyncio.CancelledError:
+            self._reply_http(number, HTTP_STOPPING)  # unheard, if it was cancelled because nobody waits
+            raise
+        except Exception as error:
+            self._log.error("a request could not be handled", exc_info=error)
+            self._reply_http(number, requests.broken())
+        finally:
+            self._tasks.pop(number, None)
+
+    def _reply_http(self, number: int, answer: Answer) -> None:
+        headers = list(answer.headers)
+        self._transport.reply_http(number, answer.status, answer.content_type, headers, answer.body, answer.close)
         self._flush_soon()
 
     # ------------------------------------------------------------------------------------------------ out
@@ -261,6 +353,16 @@ class Hub:
                     continue
                 work = self._serve(handler, number, _SIGNALS[path], body, timeout_s, metadata)
                 self._tasks[number] = loop.create_task(work)
+            elif kind == _HTTP_REQUEST:
+                requests = self._http.get(event[1])
+                if requests is None:
+                    self._reply_http(event[2], HTTP_STOPPING)
+                    continue
+                self._tasks[event[2]] = loop.create_task(self._serve_http(requests, event[2], event))
+            elif kind == _TURNED_AWAY:
+                requests = self._http.get(event[1])
+                if requests is not None:
+                    requests.turned_away(event[2])
             elif kind == _GONE:
                 task = self._tasks.pop(event[1], None)
                 if task is not None:
@@ -277,7 +379,7 @@ class Hub:
                     for closed in self._closed.values():
                         if not closed.done():
                             closed.set_result(None)
-            elif kind == _DEAF and event[1] in self._handlers:
+            elif kind == _DEAF and (event[1] in self._handlers or event[1] in self._http):
                 self._lose("a listener of the native transport has ended")
 
     def _lose(self, why: str) -> None:

@@ -88,7 +88,7 @@ class SidecarSettings:
         attribute_prefix: what our attributes begin with.
         node: whose spans these are; empty for the name that the source gives (this host's until it gives one).
         source: what the node's stamps deserve.
-        transport: who speaks gRPC.
+        transport: who speaks gRPC and HTTP.
         tls: the files of both listeners' certificates; None for none.
         max_request_bytes: the largest request taken, before and after decompression.
         metadata: the names, in lower case, of request headers that go on with a request.
@@ -133,8 +133,8 @@ async def serve(
         ready: called once when all listeners listen, with their addresses: ``{"grpc": "127.0.0.1:4317", "http": ...,
             "metrics": ...}``, None for those that are not wanted.
         stop: ends it.
-        spoken: called before ``ready``, with who speaks gRPC: ``{"receive": "native", "forward": "grpcio"}``, without
-            the sides that don't speak it.
+        spoken: called before ``ready``, with who speaks what: ``{"grpc_receive": "native", "grpc_forward": "grpcio",
+            "http_receive": "aiohttp"}``, without what isn't spoken.
 
     Raises:
         ValueError: settings that cannot work (``EndpointError`` for those about the next hop, ``TlsError`` for those
@@ -168,7 +168,7 @@ async def serve(
     )
     gateway.counts.readings += forwarders.readings()
     health = Health()
-    grpc_by = {"receive": set[str](), "forward": forwarders.grpc_by}
+    spoken_by = {("grpc", "receive"): set[str](), ("grpc", "forward"): forwarders.grpc_by}
     listeners: dict[str, _Listener | None] = {"grpc": None, "http": None, "metrics": None}
     grace_s = 0.0
     try:
@@ -189,11 +189,15 @@ async def serve(
                 tls=tls,
                 counts=gateway.counts,
             )
-            grpc_by["receive"] = {"native" if receive_native else "grpcio"}
+            spoken_by["grpc", "receive"] = {"native" if receive_native else "grpcio"}
         if settings.http is not None:
-            from skewd_sidecar.receive.http import HttpReceiver
+            native_http = native and tls is None
+            if native_http:
+                from skewd_sidecar.receive.http_native import NativeHttpReceiver as OverHttp
+            else:
+                from skewd_sidecar.receive.http import HttpReceiver as OverHttp  # type: ignore[assignment]
 
-            listeners["http"] = await HttpReceiver.open(
+            listeners["http"] = await OverHttp.open(
                 settings.http,
                 relay,
                 body_max_bytes=settings.max_request_bytes,
@@ -201,17 +205,18 @@ async def serve(
                 tls=tls,
                 counts=gateway.counts,
             )
+            spoken_by["http", "receive"] = {"native" if native_http else "aiohttp"}
         if settings.metrics_listen is not None:
             from skewd_sidecar.metrics import MetricsListener
 
             listeners["metrics"] = await MetricsListener.open(settings.metrics_listen, gateway, health)
         addresses = {name: None if each is None else each.address for name, each in listeners.items()}
         await forwarders.refuse_itself([each for each in addresses.values() if isinstance(each, tuple)])
-        gateway.counts.readings.append(_transport_reading(grpc_by))
-        spoken({side: "+".join(sorted(by)) for side, by in grpc_by.items() if by})
+        gateway.counts.readings.append(_transport_reading(spoken_by))
+        spoken({f"{protocol}_{side}": "+".join(sorted(by)) for (protocol, side), by in spoken_by.items() if by})
         health.ready, health.why = True, ""
         ready({name: None if each is None else show_address(each) for name, each in addresses.items()})
-        broken = await _until(stop, grpc_by)
+        broken = await _until(stop, spoken_by)
         grace_s = STOP_S
         if broken:
             health.fault = broken
@@ -245,9 +250,9 @@ def _fits(settings: SidecarSettings) -> bool:
     return not settings.grpc.startswith(UNIX) or settings.transport == Transport.NATIVE
 
 
-async def _until(stop: asyncio.Event, grpc_by: Mapping[str, set[str]]) -> str:
+async def _until(stop: asyncio.Event, spoken_by: Mapping[tuple[str, str], set[str]]) -> str:
     """Waits until the sidecar is told to stop, or cannot serve any more: why, empty if it was told."""
-    if not any("native" in by for by in grpc_by.values()):
+    if not any("native" in by for by in spoken_by.values()):
         await stop.wait()
         return ""
     from skewd_sidecar.native_hub import Hub
@@ -263,10 +268,11 @@ async def _until(stop: asyncio.Event, grpc_by: Mapping[str, set[str]]) -> str:
         told.cancel()
 
 
-def _transport_reading(by: Mapping[str, set[str]]) -> Reading:
-    pairs = [(side, transport) for side, transports in by.items() for transport in sorted(transports)]
-    about = "Always 1; who speaks gRPC on each side."
-    return Reading("skewd_transport_info", about, "gauge", ("side", "transport"), lambda: dict.fromkeys(pairs, 1.0))
+def _transport_reading(spoken_by: Mapping[tuple[str, str], set[str]]) -> Reading:
+    found = [(*where, transport) for where, transports in spoken_by.items() for transport in sorted(transports)]
+    about = "Always 1; who speaks each protocol on each side."
+    labels = ("protocol", "side", "transport")
+    return Reading("skewd_transport_info", about, "gauge", labels, lambda: dict.fromkeys(found, 1.0))
 
 
 async def _close(listeners: Mapping[str, _Listener | None], forwarders: Forwarders, grace_s: float) -> None:

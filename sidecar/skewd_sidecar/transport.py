@@ -1,7 +1,7 @@
-"""Who speaks gRPC: the native transport where it is there and can, gRPC's own library otherwise.
+"""Who speaks gRPC and HTTP: the native transport where it is there and can, gRPC's own library and aiohttp otherwise.
 
-Both do the same; the native one costs a tenth, and with it the library (and 20 MB) need not be loaded at all. TLS is
-the library's, and so are HTTP proxies, which it takes from the environment.
+Both do the same; the native one costs a tenth, and with it the libraries (20 MB and 15) need not be loaded at all. TLS
+is the libraries', and so are HTTP proxies, which gRPC takes from the environment.
 
 Limits: decided once, at the start. Pure but for looking whether the extension is installed.
 """
@@ -15,7 +15,7 @@ from enum import StrEnum
 from skewd.ports import is_loopback
 from skewd_sidecar.endpoint import Destination
 
-INTERFACE = 2
+INTERFACE = 3
 """What is expected of ``skewd_native.TRANSPORT_INTERFACE``."""
 
 _PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")

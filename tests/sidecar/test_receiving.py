@@ -46,7 +46,21 @@ from skewd_sidecar.gateway import Signal
 from skewd_sidecar.hop import HOP_HEADER
 from skewd_sidecar.patch import Mode
 from skewd_sidecar.service import TlsError, TlsFiles, Transport
-from tests.sidecar.sidecar_lab import LIMIT_S, Collector, Running, free_port, grpc_collector, http_collector, sidecar
+from tests.sidecar.sidecar_lab import (
+    LIMIT_S,
+    NATIVE_MISSING,
+    Collector,
+    Running,
+    free_port,
+    grpc_collector,
+    http_collector,
+    sidecar,
+    transport,
+)
+
+__all__ = ["transport"]
+pytestmark = pytest.mark.usefixtures("transport")
+"""Whatever a receiver does, both kinds of it do."""
 
 T0 = 1_790_000_000_000_000_001
 PROTOCOLS = ["grpc", "http"]
@@ -99,7 +113,9 @@ async def call(
     compression: grpc.Compression | None = None,
 ) -> tuple[str, str, Any]:
     where = target if isinstance(target, str) else target.grpc
-    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_send_message_length", -1)]
+    options: list[tuple[str, int | str]] = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_send_message_length", -1)]
+    if where.startswith("unix:"):
+        options.append(("grpc.default_authority", "localhost"))  # the native one takes no other
     channel = (
         grpc.aio.secure_channel(where, credentials, options=options)
         if credentials is not None
@@ -579,9 +595,16 @@ async def test_a_limit_on_requests_holds_for_both_protocols_and_can_be_set() -> 
         assert behind.requests == []
 
 
+def limit_http(monkeypatch: pytest.MonkeyPatch, name: str, value: float) -> None:
+    """In whoever speaks HTTP."""
+    monkeypatch.setattr(f"skewd_sidecar.receive.http.{name}", value)
+    if NATIVE_MISSING is None:
+        monkeypatch.setattr(f"skewd_sidecar.receive.http_native.{name}", value)
+
+
 async def test_who_is_slow_is_told_or_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("skewd_sidecar.receive.http.READ_S", 0.1)
-    monkeypatch.setattr("skewd_sidecar.receive.http.IDLE_S", 0.3)
+    limit_http(monkeypatch, "READ_S", 0.1)
+    limit_http(monkeypatch, "IDLE_S", 0.3)
     async with grpc_collector() as behind, sidecar(forward=behind.url) as running, asyncio.timeout(LIMIT_S):
         reader, writer = await connect(running)
         writer.write(head(10) + b"123")
@@ -598,7 +621,7 @@ async def test_who_is_slow_is_told_or_left(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 async def test_connections_over_http_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("skewd_sidecar.receive.http.CONNECTIONS_MAX", 2)
+    limit_http(monkeypatch, "CONNECTIONS_MAX", 2)
     async with grpc_collector() as behind, sidecar(forward=behind.url) as running, asyncio.timeout(LIMIT_S):
         held = [await connect(running) for _ in range(2)]
         reader, writer = held[0]

@@ -689,14 +689,16 @@ async def test_metrics_count_spans_that_were_delivered() -> None:
     assert 'virtual="true"' in build, "a static offset is a test hook"
 
 
-async def test_the_metrics_say_who_speaks_grpc(transport: Transport) -> None:
+async def test_the_metrics_say_who_speaks_what(transport: Transport) -> None:
     by = "native" if transport is Transport.NATIVE else "grpcio"
     async with sidecar(forward="grpc://localhost:1", metrics_listen="127.0.0.1:0") as running:
         url = f"http://{running.addresses['metrics']}/metrics"
         async with aiohttp.ClientSession() as session, session.get(url) as response:
             lines = (await response.text()).splitlines()
     for side in ("receive", "forward"):
-        assert f'skewd_transport_info{{side="{side}",transport="{by}"}} 1.0' in lines
+        assert f'skewd_transport_info{{protocol="grpc",side="{side}",transport="{by}"}} 1.0' in lines
+    by = "native" if transport is Transport.NATIVE else "aiohttp"
+    assert f'skewd_transport_info{{protocol="http",side="receive",transport="{by}"}} 1.0' in lines
 
 
 _SERVE = """

@@ -1,4 +1,4 @@
-"""Who speaks gRPC: which of the two, when, and what is said about it."""
+"""Who speaks gRPC and HTTP: which of the two, when, and what is said about it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,20 @@ from asyncio.subprocess import PIPE
 from pathlib import Path
 
 import aiohttp
+import grpc
+import grpc.aio
 import pytest
 
 from skewd.commands import dispatch
 from skewd_sidecar.endpoint import Destination
+from skewd_sidecar.gateway import Signal
 from skewd_sidecar.service import SidecarBroken, serve
 from skewd_sidecar.transport import INTERFACE, Transport, fits_native, use_native
 from tests.sidecar.sidecar_lab import LIMIT_S, http_collector, needs_native, settings
+
+
+NATIVE = {"grpc_receive": "native", "http_receive": "native"}
+PYTHON = {"grpc_receive": "grpcio", "http_receive": "aiohttp"}
 
 
 @pytest.fixture
@@ -68,19 +75,19 @@ def test_what_the_native_one_reaches(destination: Destination, environment: dict
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"forward": "grpc://localhost:1"}, {"receive": "native", "forward": "native"}),
-        ({"forward": "grpcs://localhost:1"}, {"receive": "native", "forward": "grpcio"}),
-        ({"forward": ["grpc://localhost:1", "grpcs://localhost:2"]}, {"receive": "native", "forward": "grpcio+native"}),
-        ({"forward": "http://localhost:1"}, {"receive": "native"}),
-        ({"forward": "http://localhost:1", "grpc": None}, {}),
-        ({"forward": "grpc://localhost:1", "transport": Transport.PYTHON}, {"receive": "grpcio", "forward": "grpcio"}),
-        ({"forward": "http://localhost:1", "grpc": "unix"}, {"receive": "grpcio"}),
-        ({"forward": "http://localhost:1", "grpc": "unix", "transport": Transport.NATIVE}, {"receive": "native"}),
+        ({"forward": "grpc://localhost:1"}, NATIVE | {"grpc_forward": "native"}),
+        ({"forward": "grpcs://localhost:1"}, NATIVE | {"grpc_forward": "grpcio"}),
+        ({"forward": ["grpc://localhost:1", "grpcs://localhost:2"]}, NATIVE | {"grpc_forward": "grpcio+native"}),
+        ({"forward": "http://localhost:1"}, NATIVE),
+        ({"forward": "http://localhost:1", "grpc": None}, {"http_receive": "native"}),
+        ({"forward": "http://localhost:1", "grpc": None, "http": "unix"}, {"http_receive": "native"}),
+        ({"forward": "grpc://localhost:1", "transport": Transport.PYTHON}, PYTHON | {"grpc_forward": "grpcio"}),
+        ({"forward": "http://localhost:1", "grpc": "unix"}, NATIVE | {"grpc_receive": "grpcio"}),
+        ({"forward": "http://localhost:1", "grpc": "unix", "transport": Transport.NATIVE}, NATIVE),
     ],
 )
 async def test_each_side_has_the_one_that_fits(more: dict[str, object], said: dict[str, str], tmp_path: Path) -> None:
-    if more.get("grpc") == "unix":
-        more = more | {"grpc": f"unix://{tmp_path}/s"}
+    more = {name: f"unix://{tmp_path}/s" if given == "unix" else given for name, given in more.items()}
     stop = asyncio.Event()
     stop.set()
     spoken: list[dict[str, str]] = []
@@ -90,33 +97,34 @@ async def test_each_side_has_the_one_that_fits(more: dict[str, object], said: di
 
 @needs_native
 @pytest.mark.parametrize("what", [5, 6], ids=["its thread", "a listener"])
-async def test_a_sidecar_whose_transport_breaks_says_why_and_ends(what: int) -> None:
+async def test_a_sidecar_whose_transport_breaks_says_why_and_ends(what: int, tmp_path: Path) -> None:
     from skewd_sidecar.native_hub import Hub
 
     async with http_collector() as behind, aiohttp.ClientSession() as session, asyncio.timeout(2 * LIMIT_S):
         ready: asyncio.Future[dict[str, str | None]] = asyncio.get_running_loop().create_future()
-        more = settings(forward=behind.url, transport=Transport.NATIVE, metrics_listen="127.0.0.1:0")
+        # gRPC's own library has the Unix socket, the native transport the rest.
+        more = settings(grpc=f"unix://{tmp_path}/s", forward=behind.url, metrics_listen="127.0.0.1:0")
         serving = asyncio.create_task(serve(more, ready.set_result, asyncio.Event()))
         addresses = await ready
         behind.hold = asyncio.Event()
-        answering = asyncio.create_task(
-            session.post(f"http://{addresses['http']}/v1/metrics", headers={"Content-Type": "application/x-protobuf"})
-        )
-        await behind.arrived.wait()
-        hub = Hub.running()
-        assert hub is not None
-        hub._transport.panic_once(what)
-        hub._transport.flush()
-        host, _, port = str(addresses["grpc"]).rpartition(":")
-        with contextlib.suppress(OSError):
-            (await asyncio.open_connection(host, int(port)))[1].close()
-        why = await hub.lost
-        for path in ("healthz", "readyz"):
-            while (await said(session, addresses, path)) != (503, f"{why}\n"):
-                await asyncio.sleep(0)
-        assert not serving.done(), "what came by other ways is finished"
-        behind.hold.set()
-        assert (await answering).status == 200
+        async with grpc.aio.insecure_channel(f"unix:{tmp_path}/s") as channel:
+            export = channel.unary_unary(f"/{Signal.METRICS.grpc_service}/Export", None, None)
+            answering = asyncio.ensure_future(export(b"", timeout=LIMIT_S))
+            await behind.arrived.wait()
+            hub = Hub.running()
+            assert hub is not None
+            hub._transport.panic_once(what)
+            hub._transport.flush()
+            host, _, port = str(addresses["http"]).rpartition(":")
+            with contextlib.suppress(OSError):
+                (await asyncio.open_connection(host, int(port)))[1].close()
+            why = await hub.lost
+            for path in ("healthz", "readyz"):
+                while (await said(session, addresses, path)) != (503, f"{why}\n"):
+                    await asyncio.sleep(0)
+            assert not serving.done(), "what came by other ways is finished"
+            behind.hold.set()
+            assert await answering == b""
         with pytest.raises(SidecarBroken, match=f"{why}; the sidecar ends"):
             await serving
 
@@ -156,3 +164,4 @@ async def test_the_command_says_so_in_its_one_line() -> None:
     (line,) = [line for line in errors.decode().splitlines() if "the sidecar is ready" in line]
     assert "grpc_receive=native" in line
     assert "grpc_forward=native" in line
+    assert "http_receive" not in line

@@ -27,7 +27,7 @@ def counted(handler: Handler, picker: MetadataPicker, counts: Counts) -> Handler
         counts.received_bytes["grpc"] += len(body)
         if metadata:
             try:
-                metadata = picker.of_grpc(metadata)
+                metadata = picker.of_pairs(metadata)
             except MetadataRefused as error:
                 counts.refused["metadata"] += 1
                 return Outcome.failed(INVALID_ARGUMENT, str(error))

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from skewd_sidecar.counts import Counts, Reading
+from skewd_sidecar.counts import Counts
 from skewd_sidecar.gateway import BODY_MAX_BYTES
 from skewd_sidecar.native_hub import Hub
 from skewd_sidecar.receive.grpc_common import CONCURRENT_MAX, CONNECTIONS_MAX, SETTING, STREAMS_MAX, counted
@@ -93,7 +93,7 @@ class NativeGrpcReceiver:
                 raise
             address = name_of(bound) if file is None else file.path
             bound.detach()
-        counts.readings += _readings(hub)
+        hub.show(counts)
         return cls(hub, server, address, file)
 
     async def close(self, grace_s: float) -> None:
@@ -104,29 +104,3 @@ class NativeGrpcReceiver:
             self._hub.release()
             if self._file is not None:
                 self._file.remove()
-
-
-def _readings(hub: Hub) -> list[Reading]:
-    return [
-        Reading(
-            "skewd_transport_connections",
-            "Connections of gRPC clients, by the native transport.",
-            "gauge",
-            (),
-            lambda: {(): float(hub.stats["connections"])},
-        ),
-        Reading(
-            "skewd_transport_refused",
-            "Requests that the native transport refused by itself, malformed ones and those beyond its limits.",
-            "counter",
-            (),
-            lambda: {(): float(hub.stats["refused"])},
-        ),
-        Reading(
-            "skewd_transport_faults",
-            "Faults within the native transport, each of which ended a connection or a call.",
-            "counter",
-            (),
-            lambda: {(): float(hub.stats["panics"])},
-        ),
-    ]

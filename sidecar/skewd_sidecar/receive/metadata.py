@@ -10,7 +10,6 @@ more is refused, because sent on without a tenant's name it would end up with an
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Protocol
 
 from skewd_sidecar.gateway import Metadata
 from skewd_sidecar.hop import HOP_HEADER
@@ -21,12 +20,6 @@ METADATA_MAX_BYTES = 4 * 1024
 
 class MetadataRefused(ValueError):
     """Headers that cannot go on; the message names the one."""
-
-
-class _Headers(Protocol):
-    def __contains__(self, name: object, /) -> bool: ...
-
-    def getall(self, name: str, /) -> list[str]: ...
 
 
 class MetadataPicker:
@@ -44,20 +37,11 @@ class MetadataPicker:
         """Of all headers that are looked at."""
         return self._names
 
-    def of_http(self, headers: _Headers) -> Metadata:
-        """From HTTP's headers, which are found by names of any case; a repeated one becomes one with commas.
+    def of_pairs(self, metadata: Iterable[tuple[str, str | bytes]]) -> Metadata:
+        """From names in lower case and their values; a repeated one becomes one with commas.
 
         Raises:
             MetadataRefused: too many bytes, or not ASCII.
-        """
-        found = [(name, ", ".join(headers.getall(name))) for name in self._names if name in headers]
-        return _checked(found) if found else ()
-
-    def of_grpc(self, metadata: Iterable[tuple[str, str | bytes]]) -> Metadata:
-        """From gRPC's metadata, whose names are in lower case.
-
-        Raises:
-            MetadataRefused: as for HTTP.
         """
         names = self._names
         found: dict[str, str] = {}
