@@ -21,7 +21,6 @@ from skewd_sidecar.service import SidecarBroken, serve
 from skewd_sidecar.transport import INTERFACE, Transport, fits_native, use_native
 from tests.sidecar.sidecar_lab import LIMIT_S, http_collector, needs_native, settings
 
-
 NATIVE = {"grpc_receive": "native", "http_receive": "native"}
 PYTHON = {"grpc_receive": "grpcio", "http_receive": "aiohttp"}
 
