@@ -58,6 +58,21 @@ class Transport:
         gzip: bool = False,
         answer_bytes: int,
     ) -> int: ...
+    def connect_http(
+        self,
+        authority: str,
+        path: str,
+        fields: Sequence[tuple[str, str]],
+        *,
+        host: str | None = None,
+        port: int = 0,
+        unix: str | PathLike[str] | None = None,
+        gzip: bool = False,
+        answer_bytes: int,
+    ) -> int: ...
+    def call_http(
+        self, channel: int, body: bytes, timeout_s: float | None, fields: Sequence[tuple[str, str]]
+    ) -> int: ...
     def disconnect(self, channel: int) -> None: ...
     def call(
         self, channel: int, path: int, body: bytes, timeout_s: float | None, metadata: Sequence[tuple[str, str]]

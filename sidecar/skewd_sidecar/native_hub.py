@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from skewd_native import Transport
 
@@ -30,11 +30,22 @@ SHUTDOWN_S = 2.0
 _CLOSING_S = 2.0  # beyond the grace
 
 # Kinds of events, the first value of each.
-_REQUEST, _GONE, _ANSWERED, _CLOSED, _TROUBLE, _DEAF, _HTTP_REQUEST, _TURNED_AWAY = range(8)
+_REQUEST, _GONE, _ANSWERED, _CLOSED, _TROUBLE, _DEAF, _HTTP_REQUEST, _TURNED_AWAY, _HTTP_ANSWERED = range(9)
 
 _SIGNALS = list(Signal)
 _STOPPING = Outcome.failed(UNAVAILABLE, "the sidecar is stopping; try again")
 _BROKEN = Outcome.failed(INTERNAL, "the sidecar could not handle the request; its log says why")
+
+
+class HttpAnswer(NamedTuple):
+    """What an endpoint answered over HTTP; None for headers that it has not."""
+
+    status: int
+    reason: str
+    content_type: str | None
+    retry_after: str | None
+    date: str | None
+    body: bytes
 
 
 class HttpRequests(Protocol):
@@ -66,7 +77,7 @@ class Hub:
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._calls: dict[int, asyncio.Future[tuple[Any, ...]]] = {}
         self._closed: dict[int, asyncio.Future[None]] = {}
-        self._channels: dict[tuple[str, str, int, bool], tuple[int, int]] = {}
+        self._channels: dict[tuple[object, ...], tuple[int, int]] = {}
         self._flushing = False
         self._log = QuietLog(__name__)
         self.lost: asyncio.Future[str] = loop.create_future()
@@ -291,6 +302,28 @@ class Hub:
         self._channels[key] = channel, users + 1
         return channel
 
+    def connect_http(
+        self, host: str, port: int, authority: str, path: str, headers: Metadata, gzip: bool, answer_max_bytes: int
+    ) -> int:
+        """The same to POST to over HTTP/1.1.
+
+        Args:
+            path: of the requests.
+            headers: of every request.
+
+        Raises:
+            ValueError: that cannot be an endpoint.
+        """
+        key = (authority, host, port, gzip, path, headers)
+        channel, users = self._channels.get(key, (0, 0))
+        if not users:
+            where: dict[str, Any] = {"unix": host} if host.startswith("/") else {"host": host, "port": port}
+            channel = self._transport.connect_http(
+                authority, path, headers, gzip=gzip, answer_bytes=answer_max_bytes, **where
+            )
+        self._channels[key] = channel, users + 1
+        return channel
+
     def disconnect(self, channel: int) -> None:
         """Gives a channel back. The last one closes it, and fails its calls."""
         key = next(key for key, (each, _) in self._channels.items() if each == channel)
@@ -314,16 +347,38 @@ class Hub:
         if self._transport.dead:
             return UNAVAILABLE, "the native transport has ended", b"", None
         number = self._transport.call(channel, _SIGNALS.index(signal), body, timeout_s, metadata)
-        future = self._calls[number] = asyncio.get_running_loop().create_future()
+        _, _, code, message, answer, details = await self._ended(number)
+        return code, message, answer, details
+
+    async def post(self, channel: int, body: bytes, timeout_s: float | None, headers: Metadata) -> HttpAnswer | str:
+        """One call over HTTP.
+
+        Args:
+            headers: beside the channel's own.
+
+        Returns:
+            The answer, or why there is none: ``late``, ``too_large``, or a text.
+
+        Raises:
+            ValueError: a header that cannot be sent.
+        """
+        if self._transport.dead:
+            return "the native transport has ended"
+        event = await self._ended(self._transport.call_http(channel, body, timeout_s, headers))
+        return HttpAnswer(*event[2:]) if event[0] == _HTTP_ANSWERED and event[2] is not None else str(event[3])
+
+    async def _ended(self, number: int) -> tuple[Any, ...]:
+        """The event that ends a call, which is given up if nobody waits for it any more."""
+        future: asyncio.Future[tuple[Any, ...]] = asyncio.get_running_loop().create_future()
+        self._calls[number] = future
         self._flush_soon()
         try:
-            _, _, code, message, answer, details = await future
+            return await future
         except asyncio.CancelledError:
             self._calls.pop(number, None)
             self._transport.cancel(number)
             self._flush_soon()
             raise
-        return code, message, answer, details
 
     # ---------------------------------------------------------------------------------------------- both
 
@@ -341,7 +396,7 @@ class Hub:
         loop = asyncio.get_running_loop()
         for event in self._transport.take():
             kind = event[0]
-            if kind == _ANSWERED:
+            if kind in (_ANSWERED, _HTTP_ANSWERED):
                 future = self._calls.pop(event[1], None)
                 if future is not None and not future.done():
                     future.set_result(event)

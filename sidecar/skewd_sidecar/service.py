@@ -168,7 +168,7 @@ async def serve(
     )
     gateway.counts.readings += forwarders.readings()
     health = Health()
-    spoken_by = {("grpc", "receive"): set[str](), ("grpc", "forward"): forwarders.grpc_by}
+    spoken_by = {(protocol, "forward"): by for protocol, by in forwarders.spoken_by.items()}
     listeners: dict[str, _Listener | None] = {"grpc": None, "http": None, "metrics": None}
     grace_s = 0.0
     try:

@@ -56,7 +56,9 @@ def missing() -> str | None:
 
 
 def fits_native(destination: Destination, environment: Mapping[str, str]) -> bool:
-    """Whether the native transport can reach a destination: gRPC, in plaintext, and not through a proxy."""
-    if destination.protocol != "grpc" or destination.secure:
+    """Whether the native transport can reach a destination: in plaintext, and gRPC not through a proxy."""
+    if destination.protocol not in ("grpc", "http") or destination.secure:
         return False
+    if destination.protocol == "http":
+        return True  # aiohttp is not told of proxies either
     return is_loopback(destination.host) or not any(environment.get(name) for name in _PROXIES)

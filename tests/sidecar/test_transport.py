@@ -22,6 +22,7 @@ from skewd_sidecar.transport import INTERFACE, Transport, fits_native, use_nativ
 from tests.sidecar.sidecar_lab import LIMIT_S, http_collector, needs_native, settings
 
 NATIVE = {"grpc_receive": "native", "http_receive": "native"}
+HTTP = {"http_receive": "native", "http_forward": "native"}
 PYTHON = {"grpc_receive": "grpcio", "http_receive": "aiohttp"}
 
 
@@ -77,12 +78,14 @@ def test_what_the_native_one_reaches(destination: Destination, environment: dict
         ({"forward": "grpc://localhost:1"}, NATIVE | {"grpc_forward": "native"}),
         ({"forward": "grpcs://localhost:1"}, NATIVE | {"grpc_forward": "grpcio"}),
         ({"forward": ["grpc://localhost:1", "grpcs://localhost:2"]}, NATIVE | {"grpc_forward": "grpcio+native"}),
-        ({"forward": "http://localhost:1"}, NATIVE),
-        ({"forward": "http://localhost:1", "grpc": None}, {"http_receive": "native"}),
-        ({"forward": "http://localhost:1", "grpc": None, "http": "unix"}, {"http_receive": "native"}),
+        ({"forward": "https://localhost:1"}, NATIVE | {"http_forward": "aiohttp"}),
+        ({"forward": ["http://localhost:1", "https://localhost:2"]}, NATIVE | {"http_forward": "aiohttp+native"}),
+        ({"forward": "http://localhost:1", "grpc": None}, HTTP),
+        ({"forward": "http://localhost:1", "grpc": None, "http": "unix"}, HTTP),
         ({"forward": "grpc://localhost:1", "transport": Transport.PYTHON}, PYTHON | {"grpc_forward": "grpcio"}),
-        ({"forward": "http://localhost:1", "grpc": "unix"}, NATIVE | {"grpc_receive": "grpcio"}),
-        ({"forward": "http://localhost:1", "grpc": "unix", "transport": Transport.NATIVE}, NATIVE),
+        ({"forward": "http://localhost:1", "transport": Transport.PYTHON}, PYTHON | {"http_forward": "aiohttp"}),
+        ({"forward": "http://localhost:1", "grpc": "unix"}, HTTP | {"grpc_receive": "grpcio"}),
+        ({"forward": "http://localhost:1", "grpc": "unix", "transport": Transport.NATIVE}, NATIVE | HTTP),
     ],
 )
 async def test_each_side_has_the_one_that_fits(more: dict[str, object], said: dict[str, str], tmp_path: Path) -> None:
@@ -102,7 +105,11 @@ async def test_a_sidecar_whose_transport_breaks_says_why_and_ends(what: int, tmp
     async with http_collector() as behind, aiohttp.ClientSession() as session, asyncio.timeout(2 * LIMIT_S):
         ready: asyncio.Future[dict[str, str | None]] = asyncio.get_running_loop().create_future()
         # gRPC's own library has the Unix socket, the native transport the rest.
-        more = settings(grpc=f"unix://{tmp_path}/s", forward=behind.url, metrics_listen="127.0.0.1:0")
+        more = settings(
+            grpc=f"unix://{tmp_path}/s",
+            forward=behind.url.replace("localhost", "127.0.0.1"),
+            metrics_listen="127.0.0.1:0",
+        )
         serving = asyncio.create_task(serve(more, ready.set_result, asyncio.Event()))
         addresses = await ready
         behind.hold = asyncio.Event()

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 REQUESTS_MAX = 256
-JOINED_MAX_BYTES = 1024 * 1024
+JOINED_MAX_BYTES = 128 * 1024
 IN_FLIGHT_MAX = 16
 GATHER_S = 0.010
 HOLD_S = 0.002

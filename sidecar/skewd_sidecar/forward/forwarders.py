@@ -48,7 +48,7 @@ class Forwarders:
 
     Attributes:
         counters: what was done.
-        grpc_by: who speaks gRPC to them: ``native``, ``grpcio``, or both.
+        spoken_by: who speaks ``grpc`` and ``http`` to them: ``native``, ``grpcio`` or ``aiohttp``, or both.
 
     Raises:
         EndpointError: a certificate file cannot be read, or a library is missing.
@@ -69,7 +69,7 @@ class Forwarders:
         native: bool = False,
     ) -> None:
         self._native = native
-        self.grpc_by: set[str] = set()
+        self.spoken_by: dict[str, set[str]] = {"grpc": set(), "http": set()}
         self.counters = Counters()
         self._destinations = {
             signal: (each,) if isinstance(each, Destination) else tuple(each) for signal, each in destinations.items()
@@ -89,14 +89,19 @@ class Forwarders:
             from skewd_sidecar.forward.kafka import KafkaForwarder
 
             return KafkaForwarder(signal, destination, self._kafka_properties)
-        if self._native and fits_native(destination, os.environ):
-            from skewd_sidecar.forward.grpc_native import NativeGrpcForwarder
-
-            self.grpc_by.add("native")
-            return NativeGrpcForwarder(signal, destination)
+        native = self._native and fits_native(destination, os.environ)
         if destination.protocol == "grpc":
-            self.grpc_by.add("grpcio")
+            self.spoken_by["grpc"].add("native" if native else "grpcio")
+            if native:
+                from skewd_sidecar.forward.grpc_native import NativeGrpcForwarder
+
+                return NativeGrpcForwarder(signal, destination)
             return GrpcForwarder(signal, destination)
+        self.spoken_by["http"].add("native" if native else "aiohttp")
+        if native:
+            from skewd_sidecar.forward.http_native import NativeHttpForwarder
+
+            return NativeHttpForwarder(destination)
         return HttpForwarder(destination)
 
     async def send(self, signal: Signal, body: bytes, timeout_s: float | None, metadata: Metadata = ()) -> Outcome:

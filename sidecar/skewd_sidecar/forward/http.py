@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-from typing import TYPE_CHECKING
 
 from skewd_sidecar.endpoint import Destination
 from skewd_sidecar.forward.transport import ANSWER_MAX_BYTES, limit_s, tls_context
 from skewd_sidecar.gateway import Metadata
 from skewd_sidecar.outcome import INTERNAL, UNAVAILABLE, Outcome
 
-if TYPE_CHECKING:
-    import aiohttp
-
 CONNECTIONS_MAX = 64
 COMPRESS_HERE_BYTES = 32 * 1024
 _LEVEL = 1
+_PROTOBUF = "application/x-protobuf"
 
 
 class HttpForwarder:
@@ -41,12 +38,7 @@ class HttpForwarder:
         context = tls_context(destination) if destination.secure else True
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=CONNECTIONS_MAX, ssl=context),
-            headers={
-                "User-Agent": "skewd-sidecar",
-                **dict(destination.headers),
-                "Content-Type": "application/x-protobuf",
-                **({"Content-Encoding": "gzip"} if destination.gzip else {}),
-            },
+            headers=headers_of(destination),
             cookie_jar=aiohttp.DummyCookieJar(),
         )
         self._own = {name.lower() for name in self._session.headers}
@@ -67,26 +59,20 @@ class HttpForwarder:
                 async for chunk in response.content.iter_any():
                     answer += chunk
                     if len(answer) > ANSWER_MAX_BYTES:
-                        return Outcome.failed(
-                            INTERNAL, f"{self._destination}: its answer is longer than {ANSWER_MAX_BYTES} bytes"
-                        )
-                return self._outcome(response, bytes(answer))
+                        return too_long(self._destination)
+                return outcome_of(
+                    self._destination,
+                    response.status,
+                    response.reason or "",
+                    response.content_type,
+                    response.headers.get("Retry-After"),
+                    response.headers.get("Date"),
+                    bytes(answer),
+                )
         except TimeoutError:
-            return Outcome.failed(UNAVAILABLE, f"{self._destination}: no answer within {limit:g} s")
+            return too_late(self._destination, limit)
         except self._errors as error:
             return Outcome.failed(UNAVAILABLE, f"{self._destination}: {error or type(error).__name__}")
-
-    def _outcome(self, response: aiohttp.ClientResponse, answer: bytes) -> Outcome:
-        protobuf = response.content_type == "application/x-protobuf"
-        if 200 <= response.status < 300:
-            return Outcome.delivered(answer if protobuf else b"")
-        return Outcome.failed_over_http(
-            response.status,
-            f"{self._destination}: HTTP {response.status} {response.reason or ''}".rstrip(),
-            answer if protobuf and answer else None,
-            response.headers.get("Retry-After"),
-            response.headers.get("Date"),
-        )
 
     async def close(self) -> None:
         await self._session.close()
@@ -96,3 +82,50 @@ async def _compressed(body: bytes) -> bytes:
     if len(body) <= COMPRESS_HERE_BYTES:
         return gzip.compress(body, _LEVEL)
     return await asyncio.to_thread(gzip.compress, body, _LEVEL)  # zlib lets go of the interpreter
+
+
+def headers_of(destination: Destination) -> dict[str, str]:
+    """What every request to a destination says."""
+    return {
+        "User-Agent": "skewd-sidecar",
+        **dict(destination.headers),
+        "Content-Type": _PROTOBUF,
+        **({"Content-Encoding": "gzip"} if destination.gzip else {}),
+    }
+
+
+def outcome_of(
+    destination: Destination,
+    status: int,
+    reason: str,
+    content_type: str,
+    retry_after: str | None,
+    date: str | None,
+    answer: bytes,
+) -> Outcome:
+    """What an answer means.
+
+    Args:
+        content_type: without parameters.
+        retry_after, date: the headers of these names.
+    """
+    protobuf = content_type == _PROTOBUF
+    if 200 <= status < 300:
+        return Outcome.delivered(answer if protobuf else b"")
+    return Outcome.failed_over_http(
+        status,
+        f"{destination}: HTTP {status} {reason}".rstrip(),
+        answer if protobuf and answer else None,
+        retry_after,
+        date,
+    )
+
+
+def too_late(destination: Destination, limit_s: float) -> Outcome:
+    """There was no answer in time."""
+    return Outcome.failed(UNAVAILABLE, f"{destination}: no answer within {limit_s:g} s")
+
+
+def too_long(destination: Destination) -> Outcome:
+    """The answer is longer than any that is meant seriously."""
+    return Outcome.failed(INTERNAL, f"{destination}: its answer is longer than {ANSWER_MAX_BYTES} bytes")

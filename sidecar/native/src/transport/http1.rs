@@ -12,7 +12,7 @@ use http::header::HeaderName;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 pub const HEAD_MAX: usize = 16 << 10;
-const FIELDS_MAX: usize = 100;
+pub const FIELDS_MAX: usize = 100;
 const LINE_MAX: usize = 1 << 10;
 /// Read at once while a head is awaited: most requests of a few spans whole.
 const READ: usize = 8 << 10;

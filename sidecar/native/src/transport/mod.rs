@@ -13,6 +13,7 @@
 
 mod client;
 mod http1;
+mod http_client;
 mod http_server;
 mod server;
 mod shared;
@@ -27,7 +28,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::HeaderName;
+use http::header::{self, HeaderName};
 use http::uri::{Authority, PathAndQuery, Scheme, Uri};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -36,6 +37,7 @@ use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
 use tokio::time::Instant;
 
 use client::{Call, Channel, Target};
+use http_client::{Fields, HttpAnswered, HttpCall, HttpChannel};
 use http_server::{HttpAnswer, HttpRequest};
 use server::{Limits, Protocol, Server};
 use shared::{lock, Answer, Command, Event, Listening, Shared};
@@ -52,6 +54,8 @@ const TROUBLE: u8 = 4; // text
 const DEAF: u8 = 5; // server
 const HTTP_REQUEST: u8 = 6; // server, id, method, path, content type | None, encoding | None, metadata, body, fault | None
 const TURNED_AWAY: u8 = 7; // server, count
+// call, status, reason, content type | None, retry after | None, date | None, body; without an answer call, None, why
+const HTTP_ANSWERED: u8 = 8;
 
 /// A thread that speaks gRPC for one event loop. See the module's text.
 #[pyclass(frozen, module = "skewd_native")]
@@ -60,6 +64,12 @@ pub struct Transport {
     paths: Vec<String>,
     channels: Mutex<HashMap<u64, Endpoint>>,
     thread: Mutex<Option<(mpsc::Receiver<()>, JoinHandle<()>)>>,
+}
+
+/// An endpoint, on the thread.
+enum Called {
+    Grpc(Arc<Channel>),
+    Http(Arc<HttpChannel>),
 }
 
 struct Endpoint {
@@ -134,6 +144,17 @@ impl Transport {
                     (HTTP_REQUEST, server, id, method, path, content_type, content_encoding, metadata, body, fault)
                         .into_pyobject(py)?
                 }
+                Event::HttpAnswered { call, answered } => match *answered {
+                    HttpAnswered::Answer { status, reason, fields, body } => {
+                        let Fields { content_type, retry_after, date } = fields;
+                        let body = PyBytes::new(py, &body);
+                        (HTTP_ANSWERED, call, status, reason, content_type, retry_after, date, body)
+                            .into_pyobject(py)?
+                    }
+                    HttpAnswered::Late => (HTTP_ANSWERED, call, None::<u16>, "late").into_pyobject(py)?,
+                    HttpAnswered::TooLarge => (HTTP_ANSWERED, call, None::<u16>, "too_large").into_pyobject(py)?,
+                    HttpAnswered::Failed(text) => (HTTP_ANSWERED, call, None::<u16>, text).into_pyobject(py)?,
+                },
                 Event::TurnedAway { server, count } => (TURNED_AWAY, server, count).into_pyobject(py)?,
             });
         }
@@ -227,11 +248,7 @@ impl Transport {
         gzip: bool,
         answer_bytes: usize,
     ) -> PyResult<u64> {
-        let target = match (host, unix) {
-            (Some(host), None) => Target::Tcp { host, port },
-            (None, Some(path)) => Target::Unix(path),
-            _ => return Err(PyValueError::new_err("either a host or a Unix socket's path")),
-        };
+        let target = target_of(host, port, unix)?;
         let wrong = |_| PyValueError::new_err(format!("'{authority}' is no HTTP authority"));
         let authority: Authority = authority.parse().map_err(wrong)?;
         let mut uris = Vec::with_capacity(self.paths.len());
@@ -244,6 +261,50 @@ impl Transport {
         let channel = Arc::new(Channel::new(self.shared.clone(), target, gzip, answer_bytes));
         lock(&self.channels).insert(id, Endpoint { uris });
         self.shared.command(Command::Connect { id, channel });
+        Ok(id)
+    }
+
+    /// An endpoint to POST to over HTTP/1.1. `fields`: sent with every request, beside Host and the length.
+    ///
+    /// ValueError: something that can't be sent.
+    #[pyo3(signature = (authority, path, fields, *, host=None, port=0, unix=None, gzip=false, answer_bytes))]
+    #[allow(clippy::too_many_arguments)]
+    fn connect_http(
+        &self,
+        authority: &str,
+        path: &str,
+        fields: Vec<(String, String)>,
+        host: Option<String>,
+        port: u16,
+        unix: Option<std::path::PathBuf>,
+        gzip: bool,
+        answer_bytes: usize,
+    ) -> PyResult<u64> {
+        let target = target_of(host, port, unix)?;
+        let wrong = |what: &str| PyValueError::new_err(format!("'{what}' cannot be asked for"));
+        let authority: Authority = authority.parse().map_err(|_| wrong(authority))?;
+        let path: PathAndQuery = path.parse().map_err(|_| wrong(path))?;
+        let start = format!("POST {path} HTTP/1.1\r\nHost: {authority}\r\n{}", lines(&fields)?);
+        let id = self.shared.new_id();
+        let channel = Arc::new(HttpChannel::new(self.shared.clone(), target, start, gzip, answer_bytes));
+        self.shared.command(Command::ConnectHttp { id, channel });
+        Ok(id)
+    }
+
+    /// Begins a call over HTTP, once flushed; an event tells how it ended. Its number.
+    ///
+    /// ValueError: a header can't be sent.
+    fn call_http(
+        &self,
+        channel: u64,
+        body: PyBackedBytes,
+        timeout_s: Option<f64>,
+        fields: Vec<(String, String)>,
+    ) -> PyResult<u64> {
+        let fields = lines(&fields)?;
+        let id = self.shared.new_id();
+        let call = HttpCall { fields, body: Bytes::from_owner(body), timeout: timeout_s.map(seconds) };
+        self.shared.command(Command::HttpCall { channel, id, call });
         Ok(id)
     }
 
@@ -352,6 +413,25 @@ fn seconds(value: f64) -> Duration {
     Duration::try_from_secs_f64(value.max(0.0)).unwrap_or(Duration::MAX)
 }
 
+fn target_of(host: Option<String>, port: u16, unix: Option<std::path::PathBuf>) -> PyResult<Target> {
+    match (host, unix) {
+        (Some(host), None) => Ok(Target::Tcp { host, port }),
+        (None, Some(path)) => Ok(Target::Unix(path)),
+        _ => Err(PyValueError::new_err("either a host or a Unix socket's path")),
+    }
+}
+
+/// Fields as HTTP/1.1 has them, each known to be no more than a name and a value.
+fn lines(fields: &[(String, String)]) -> PyResult<String> {
+    let checked = client::headers(fields).map_err(PyValueError::new_err)?;
+    for name in [header::HOST, header::CONTENT_LENGTH, header::TRANSFER_ENCODING, header::CONNECTION] {
+        if checked.contains_key(&name) {
+            return Err(PyValueError::new_err(format!("the header '{name}' cannot be given")));
+        }
+    }
+    Ok(fields.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect())
+}
+
 fn limited(value: f64) -> Duration {
     seconds(value).min(Duration::from_secs(3600))
 }
@@ -365,7 +445,7 @@ fn names(metadata: &[String]) -> PyResult<Vec<HeaderName>> {
 async fn run(shared: Arc<Shared>) {
     tokio::spawn(shared.clone().signal());
     let mut servers: HashMap<u64, Arc<Server>> = HashMap::new();
-    let mut channels: HashMap<u64, Arc<Channel>> = HashMap::new();
+    let mut channels: HashMap<u64, Called> = HashMap::new();
     loop {
         let commands = shared.commands().await;
         shared.maybe_panic(5);
@@ -377,10 +457,18 @@ async fn run(shared: Arc<Shared>) {
                 Command::Call { id, .. } | Command::Reply { id, .. } | Command::HttpReply { id, .. } => Some(*id),
                 _ => None,
             };
+            let lost_http = match &command {
+                Command::HttpCall { id, .. } => Some(*id),
+                _ => None,
+            };
             let obeying = AssertUnwindSafe(|| obey(&shared, &mut servers, &mut channels, command));
             if catch_unwind(obeying).is_err() {
                 shared.stats.panics.fetch_add(1, Relaxed);
                 shared.tell(Event::Trouble { text: "a fault in the native transport: a command was lost".to_owned() });
+                if let Some(call) = lost_http {
+                    let answered = Box::new(HttpAnswered::Failed("a fault in it".to_owned()));
+                    shared.tell(Event::HttpAnswered { call, answered });
+                }
                 if let Some(id) = lost {
                     lock(&shared.http_waiting).remove(&id);
                     lock(&shared.waiting).remove(&id); // whoever waits there sees that no answer comes
@@ -394,7 +482,7 @@ async fn run(shared: Arc<Shared>) {
 fn obey(
     shared: &Arc<Shared>,
     servers: &mut HashMap<u64, Arc<Server>>,
-    channels: &mut HashMap<u64, Arc<Channel>>,
+    channels: &mut HashMap<u64, Called>,
     command: Command,
 ) {
     shared.maybe_panic(4);
@@ -418,16 +506,28 @@ fn obey(
             }
         }
         Command::Connect { id, channel } => {
-            channels.insert(id, channel);
+            channels.insert(id, Called::Grpc(channel));
         }
         Command::Disconnect { id } => {
-            if let Some(channel) = channels.remove(&id) {
-                channel.close();
+            match channels.remove(&id) {
+                Some(Called::Grpc(channel)) => channel.close(),
+                Some(Called::Http(channel)) => channel.close(),
+                None => {}
             }
         }
+        Command::ConnectHttp { id, channel } => {
+            channels.insert(id, Called::Http(channel));
+        }
+        Command::HttpCall { channel, id, call } => match channels.get(&channel) {
+            Some(Called::Http(channel)) => channel.call(id, call),
+            _ => {
+                let answered = Box::new(HttpAnswered::Failed("closed".to_owned()));
+                shared.tell(Event::HttpAnswered { call: id, answered });
+            }
+        },
         Command::Call { channel, id, call } => match channels.get(&channel) {
-            Some(channel) => channel.call(id, call),
-            None => shared.tell(Event::Answered { call: id, answer: Answer::failed(wire::UNAVAILABLE, "closed") }),
+            Some(Called::Grpc(channel)) => channel.call(id, call),
+            _ => shared.tell(Event::Answered { call: id, answer: Answer::failed(wire::UNAVAILABLE, "closed") }),
         },
         Command::Cancel { id } => {
             if let Some(task) = lock(&shared.calls).remove(&id) {

@@ -26,6 +26,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::client::{Call, Channel};
+use super::http_client::{HttpAnswered, HttpCall, HttpChannel};
 use super::http_server::{HttpAnswer, HttpRequest};
 use super::server::Server;
 
@@ -56,6 +57,7 @@ pub enum Event {
     /// A server listens no more, though nobody closed it.
     Deaf { server: u64 },
     HttpRequest { server: u64, id: u64, request: Box<HttpRequest>, held: Held },
+    HttpAnswered { call: u64, answered: Box<HttpAnswered> },
     /// So many connections were beyond a server's limit.
     TurnedAway { server: u64, count: u64 },
 }
@@ -69,6 +71,8 @@ pub enum Command {
     Connect { id: u64, channel: Arc<Channel> },
     Disconnect { id: u64 },
     Call { channel: u64, id: u64, call: Call },
+    ConnectHttp { id: u64, channel: Arc<HttpChannel> },
+    HttpCall { channel: u64, id: u64, call: HttpCall },
     Cancel { id: u64 },
     Stop,
 }

@@ -149,18 +149,19 @@ fn inflate(decoder: impl Read, size: usize, limit: usize) -> Result<Vec<u8>, Ref
     }
 }
 
+/// Compressed, fast rather than small. None if that failed, which writing to memory does not.
+pub fn gzipped(body: &[u8]) -> Option<Vec<u8>> {
+    use std::io::Write;
+    let mut encoder = GzEncoder::new(Vec::with_capacity(body.len() / 3 + 64), Compression::fast());
+    encoder.write_all(body).and_then(|()| encoder.finish()).ok()
+}
+
 /// One message with its prefix, in the pieces to send. Large bodies are not copied.
 pub fn framed(body: Bytes, gzip: bool) -> Vec<Bytes> {
     const COPIED_MAX: usize = 16 * 1024;
-    let (flag, body) = if gzip {
-        use std::io::Write;
-        let mut encoder = GzEncoder::new(Vec::with_capacity(body.len() / 3 + 64), Compression::fast());
-        match encoder.write_all(&body).and_then(|()| encoder.finish()) {
-            Ok(compressed) => (1, Bytes::from(compressed)),
-            Err(_) => (0, body), // writing to memory does not fail
-        }
-    } else {
-        (0, body)
+    let (flag, body) = match gzip.then(|| gzipped(&body)).flatten() {
+        Some(compressed) => (1, Bytes::from(compressed)),
+        None => (0, body),
     };
     let mut prefix = Vec::with_capacity(PREFIX + if body.len() <= COPIED_MAX { body.len() } else { 0 });
     prefix.push(flag);

@@ -1,0 +1,331 @@
+//! An HTTP/1.1 client for export requests to one endpoint, over connections that are kept.
+//!
+//! A call takes the connection that was used last, or makes one; who finds `CONNECTIONS_MAX` in use waits for one. A
+//! kept connection that its peer has closed in the meantime is noticed before it is used. A call is sent once: whether a
+//! request whose connection broke was taken, nobody can tell here, so its sender is told, and decides.
+//!
+//! The answer is listened for while the request is sent, since a server may refuse a request that it hasn't read.
+//!
+//! Limits: an answer's size; each call has its deadline; a connection that nobody used for `KEEP` is closed. No TLS, no
+//! proxies.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes};
+use tokio::io::{AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::{watch, Semaphore};
+use tokio::time::{timeout, Instant};
+
+use super::client::Target;
+use super::http1::{self, Broken, Length, Reader};
+use super::shared::{lock, spawn, Counted, Event, Heard, Shared, Socket};
+use super::wire;
+
+const CONNECTIONS_MAX: usize = 64;
+/// Shorter than servers keep theirs.
+const KEEP: Duration = Duration::from_secs(15);
+const FAR: Duration = Duration::from_secs(24 * 3600);
+
+/// One call, as Python gave it.
+pub struct HttpCall {
+    /// Names and values, checked, as they are sent.
+    pub fields: String,
+    pub body: Bytes,
+    pub timeout: Option<Duration>,
+}
+
+/// An answer, or why there is none.
+pub enum HttpAnswered {
+    Answer { status: u16, reason: String, fields: Fields, body: Vec<u8> },
+    /// No answer in time.
+    Late,
+    /// The answer is longer than it may be.
+    TooLarge,
+    Failed(String),
+}
+
+/// What is of interest of an answer's head.
+#[derive(Default)]
+pub struct Fields {
+    pub content_type: Option<String>,
+    pub retry_after: Option<String>,
+    pub date: Option<String>,
+}
+
+pub struct HttpChannel {
+    shared: Arc<Shared>,
+    target: Target,
+    /// Of every request: its first line and the fields that never change.
+    start: String,
+    gzip: bool,
+    answer_bytes: usize,
+    kept: Mutex<Kept>,
+    free: Semaphore,
+    closed: watch::Sender<bool>,
+}
+
+#[derive(Default)]
+struct Kept {
+    links: Vec<Link>,
+    swept: bool,
+}
+
+struct Link {
+    reader: Reader<ReadHalf<Socket>>,
+    writer: WriteHalf<Socket>,
+    since: Instant,
+    _counted: Counted,
+}
+
+impl HttpChannel {
+    pub fn new(shared: Arc<Shared>, target: Target, start: String, gzip: bool, answer_bytes: usize) -> Self {
+        let free = Semaphore::new(CONNECTIONS_MAX);
+        let closed = watch::Sender::new(false);
+        HttpChannel { shared, target, start, gzip, answer_bytes, kept: Mutex::default(), free, closed }
+    }
+
+    /// Starts a call; its end is an event.
+    pub fn call(self: &Arc<Self>, id: u64, call: HttpCall) {
+        let channel = self.clone();
+        let ended = Ended { shared: self.shared.clone(), id, answered: None };
+        let counted = Counted::new(&self.shared.stats, |stats| &stats.calls);
+        let task = spawn(&self.shared, "a call", async move {
+            let (_counted, mut ended) = (counted, ended);
+            channel.shared.maybe_panic(3);
+            let limit = call.timeout.unwrap_or(FAR).min(FAR);
+            let mut closed = channel.closed.subscribe();
+            ended.answered = Some(tokio::select! {
+                biased;
+                _ = closed.wait_for(|closed| *closed) => HttpAnswered::Failed("the connection is closed".to_owned()),
+                tried = timeout(limit, channel.attempt(call)) => match tried {
+                    Ok(Ok(answer)) => answer,
+                    Ok(Err(text)) => HttpAnswered::Failed(text),
+                    Err(_) => HttpAnswered::Late,
+                },
+            });
+        });
+        lock(&self.shared.calls).insert(id, task);
+    }
+
+    /// Ends all calls and the connections.
+    pub fn close(&self) {
+        self.closed.send_replace(true);
+        lock(&self.kept).links.clear();
+    }
+
+    async fn attempt(self: &Arc<Self>, call: HttpCall) -> Result<HttpAnswered, String> {
+        let _place = self.free.acquire().await; // it is never closed
+        let HttpCall { fields, body, .. } = call;
+        let body = if self.gzip { wire::gzipped(&body).map_or(body, Bytes::from) } else { body };
+        let head = format!("{}{fields}Content-Length: {}\r\n\r\n", self.start, body.len());
+        let mut link = match self.kept_link().await {
+            Some(link) => link,
+            None => self.open().await.map_err(|error| error.to_string())?,
+        };
+        let (answer, again) = self.exchange(&mut link, Bytes::from(head).chain(body)).await?;
+        if again {
+            self.keep(link);
+        }
+        Ok(answer)
+    }
+
+    /// The answer to a request, and whether its connection takes another.
+    async fn exchange(&self, link: &mut Link, request: impl Buf) -> Result<(HttpAnswered, bool), String> {
+        let Link { reader, writer, .. } = link;
+        let mut request = request;
+        let (head, whole) = {
+            let writing = writer.write_all_buf(&mut request);
+            let reading = answer_head(reader);
+            tokio::pin!(writing, reading);
+            tokio::select! {
+                biased;
+                written = &mut writing => {
+                    let head = reading.await;
+                    // Who couldn't be told all may have answered all the same; if not, that it went away is the reason.
+                    if let (Err(error), Err(_)) = (&written, &head) {
+                        return Err(error.to_string());
+                    }
+                    (head, written.is_ok())
+                }
+                head = &mut reading => (head, false),
+            }
+        };
+        let head = match head {
+            Ok(head) => head,
+            Err(broken) => return Err(told(broken)),
+        };
+        let body = match reader.body(head.length, self.answer_bytes, |_| true).await {
+            Ok(body) => body,
+            Err(Broken::TooLarge) => return Ok((HttpAnswered::TooLarge, false)),
+            Err(broken) => return Err(told(broken)),
+        };
+        let again = whole && head.keep_alive && reader.buffer.is_empty();
+        let AnswerHead { status, reason, fields, .. } = head;
+        Ok((HttpAnswered::Answer { status, reason, fields, body }, again))
+    }
+
+    /// The connection that was used last, if its peer still has it.
+    async fn kept_link(&self) -> Option<Link> {
+        loop {
+            let mut link = lock(&self.kept).links.pop()?;
+            let alive = tokio::select! {
+                biased;
+                _ = link.reader.more() => false, // closed, or something that nobody asked for
+                () = std::future::ready(()) => true,
+            };
+            if alive && link.since.elapsed() < KEEP {
+                return Some(link);
+            }
+        }
+    }
+
+    async fn open(&self) -> std::io::Result<Link> {
+        let heard = Heard::new();
+        let socket = match &self.target {
+            Target::Tcp { host, port } => Socket::tcp(TcpStream::connect((host.as_str(), *port)).await?, heard),
+            Target::Unix(path) => Socket::unix(UnixStream::connect(path).await?, heard),
+        };
+        let (reader, writer) = tokio::io::split(socket);
+        let counted = Counted::new(&self.shared.stats, |stats| &stats.next_hops);
+        Ok(Link { reader: Reader::new(reader), writer, since: Instant::now(), _counted: counted })
+    }
+
+    fn keep(self: &Arc<Self>, mut link: Link) {
+        link.since = Instant::now();
+        link.reader.buffer = bytes::BytesMut::new();
+        let mut kept = lock(&self.kept);
+        kept.links.push(link);
+        if !kept.swept {
+            kept.swept = true;
+            let channel = self.clone();
+            spawn(&self.shared, "the closing of connections", async move { channel.sweep().await });
+        }
+    }
+
+    /// Closes what nobody uses, as long as there is something to close.
+    async fn sweep(&self) {
+        loop {
+            let mut closed = self.closed.subscribe();
+            if timeout(KEEP, closed.wait_for(|closed| *closed)).await.is_ok() {
+                return;
+            }
+            let mut kept = lock(&self.kept);
+            kept.links.retain(|link| link.since.elapsed() < KEEP);
+            if kept.links.is_empty() {
+                kept.swept = false;
+                return;
+            }
+        }
+    }
+}
+
+fn told(broken: Broken) -> String {
+    match broken {
+        Broken::Malformed(text) => format!("its answer is not HTTP/1.1 as it should be: {text}"),
+        _ => "the connection was closed without an answer".to_owned(),
+    }
+}
+
+struct AnswerHead {
+    status: u16,
+    reason: String,
+    fields: Fields,
+    length: Length,
+    keep_alive: bool,
+}
+
+/// The head of the answer, after those that only say that it is to come.
+async fn answer_head<S: tokio::io::AsyncRead + Unpin>(reader: &mut Reader<S>) -> Result<AnswerHead, Broken> {
+    loop {
+        let Some((head, size)) = parse(&reader.buffer)? else {
+            reader.more().await?;
+            continue;
+        };
+        reader.buffer.advance(size);
+        if !(100..200).contains(&head.status) {
+            return Ok(head);
+        }
+        if head.status == 101 {
+            return Err(Broken::Malformed("it changes to another protocol".to_owned()));
+        }
+    }
+}
+
+fn parse(bytes: &[u8]) -> Result<Option<(AnswerHead, usize)>, Broken> {
+    let mut found = [httparse::EMPTY_HEADER; http1::FIELDS_MAX];
+    let mut parsed = httparse::Response::new(&mut found);
+    let size = match parsed.parse(bytes) {
+        Ok(httparse::Status::Complete(size)) => size,
+        Ok(httparse::Status::Partial) if bytes.len() >= http1::HEAD_MAX => {
+            return Err(Broken::Malformed("its head is too long".to_owned()));
+        }
+        Ok(httparse::Status::Partial) => return Ok(None),
+        Err(error) => return Err(Broken::Malformed(error.to_string())),
+    };
+    let status = parsed.code.unwrap_or(0);
+    let mut fields = Fields::default();
+    let mut framing = http1::Framing::default();
+    for field in parsed.headers.iter() {
+        framing.note(field.name, field.value)?;
+        let wanted = match () {
+            () if field.name.eq_ignore_ascii_case("content-type") => &mut fields.content_type,
+            () if field.name.eq_ignore_ascii_case("retry-after") => &mut fields.retry_after,
+            () if field.name.eq_ignore_ascii_case("date") => &mut fields.date,
+            () => continue,
+        };
+        wanted.get_or_insert_with(|| http1::text(field.value));
+    }
+    let bare = status < 200 || status == 204 || status == 304;
+    let length = if bare { Length::Sized(0) } else { framing.length()?.unwrap_or(Length::Rest) };
+    let keep_alive = parsed.version == Some(1) && !framing.close && length != Length::Rest;
+    let reason = parsed.reason.unwrap_or_default().to_owned();
+    Ok(Some((AnswerHead { status, reason, fields, length, keep_alive }, size)))
+}
+
+/// Tells Python how the call ended, whatever ended it.
+struct Ended {
+    shared: Arc<Shared>,
+    id: u64,
+    answered: Option<HttpAnswered>,
+}
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        lock(&self.shared.calls).remove(&self.id);
+        let answered = self.answered.take();
+        let answered = answered.unwrap_or_else(|| HttpAnswered::Failed("the call was given up".to_owned()));
+        self.shared.tell(Event::HttpAnswered { call: self.id, answered: Box::new(answered) });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn head(bytes: &[u8]) -> Result<AnswerHead, Broken> {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(answer_head(&mut Reader::new(bytes)))
+    }
+
+    #[test]
+    fn answers_say_where_they_end() {
+        for (text, length, keep) in [
+            ("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n", Length::Sized(3), true),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 3\r\nConnection: close\r\n\r\n", Length::Sized(3), false),
+            ("HTTP/1.0 200 OK\r\nContent-Length: 3\r\n\r\n", Length::Sized(3), false),
+            ("HTTP/1.1 200\r\nTransfer-Encoding: chunked\r\n\r\n", Length::Chunked, true),
+            ("HTTP/1.1 200 OK\r\n\r\n", Length::Rest, false),
+            ("HTTP/1.1 204 No Content\r\n\r\n", Length::Sized(0), true),
+            ("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 429 No\r\nContent-Length: 0\r\n\r\n", Length::Sized(0), true),
+        ] {
+            let found = head(text.as_bytes()).unwrap_or_else(|broken| panic!("{text:?}: {broken:?}"));
+            assert_eq!((found.length, found.keep_alive), (length, keep), "{text:?}");
+        }
+        for text in ["HTTP/2 200 OK\r\n\r\n", "HTTP/1.1 101 X\r\n\r\n", "SSH-2.0-OpenSSH\r\n\r\n"] {
+            assert!(matches!(head(text.as_bytes()), Err(Broken::Malformed(_))), "{text:?}");
+        }
+        assert!(matches!(head(b"HTTP/1.1 200"), Err(Broken::Ended)));
+    }
+}
