@@ -60,7 +60,7 @@ def test_where_it_is_not_auto_goes_without_and_a_demand_is_refused(
     [
         (Destination("grpc", False, "collector", 4317), {}, True),
         (Destination("grpc", True, "collector", 4317), {}, False),
-        (Destination("http", False, "collector", 4318), {}, False),
+        (Destination("http", False, "collector", 4318), {"http_proxy": "http://proxy:1"}, True),
         (Destination("grpc", False, "collector", 4317), {"http_proxy": "http://proxy:1"}, False),
         (Destination("grpc", False, "collector", 4317), {"grpc_proxy": ""}, True),
         (Destination("grpc", False, "localhost", 4317), {"grpc_proxy": "http://proxy:1"}, True),
