@@ -399,8 +399,8 @@ class Experiment:
                 at_ns = nodes.deviates()[0] - begin_ns
                 while waiting and at_ns >= waiting[0].at_ns:
                     change = waiting.pop(0)
-                    nodes.change(step_ns=change.step_ns, steer_ppb=change.steer_ppb)
-                    deviation.line(*nodes.deviates(), step=bool(change.step_ns))
+                    since_ns = nodes.change(step_ns=change.step_ns, steer_ppb=change.steer_ppb)
+                    deviation.line(*nodes.deviates(), step=bool(change.step_ns), since_ns=since_ns)
                     self.display.line(f"{cell.transport:<19} {at_ns / 1e9:5.0f} s: the clock is {change.text}")
                 take()
                 next_ns = waiting[0].at_ns - at_ns if waiting else PLAY_NS

@@ -473,6 +473,7 @@ def record(
             spans=story.spans,
             spans_unsynchronized=story.unsynchronized,
             bound_misses=story.bound_misses,
+            ambiguous=story.ambiguous,
             false_alarms=false_alarms(clock),
         )
     )

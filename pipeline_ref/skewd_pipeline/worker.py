@@ -45,7 +45,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from skewd_pipeline.calls_stage import make_calls, serve_calls
 from skewd_pipeline.items import digest_of
-from skewd_pipeline.spans import HOST_RAW, HOST_RAW_SENT
+from skewd_pipeline.spans import HOST_RAW, HOST_RAW_AFTER, HOST_RAW_SENT
 from skewd_pipeline.stages import StageConfig
 from skewd_pipeline.transports import HopConfig, Inbox, Message, Outbox, open_inbox, open_outbox
 
@@ -360,10 +360,11 @@ class Stage:
             if self._commands.finish.is_set():
                 break
             message_id = f"{cell.name}/{number}"
-            host_raw_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW)
+            before_ns = _host_raw_ns()
             span = self._telemetry.tracer.start_span("producer send", kind=SpanKind.PRODUCER, start_time=self._stamp())
+            after_ns = _host_raw_ns()
             floor_ends_ns = time.monotonic_ns() + cell.floor_ns
-            self._describe(span, cell, message_id, host_raw_ns)
+            self._describe(span, cell, message_id, before_ns, after_ns)
             digest, body = self._work.first(index)
             headers = {CELL_HEADER: cell.name, ID_HEADER: message_id, ITEM_HEADER: digest}
             self._send(outbox, span, Message(headers, body), floor_ends_ns)
@@ -382,8 +383,9 @@ class Stage:
                 if cell.idle_limit_s is not None and time.monotonic_ns() - heard_ns > cell.idle_limit_s * 1e9:
                     break
                 continue
+            before_ns = _host_raw_ns()
             received_ns = time.time_ns() + self._stamp_offset_ns
-            host_raw_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW)
+            after_ns = _host_raw_ns()
             now_ns = time.monotonic_ns()
             if message.headers.get(CELL_HEADER) != cell.name:
                 strange += 1
@@ -398,7 +400,7 @@ class Stage:
                 start_time=received_ns,
             )
             span.add_event("message.received", timestamp=received_ns)
-            self._describe(span, cell, message.headers.get(ID_HEADER, ""), host_raw_ns)
+            self._describe(span, cell, message.headers.get(ID_HEADER, ""), before_ns, after_ns)
             digest = message.headers.get(ITEM_HEADER, "")
             try:
                 body = self._work.do(digest, message.body)
@@ -428,13 +430,14 @@ class Stage:
             "last_ns": last_ns,
         }
 
-    def _describe(self, span: Span, cell: Cell, message_id: str, host_raw_ns: int) -> None:
+    def _describe(self, span: Span, cell: Cell, message_id: str, before_ns: int, after_ns: int) -> None:
         span.set_attributes(
             {
                 "skewd.experiment.cell": cell.name,
                 "messaging.message.id": message_id,
                 "messaging.system": _MESSAGING_SYSTEM[cell.transport],
-                HOST_RAW: host_raw_ns,
+                HOST_RAW: before_ns,
+                HOST_RAW_AFTER: after_ns,
             }
         )
 
@@ -443,12 +446,16 @@ class Stage:
         rest_ns = floor_ends_ns - time.monotonic_ns()
         if rest_ns > 0:
             outbox.pump(rest_ns / 1e9, before_send=True)
-        host_raw_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW)
+        host_raw_ns = _host_raw_ns()
         span.add_event("message.sent", timestamp=self._stamp())
         outbox.send(message)
         span.add_event("message.noted", timestamp=self._stamp())
         span.set_attribute(HOST_RAW_SENT, host_raw_ns)
         span.end(self._stamp())
+
+
+def _host_raw_ns() -> int:
+    return time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW)
 
 
 def serve(config: StageConfig) -> None:
