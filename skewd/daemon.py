@@ -8,7 +8,8 @@ they refuse.
 
 Limits: one daemon per runtime directory (a lock file says whose). A step is noticed when the kernel told and this
 process got to run, or up to ``POLL_S`` after it happened; a span that is exported within that time is judged by the
-clock before the step. A change of clock source is looked for once a second.
+clock before the step, unless whoever judges it looks at the clocks too (``bounds/unseen.py``; the sidecar does). A
+change of clock source is looked for once a second.
 """
 
 from __future__ import annotations

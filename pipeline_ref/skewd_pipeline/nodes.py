@@ -215,7 +215,10 @@ class Nodes:
         )
 
     async def _start_sidecar(self, parts: NodeParts, mode: str, forward: str) -> Child:
-        arguments = ("-m", "skewd", "sidecar", "--config", str(parts.config), "--mode", mode, "--forward", forward)
+        arguments = (
+            *("-m", "skewd", "sidecar", "--config", str(parts.config), "--mode", mode, "--forward", forward),
+            *("--virtual-clock", f"page={parts.page.path}"),
+        )
         return await self._children.start(f"{parts.name}-sidecar-{mode}", arguments, niceness=OBSERVERS_NICENESS)
 
     async def connect(self, hops_of: Callable[[str, str, str | None], list[dict[str, Any]]]) -> None:
