@@ -17,16 +17,19 @@ would cost a core. But a conversation is short: after anything was sent or heard
 poller, its answer triggers the second, which finds both sides awake and makes the narrow bound (``second_asks``). What
 that costs and gives is measured by ``benchmarks/link_width.py``.
 
+A message with records attached may be longer than a packet and come in fragments, which ``fragments.py`` puts together.
+Its receive stamp is that of its last fragment.
+
 Direction: ``both``; ``send`` only publishes, ``receive`` only subscribes. Then nobody is asked: a message an interval
 goes out to all, and each that came over such a link proves one side of a bound.
 
 The client library's own answer to a driver that is gone is to end the process. An error handler of ours takes its
 place: the client is closed, and opened again with growing pauses, which is said once.
 
-Limits: the binding (PyPI ``pyaeron``) needs CPython 3.12 and has wheels for x86_64 Linux only. 2,000 messages a second
-are taken in; more wait, and flow control slows whoever sends them. Nothing is encrypted. A driver's directory is
-writable by whoever may use it: who can write there can read, drop, delay and replay messages as on any network, and
-can stop this link. While a host name is resolved, nothing is received: give addresses.
+Limits: the binding (PyPI ``pyaeron``) needs CPython 3.12 and has wheels for x86_64 Linux only. 2,000 messages, or
+fragments of them, are taken in a second; more wait, and flow control slows whoever sends them. Nothing is encrypted. A
+driver's directory is writable by whoever may use it: who can write there can read, drop, delay and replay messages as
+on any network, and can stop this link. While a host name is resolved, nothing is received: give addresses.
 """
 
 from __future__ import annotations
@@ -50,6 +53,7 @@ from typing import Any, Literal, NamedTuple
 from skewd.keys import KeyNeeded
 from skewd.links import envelope
 from skewd.links.channel import Channel, parse_channel
+from skewd.links.fragments import Assembler, TooLong
 from skewd.links.protocol import LinkProtocol, Proofs
 from skewd.links.shell import OnProofs, RawClock, Schedule, Shell
 from skewd.links.threaded import Budget, Condition, Handover
@@ -411,15 +415,20 @@ class AeronLink:
         pause_s = 0.0
         me = self.protocol.name
         raw_ns = self._shell.clock.raw_ns
+        assembler = Assembler(_MAX_DATA_BYTES)
 
-        def take(view: Any, _header: Any) -> None:
+        def take(view: Any, header: Any) -> None:
             nonlocal pause_s
             received_ns = raw_ns()
             pause_s = max(pause_s, budget.spend(time.monotonic()))
-            if len(view) > _MAX_DATA_BYTES:
+            try:
+                data = assembler.add(header.session_id, header.flags, view.tobytes())
+            except TooLong:
                 self._counted["oversized_data"] += 1
                 return
-            labelled = envelope.unwrap(view.tobytes())
+            if data is None:
+                return
+            labelled = envelope.unwrap(data)
             if labelled is None:
                 self._counted["bad_labels"] += 1
             elif labelled.receiver in ("", me) and labelled.sender != me:
@@ -429,7 +438,7 @@ class AeronLink:
 
         retry_s = time.monotonic() + _MISSING_PEER_RETRY_S
         while not self._stop.is_set():
-            count = 0 if session.subscription is None else session.subscription.poll(take, _FRAGMENTS)
+            count = 0 if session.subscription is None else session.subscription.poll(take, _FRAGMENTS, assemble=False)
             now_s = time.monotonic()
             if pause_s > 0:
                 self._counted["flooded"] += 1
