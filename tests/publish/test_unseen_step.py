@@ -74,8 +74,10 @@ class Daemon:
         self.wall = WallMap(read_wall(self.clocks))
 
     def look(self) -> None:
+        # It may be kept waiting in the middle: a reading that is wide may hold the values of both sides of a step.
+        self.clocks.reading_ns = self.choose.choice((200, 200, 200, 200, 12 * MS))
         reading = read_wall(self.clocks)
-        # It may be kept waiting in the middle, too.
+        self.clocks.reading_ns = 200
         self.clocks.now_ns += self.choose.choice((0, 0, 0, 5 * MS))
         stepped = self.wall.sample(reading)
         if stepped or self.clocks.now_ns >= self.next_knot_ns:
@@ -126,12 +128,13 @@ def story(
     while at < END_NS - SECOND:
         size = round(MS * 10 ** choose.uniform(0.5, 2.6))
         steps.append((at, choose.choice((size, -size, 20 * MS, -20 * MS))))
-        at += choose.choice((500 * MS, SECOND, 5 * SECOND)) + choose.randrange(SECOND)
+        at += choose.choice((1_500 * MS, 3 * SECOND)) + choose.randrange(SECOND)
     clocks = Clocks(steps)
     monkeypatch.setattr(segment, "_monotonic_ns", lambda: clocks.now_ns)
     writer = SegmentWriter(path, node="n", boot=bytes(16), virtual=False)
     daemon = Daemon(clocks, writer, choose)
     wary, trusting = SegmentReader(path, stamps=kind, clock=clocks), SegmentReader(path, stamps=kind)
+    asked_for: list[tuple[int, int]] = []
     while clocks.now_ns < END_NS:
         daemon.look()
         # Steps come one at a time; a look lies between any two.
@@ -143,9 +146,14 @@ def story(
             taken += [at_ns + aside for at_ns in near for aside in (-1, 0, 30_000) if at_ns + aside <= clocks.now_ns]
             stamps = [clocks.shown(instant) for instant in taken]
             careless = asked(trusting, stamps)
+            asked_for += zip(taken, stamps, strict=True)
             for instant, stamp, told, other in zip(taken, stamps, asked(wary, stamps), careless, strict=True):
                 yield instant, clocks.reference(instant) - stamp, told, other
         clocks.now_ns = max(next_look_ns, clocks.now_ns)
+    # Exported seconds later, when all steps have long been seen.
+    for instant, stamp in asked_for:
+        told = trusting.at(stamp)
+        assert not misses(clocks.reference(instant) - stamp, told), ("late", instant, told)
     writer.close()
 
 
@@ -166,7 +174,8 @@ def test_no_stamp_is_judged_by_the_clock_before_a_step_that_the_daemon_has_not_s
         known += told.status is not Status.UNSYNCHRONIZED
         alike += told == other
     assert count > 2_000
-    assert deceived > 10, "whoever does not look at the clocks is deceived"
+    if kind == "wall":
+        assert deceived > 10, "whoever does not look at the clocks is deceived"
     assert known > 0.9 * count, "that nothing is said would be right too"
     assert alike > 0.8 * count, "where there was no step, looking changes nothing"
 
