@@ -1,4 +1,4 @@
-//! Twin of `skewd_sidecar/patch.py`, whose opening text holds the rules; the same bytes come out of both.
+//! Twin of the package `skewd_sidecar.patch`, whose opening text holds the rules; the same bytes come out of both.
 //!
 //! One walk over the body makes a list of edits (from, to, replacement) in order of position, with the replacements in
 //! one arena, and a list of times to write. The result is then put together at once, in the memory of the Python
