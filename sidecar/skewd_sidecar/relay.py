@@ -20,7 +20,6 @@ import random
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from typing import Protocol
 
 from skewd.quiet import QuietLog
 from skewd_sidecar.counts import Reading
@@ -39,28 +38,6 @@ RETRY_MAX_S = 5.0
 _CALM_S = 2.0
 
 log = QuietLog(__name__)
-
-
-class Handler(Protocol):
-    """What a receiver hands its requests to."""
-
-    async def __call__(
-        self,
-        signal: Signal,
-        body: bytes,
-        timeout_s: float | None,
-        metadata: Metadata = (),
-        *,
-        since_s: float | None = None,
-    ) -> Outcome:
-        """The answer for a decompressed export request.
-
-        Args:
-            timeout_s: what the exporter still waits.
-            metadata: those of its headers that go on with it.
-            since_s: when it had arrived, by ``time.perf_counter``; None for this very moment.
-        """
-        ...
 
 
 class Overload:
@@ -88,7 +65,7 @@ class Overload:
 
 
 class Relay:
-    """See the module's text. A :class:`Handler`."""
+    """See the module's text. A :class:`~skewd_sidecar.handler.Handler`."""
 
     def __init__(
         self,
