@@ -1,4 +1,4 @@
-"""What receivers need to know of what comes after them: one call, and its answer."""
+"""What whoever receives requests needs to know of what comes after it: one call, and its answer."""
 
 from __future__ import annotations
 

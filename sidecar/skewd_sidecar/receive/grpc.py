@@ -24,12 +24,11 @@ import grpc.aio
 from skewd.ports import ListenError, PortTaken, format_address, split_address
 from skewd_sidecar.counts import Counts
 from skewd_sidecar.gateway import BODY_MAX_BYTES, Signal
-from skewd_sidecar.handler import Handler
 from skewd_sidecar.outcome import INVALID_ARGUMENT, Outcome
 from skewd_sidecar.receive.listen import UNIX, Address, UnixSocketFile, bind_tcp, name_of
 from skewd_sidecar.receive.metadata import MetadataPicker, MetadataRefused
 from skewd_sidecar.receive.tls import ServerTls
-from skewd_sidecar.relay import REQUESTS_MAX
+from skewd_sidecar.relay import REQUESTS_MAX, Handler
 
 STREAMS_MAX = 2 * REQUESTS_MAX
 CONCURRENT_MAX = 16 * REQUESTS_MAX

@@ -19,13 +19,12 @@ from collections.abc import Iterable
 
 from skewd_sidecar.counts import Counts, Reading
 from skewd_sidecar.gateway import BODY_MAX_BYTES, Metadata, Signal
-from skewd_sidecar.handler import Handler
 from skewd_sidecar.native_hub import Hub
 from skewd_sidecar.outcome import INVALID_ARGUMENT, Outcome
 from skewd_sidecar.receive.listen import BACKLOG, UNIX, Address, UnixSocketFile, bind_tcp, bind_unix, name_of
 from skewd_sidecar.receive.metadata import MetadataPicker, MetadataRefused
 from skewd_sidecar.receive.tls import ServerTls
-from skewd_sidecar.relay import REQUESTS_MAX
+from skewd_sidecar.relay import REQUESTS_MAX, Handler
 
 BYTES_MAX = 64 * 1024 * 1024
 CONCURRENT_MAX = 16 * REQUESTS_MAX

@@ -33,7 +33,6 @@ from aiohttp.http_exceptions import HttpProcessingError
 from skewd.quiet import QuietLog
 from skewd_sidecar.counts import Counts
 from skewd_sidecar.gateway import BODY_MAX_BYTES, Metadata, Signal
-from skewd_sidecar.handler import Handler
 from skewd_sidecar.outcome import (
     BUSY_RETRY_AFTER_S,
     INVALID_ARGUMENT,
@@ -46,7 +45,7 @@ from skewd_sidecar.patch import MalformedRequest
 from skewd_sidecar.receive.listen import BACKLOG, UNIX, Address, UnixSocketFile, bind_tcp, bind_unix, name_of
 from skewd_sidecar.receive.metadata import MetadataPicker, MetadataRefused
 from skewd_sidecar.receive.tls import ServerTls
-from skewd_sidecar.relay import REQUESTS_MAX
+from skewd_sidecar.relay import REQUESTS_MAX, Handler
 from skewd_sidecar.rpc_status import write_retry_after
 
 CONCURRENT_MAX = 4 * REQUESTS_MAX
