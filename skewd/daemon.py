@@ -593,6 +593,7 @@ class Daemon:
             first_sequence=identity.first_sequence,
             say=lambda text, warning: self._log.warning(text) if warning else self._log.info(text),
         )
+        self._member.begin(self.clock.raw_ns())
 
     def _keep_pins(self) -> None:
         if self._member is None or self._pins is None:

@@ -141,6 +141,14 @@ class Membership:
 
     # -- the turn ------------------------------------------------------------------------------------------------
 
+    def begin(self, now_raw_ns: int) -> None:
+        """Has a record ready before any message goes out; call it once.
+
+        Whoever is asked once and then rarely tells nothing of itself by a message without a record, and can't be named
+        in a claim until it is asked again.
+        """
+        self._publish(None, now_raw_ns)
+
     def turn(self, now_raw_ns: int) -> None:
         """Does what is due; call it a few times an interval."""
         if self.node.raw_era != self._raw_era:

@@ -15,7 +15,7 @@ what has expired here does not come back round the mesh.
 - the owner itself brings it, first-hand, on a boot that is new (a machine that lost its disk), or after nothing new
   under the former key came for ``expire_ns`` (a pod that was replaced), or in place of a key that was only ever seen
   in relayed records;
-- at least ``liars_max`` + 1 *confirmed* members (``bounds/compose.py``) claim something about a clock with that key:
+- at least ``liars_max`` + 1 *confirmed* members (``bounds/confirm.py``) claim something about a clock with that key:
   one of them is honest, and has taken the new key first-hand.
 
 If the former key then speaks up first-hand again, two parties claim one name: it is ``contested``, and whoever composes
@@ -53,7 +53,8 @@ from hashlib import blake2s
 from typing import TYPE_CHECKING, NamedTuple
 
 from skewd.bounds.carry import Claim
-from skewd.bounds.compose import TAG_BYTES, UTC, clock_tag, spread
+from skewd.bounds.compose import TAG_BYTES, UTC, clock_tag
+from skewd.bounds.confirm import spread
 from skewd.election import Timescale
 from skewd.interval import Interval
 from skewd.links.wire import (

@@ -219,6 +219,7 @@ class Fleet:
         membership.alter = lies.record if lies else None
         if old is not None:
             old.alive = False
+        membership.begin(raw)
         membership.plan.candidates((other for other in self.names if other != name), raw)
         self.members[name] = self.clocks[name, boot] = member
         self._at(self.true_ns + choose.randrange(self._turn_ns), lambda: self._turn(member))
