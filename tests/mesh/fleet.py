@@ -60,14 +60,14 @@ class Lies:
         record: its own record, altered before it is signed.
         describe: what it says about itself in messages.
         attach: what it attaches: from itself, the peer, the room, and what an honest member would attach.
-        blatant: whether each of its neighbours can see that it lies.
+        contradicts: so many of its honest neighbours together contradict it, whichever they are; 0: perhaps nobody does.
     """
 
     shift_ns: Callable[[str, int], int] = lambda peer, true_ns: 0
     record: Callable[[Record], Record] = lambda record: record
     describe: Callable[[Self], Self] = lambda said: said
     attach: Callable[[Member, str | None, int, bytes], bytes] = lambda member, peer, room, honest: honest
-    blatant: bool = False
+    contradicts: int = 0
 
 
 @dataclass

@@ -57,7 +57,7 @@ def _any(choose: random.Random) -> int:
 
 def shifted(choose: random.Random, names: list[str]) -> Lies:
     by_ns = _far(choose)
-    return Lies(record=lambda record: _edges(record, lambda _, claim: _moved(claim, by_ns)), blatant=True)
+    return Lies(record=lambda record: _edges(record, lambda _, claim: _moved(claim, by_ns)), contradicts=1)
 
 
 def shifted_a_little(choose: random.Random, names: list[str]) -> Lies:
@@ -134,7 +134,7 @@ def two_faced(choose: random.Random, names: list[str]) -> Lies:
     """Another time for each peer, any two of them too far apart for one clock; records that agree with what was shown."""
     steps = (choose.randrange(20_000_000, 50_000_000) for _ in names)
     shifts = dict(zip(names, itertools.accumulate(steps), strict=True))
-    return Lies(shift_ns=lambda peer, _: shifts[peer], blatant=True)
+    return Lies(shift_ns=lambda peer, _: shifts[peer], contradicts=2)
 
 
 def two_faced_a_little(choose: random.Random, names: list[str]) -> Lies:
