@@ -124,7 +124,7 @@ def _begun(says: _Claims, left: Collection[bytes], count: int) -> dict[bytes, se
 def _apart(target: bytes, claims: _Claims, count: int) -> bool:
     """Whether ``count`` walks go from ``target`` backwards over claims to confirmed clocks, with nothing in common.
 
-    The confirmed ones are those that ``claims`` has no entry for. Each step of a walk is (clock, by whom it is claimed).
+    The confirmed ones are those that ``claims`` has no entry for. A step of a walk is (clock, by whom it is claimed).
     """
     walks: set[tuple[bytes, bytes]] = set()
     for _ in range(count):

@@ -12,7 +12,7 @@ much), and :func:`able` says it in three conditions, by trying:
    connected without the judge, too. Else the judge takes part in every contradiction and does not rule out that its own
    clock is what is wrong.
 
-Many attempts have a fan-out of 2, and then a member may hang on a single other one. Those are counted apart (``unable``).
+Many attempts have a fan-out of 2, and then a member may hang on a single other one: those are ``unable``.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ class Lies:
         record: its own record, altered before it is signed.
         describe: what it says about itself in messages.
         attach: what it attaches: from itself, the peer, the room, and what an honest member would attach.
-        contradicts: so many of its honest neighbours together contradict it, whichever they are; 0: perhaps nobody does.
+        contradicts: so many of its honest neighbours together contradict it, whichever they are; 0: perhaps none.
     """
 
     shift_ns: Callable[[str, int], int] = lambda peer, true_ns: 0

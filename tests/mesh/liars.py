@@ -131,7 +131,7 @@ def limits_that_change(choose: random.Random, names: list[str]) -> Lies:
 
 
 def two_faced(choose: random.Random, names: list[str]) -> Lies:
-    """Another time for each peer, any two of them too far apart for one clock; records that agree with what was shown."""
+    """Another time for each peer, any two too far apart for one clock; records that agree with what was shown."""
     steps = (choose.randrange(20_000_000, 50_000_000) for _ in names)
     shifts = dict(zip(names, itertools.accumulate(steps), strict=True))
     return Lies(shift_ns=lambda peer, _: shifts[peer], contradicts=2)

@@ -275,3 +275,8 @@ PLAYS: tuple[Play, ...] = (
         duration_s=190,
     ),
 )  # fmt: skip
+
+
+def play_named(name: str, seed: int) -> Played:
+    """The play of that name."""
+    return play(next(what for what in PLAYS if what.name == name), seed)

@@ -1,4 +1,4 @@
-"""Who exists is what no f members together could have made up: against brute force; and a first word is ready in time."""
+"""Who exists is what no f members could have made up: against brute force; and a first word is ready in time."""
 
 from __future__ import annotations
 
