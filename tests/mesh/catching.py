@@ -10,7 +10,7 @@ from tests.mesh.plays import PLAYS, play
 LIKELY = {
     "one path is enough": ("bounds of a nanosecond",),
     "paths need not be disjoint": ("false UTC",),
-    "records are carried without wander": ("a long silence",),
+    "records are carried without wander": ("a long silence between steady clocks",),
     "limits are halved": ("nothing happens",),
     "whoever signs a record exists": ("made-up members", "a victim framed"),
     "the convicted are not left out": ("bounds shifted",),

@@ -26,7 +26,7 @@ from unittest import mock
 from skewd import records
 from skewd.bounds.history import History, Knot
 from skewd.clock import WallSample
-from skewd.config import Config, MeshConfig, NodeConfig, SourceConfig
+from skewd.config import ClockConfig, Config, MeshConfig, NodeConfig, SourceConfig
 from skewd.election import Timescale
 from skewd.identity import SEQUENCES_PER_START
 from skewd.interval import Interval
@@ -123,6 +123,7 @@ class Fleet:
         loss: share of the messages that are lost.
         style: how the oscillators move (``world.STYLES``).
         lies: who lies, and how.
+        steady: members whose oscillators keep to 1 ppm and 1 ppb/s, and are declared to.
         utc: members with a source of UTC of their own, which answers from ``utc_from_s`` on.
         duration_s: how long the simulation will be at most.
         composing: whether records are composed into bounds: it is most of the cost.
@@ -143,6 +144,7 @@ class Fleet:
         loss: float = 0.0,
         style: str = "bang",
         lies: dict[str, Lies] | None = None,
+        steady: Iterable[str] = (),
         utc: Iterable[str] = (),
         utc_from_s: float = 0.0,
         duration_s: float = 900.0,
@@ -160,6 +162,7 @@ class Fleet:
         self._turn_ns = round(interval_s * TURN_NS)
         self._wire, self._wires, self._loss = wire or Wire(jitter_us=50.0), wires or {}, loss
         self._style, self._lies, self._duration_s = style, lies or {}, duration_s
+        self.steady = frozenset(steady)
         self._utc, self._utc_from_ns = set(utc), round(utc_from_s * SECOND)
         self._composing, self._publishing = composing, publishing
         self._parts: dict[str, int] = {}
@@ -175,7 +178,7 @@ class Fleet:
         old = self.members.get(name)
         choose = random.Random(f"{name}/{self.choose.random()}")
         if old is None or reboot:
-            drift, wander = 100_000.0, 10.0
+            drift, wander = (1_000.0, 1.0) if name in self.steady else (100_000.0, 10.0)
             oscillator = Oscillator(choose.randrange(-(10**14), 10**14), drift, wander)
             mirror = Oscillator(0, drift, wander)
             set_going(self._style, oscillator, mirror, choose, self._duration_s + 100)
@@ -184,7 +187,8 @@ class Fleet:
         else:
             oscillator, wall, boot = old.oscillator, old.wall, old.node.boot
         sources = (SourceConfig(type="ntp", name="ntp", address="ntp", interval=SECOND),) if name in self._utc else ()
-        config = Config(node=NodeConfig(name=name), mesh=self._mesh, source=sources)
+        clock = ClockConfig(max_drift_ppm=1, max_wander_ppb_per_s=1) if name in self.steady else ClockConfig()
+        config = Config(node=NodeConfig(name=name), clock=clock, mesh=self._mesh, source=sources)
         raw = oscillator.raw(self.true_ns)
         difference = wall.read(self.true_ns) - raw
         first = WallSample(raw, Interval(difference - 100, difference + 100))
