@@ -570,7 +570,8 @@ class Daemon:
         if self._member is not None or self._mesh_complaint is not None:
             return
         from skewd.identity import IdentityError, PinsFile, load_identity
-        from skewd.records import MeshExtraMissing, RecordStore
+        from skewd.record_store import RecordStore
+        from skewd.records import MeshExtraMissing
 
         config = self.config
         try:

@@ -35,16 +35,8 @@ from skewd.fanout import Plan
 from skewd.hearsay import Heard, Known, MeshView, Wall
 from skewd.interval import Interval
 from skewd.links.protocol import Proofs, Self
-from skewd.records import (
-    EDGES_MAX,
-    Edge,
-    Record,
-    RecordStore,
-    claimable,
-    private_key,
-    public_key_of,
-    sign,
-)
+from skewd.record_store import RecordStore
+from skewd.records import EDGES_MAX, Edge, Record, claimable, private_key, public_key_of, sign
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey

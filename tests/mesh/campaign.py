@@ -1,9 +1,9 @@
 """The whole campaign on meshes: growth, traffic, plays, liars, protections taken away; and the report.
 
 ``python -m tests.mesh.campaign [--seeds N] [--liars N] [--largest N] [--out FILE]
-[--keep DIRECTORY]`` (``make simulate-mesh``). Ends with
+[--keep DIRECTORY] [--processes N]`` (``make simulate-mesh``). Ends with
 1 if anything that is claimed does not hold. All follows from seeds but memory and processor time, which are measured.
-The runs go to as many processes as there are processors. What is done is kept (``parts.py``): after an end the same
+The runs go to as many processes as there are processors, or as are asked for. What is done is kept (``parts.py``): after an end the same
 command goes on where it was.
 """
 
@@ -80,16 +80,16 @@ class Figures:
             f" after {elected.to_named}, are bounded against it after {elected.to_reference}": (
                 (elected.to_pairs or 99) <= 60 and (elected.to_reference or 99) <= 60
             ),
-            f"at any size a node sends no more than a constant, {2 * requests:g} packets a round on average (2 for each of"
-            f" at most {requests:g} requests): {packets:.1f}": packets <= 2 * requests,
+            f"at any size a node sends no more than a constant, {2 * requests:g} packets a round on average (2 for each"
+            f" of at most {requests:g} requests): {packets:.1f}": packets <= 2 * requests,
             f"and flat from {least.nodes} to {most.nodes} nodes: packets {least.packets[0]:.1f} and"
             f" {most.packets[0]:.1f}, bytes {least.bytes_sent[0]:,.0f} and {most.bytes_sent[0]:,.0f},"
             f" {flat:.2f} x at most": flat <= 1.3,
             f"no wrong bound in {checks:,} ({first:,} first-hand, {through:,} through others): {misses}": misses == 0,
             f"at least 1,000 attempts of a single liar with a valid key: {count:,}": count >= 1000,
             f"no honest member convicted: {accused}": accused == 0,
-            f"contradicted by {NEIGHBOURS} honest neighbours or more, a liar is convicted by every honest member that can"
-            f" know: {convicting} of {due} ({unable} can not: one other member is all that they hear through)": (
+            f"contradicted by {NEIGHBOURS} honest neighbours or more, a liar is convicted by every honest member that"
+            f" can know: {convicting} of {due} ({unable} can not: one other member is all that they hear through)": (
                 0 < due == convicting
             ),
             f"a hand-over never moves published time by more than its uncertainty: {changes} changes, {jumps} do": (
@@ -109,10 +109,10 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def run(seeds: int, liars: int, largest: int, keep: Path) -> Figures:
+def run(seeds: int, liars: int, largest: int, keep: Path, workers: int | None) -> Figures:
     """Everything."""
     figures = Figures(seeds, liars, largest)
-    with ProcessPoolExecutor() as processes:
+    with ProcessPoolExecutor(workers) as processes:
         parts = Parts(keep, processes, __name__)
         grown = [
             parts.run(grow, nodes, reference, 60)
@@ -192,11 +192,11 @@ def report(figures: Figures) -> str:
         ),
         "",
         "What each sends in one round (rounds 7 to 12), mean and most of all members; the reference is configured. Two",
-        "members that choose each other ask once for both, and where there are few all choose all: so a small mesh sends",
-        "less, and what is sent grows to its limit until there are many more members than k. Up to 64 of them ask the",
-        "reference in one round, however many there are: that is the most that one member sends. Memory (of one member,",
-        "Python objects) and processor time (its share of the simulation's) are measured here, without composing; for",
-        "that see `benchmarks/mesh_cost.py`.",
+        "members that choose each other ask once for both, and where there are few all choose all: so a small mesh",
+        "sends less, and what is sent grows to its limit until there are many more members than k. Up to 64 of them",
+        "ask the reference in one round, however many there are: that is the most that one member sends. Memory (of one",
+        "member, Python objects) and processor time (its share of the simulation's) are measured here, without",
+        "composing; for that see `benchmarks/mesh_cost.py`.",
         "",
         "| nodes | requests | most | packets | most | bytes | most | KiB of memory | ms of CPU a round |",
         "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
@@ -254,10 +254,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--seeds", type=int, default=SEEDS, help=f"seeds of each play ({SEEDS})")
     parser.add_argument("--liars", type=int, default=LIARS, help=f"seeds of each way to lie ({LIARS})")
     parser.add_argument("--largest", type=int, default=max(GROWN), help=f"largest whole mesh ({max(GROWN)})")
+    parser.add_argument("--processes", type=int, help="how many run at once (one for each processor)")
     parser.add_argument("--keep", type=Path, default=KEPT, help="what is done already (build/mesh-campaign)")
     parser.add_argument("--out", type=Path, default=REPORT, help="where the report goes (docs/reports/mesh.md)")
     options = parser.parse_args(argv)
-    figures = run(options.seeds, options.liars, options.largest, options.keep)
+    figures = run(options.seeds, options.liars, options.largest, options.keep, options.processes)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(report(figures))
     claims = figures.claims()

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from unittest import mock
 
-from skewd import records
+from skewd import record_store, records
 from skewd.bounds.history import History, Knot
 from skewd.clock import WallSample
 from skewd.config import ClockConfig, Config, MeshConfig, NodeConfig, SourceConfig
@@ -34,7 +34,8 @@ from skewd.keys import MeshKey
 from skewd.links.protocol import LinkProtocol, Self, Timebases
 from skewd.membership import Membership, new_plan
 from skewd.node import Node
-from skewd.records import Record, RecordStore, private_key
+from skewd.record_store import RecordStore
+from skewd.records import Record, private_key
 from tests.simulation.world import SECOND, UNIX_NS, Oscillator, Wall, Wire, set_going
 
 KEY = MeshKey.from_secret(b"simulated fleet".ljust(32, b"."))
@@ -276,7 +277,7 @@ class Fleet:
     def run(self, seconds: float) -> None:
         """Goes on by so much true time."""
         end = self.true_ns + round(seconds * SECOND)
-        with mock.patch.object(records, "verify", _verify), mock.patch.object(records, "decode", _decode):
+        with mock.patch.object(record_store, "verify", _verify), mock.patch.object(record_store, "decode", _decode):
             while self._events and self._events[0][0] <= end:
                 self.true_ns, _, happen = heapq.heappop(self._events)
                 happen()

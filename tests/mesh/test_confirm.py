@@ -11,7 +11,8 @@ from skewd.bounds import confirm
 from skewd.bounds.carry import Claim
 from skewd.bounds.confirm import spread
 from skewd.interval import Interval
-from skewd.records import Accepted, Edge, Record
+from skewd.record_store import Accepted
+from skewd.records import Edge, Record
 from tests.mesh.fleet import Fleet
 from tests.mesh.worlds import Member, make_record, member
 
