@@ -217,6 +217,7 @@ def discipline_restore(
     """Restore the kernel's frequency, if a daemon that died left it changed (ExecStopPost= of its unit)."""
     from skewd import daemon, steering
     from skewd.clock import clock_from_option
+    from skewd.failures import StartError
     from skewd.state_file import StateFile
 
     node = _load(config).config.node
@@ -230,7 +231,7 @@ def discipline_restore(
             said = steering.restore(
                 file, daemon.boot_id(clock), lambda: daemon.kernel_clock(clock), lambda: daemon.adjuster(clock)
             )
-    except (daemon.StartError, steering.NotRestoredError) as error:
+    except (StartError, steering.NotRestoredError) as error:
         raise _RefusedError(str(error)) from None
     print(f"skewd: {said or 'nothing was left to restore'}")
     return 0

@@ -25,38 +25,35 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, cast
+from typing import TYPE_CHECKING, Any, TextIO
 
 import skewd
 from skewd import discipline, hostclock, resume, sd_notify, steering
 from skewd.clock import NodeClock, VirtualClock, read_wall
-from skewd.config import Config, LinkConfig, SourceConfig, split_address
+from skewd.config import Config
 from skewd.durations import format_duration
+from skewd.failures import StartError
 from skewd.kernel_clock import Adjuster, KernelClock, RawFacts, continued, disturbance
-from skewd.keys import KeyFile, KeyRing
 from skewd.lean import structlog
-from skewd.links.protocol import LinkProtocol, Proofs, Timebases
+from skewd.link_set import LinkSet
+from skewd.links.protocol import Proofs
 from skewd.logs import set_level
 from skewd.membership import Membership, new_plan
 from skewd.node import KNOT_PERIOD_NS, Node
-from skewd.publish import clockbound, clockbound_layout, prometheus
+from skewd.ports import format_address, split_address
+from skewd.publish import clockbound, prometheus
+from skewd.publish.for_clockbound import ClockBoundPublisher
 from skewd.publish.segment import SegmentWriter
 from skewd.publish.web import LocalApi, Metrics
 from skewd.reload import plan
+from skewd.source_set import SourceSet
 from skewd.state_file import StateFile
 
 if TYPE_CHECKING:
     from skewd.discovery import Discovery
     from skewd.identity import PinsFile
-    from skewd.links.aeron import AeronLink
-    from skewd.links.kafka import KafkaLink
     from skewd.links.udp import UdpLink
-    from skewd.links.zmq import ZmqLink
-    from skewd.sources.claim import Claim
-    from skewd.sources.local import LocalSource
-    from skewd.sources.ntp import NtpSource
 
 TICK_S = 0.125
 """How often at least the two clocks are compared where the kernel tells when one is set: what is left to find by
@@ -71,28 +68,9 @@ EARLY = 0.7
 Waking a sleeping process costs more than the look itself. The time between two looks is never longer for it.
 """
 
-FIND_S = 10.0
-"""How often a machine without a configured source is searched for one."""
-
 Ready = Callable[[dict[str, Any]], None]
 Load = Callable[[], Config]
 """Reads the configuration again, or raises ``ConfigError``."""
-
-
-@dataclass(frozen=True, slots=True)
-class _OpenLink:
-    """A link as ``status`` tells of it."""
-
-    transport: str
-    address: str
-    counters: Callable[[], dict[str, int]]
-    use_keys: Callable[[KeyRing], None]
-    trouble: Callable[[], str | None] = lambda: None
-    direction: str = "both"
-
-
-class StartError(Exception):
-    """The daemon can't start; the message says why and what to do."""
 
 
 def boot_id(clock: NodeClock) -> bytes:
@@ -138,20 +116,11 @@ class Daemon:
         self.config = config
         self.clock = clock
         self._log = structlog.get_logger().bind(node=config.node.name)
-        self._links: list[_OpenLink] = []
-        self._udp: UdpLink | None = None
         self._plan = new_plan(config, random.random)
         self._member: Membership | None = None
         self._pins: PinsFile | None = None
         self._discovery: Discovery | None = None
         self._mesh_complaint: str | None = None
-        self._key_file: KeyFile | None = None
-        self._key_complaint: str | None = None
-        self._opened: dict[str, NtpSource | LocalSource] = {}
-        self._opened_as: dict[str, SourceConfig] = {}
-        self._finder: asyncio.Task[None] | None = None
-        self._found: str | None = None
-        self._refusals: tuple[str, ...] = ()
         self._reload_problem: str | None = None
         self._needs_restart: tuple[str, ...] = ()
         self._metrics_address: str | None = None
@@ -167,6 +136,8 @@ class Daemon:
                 " or a hypervisor's, or not told"
             )
         self.node = self._resumed_node()
+        self._sources = SourceSet(self.node, clock, self._log)
+        self._links = LinkSet(config, self.node, clock, self._on_proofs, self._attach, self._plan, self._log)
         self._source = self._facts.clock_source
         self._set_watch: hostclock.SetWatch | None = None
         self._pause: asyncio.Future[None] | None = None
@@ -174,10 +145,7 @@ class Daemon:
         self._said: dict[str, Any] = {}
         self._writer: SegmentWriter | None = None
         self._next_knot_ns = 0
-        self._clockbound: clockbound.ClockBoundSegments | None = None
-        self._clockbound_message: str | None = None
-        self._coarse_late_ns = clockbound.late_ns()
-        self._describe_source: dict[str, Callable[[], dict[str, Any]]] = {}
+        self._clockbound: ClockBoundPublisher | None = None
         self._steering: steering.Steering | None = None
         self._left_message: str | None = None
 
@@ -225,43 +193,18 @@ class Daemon:
 
     def status(self) -> dict[str, Any]:
         """``skewd status --json``."""
-        for source in self._opened.values():
-            self.node.on_source_state(source.name, source.state.value)
+        self._sources.tell_states()
         told = self.node.status(self.clock.raw_ns())
-        self._tell_of_sources(told)
-        told["links"] = [
-            {
-                "transport": link.transport,
-                "address": link.address,
-                "direction": link.direction,
-                "trouble": link.trouble(),
-                "counters": dict(link.counters()),
-            }
-            for link in self._links
-        ]
-        told["messages"] += [
-            f"link {row['transport']} {row['address']}: {row['trouble']}" for row in told["links"] if row["trouble"]
-        ]
+        self._links.tell(told)
         told["mesh"] = None if self._member is None else self._member.told(self.clock.raw_ns())
         told["messages"] += self._mesh_messages()
         told["clock"] = self._clock_status()
         told["metrics"] = self._metrics_address
         told["version"] = skewd.__version__
-        refused = {
-            reason: sum(link["counters"].get(reason, 0) for link in told["links"])
-            for reason in ("wrong_key", "bad_mac", "duplicate_name")
-        }
-        for reason, count in refused.items():
-            if count:
-                told["messages"].append(_REFUSED[reason].format(count=count))
-        if self._key_complaint is not None:
-            told["messages"].append(self._key_complaint)
-        told["messages"] += [f"source {one.name}: {one.reason}" for one in self._opened.values() if one.reason]
-        told["found"] = self._found
-        told["messages"] += [f"no source of UTC is configured, and {refused}" for refused in self._refusals]
+        self._sources.tell(told)
         self._tell_of_config(told)
-        if self._clockbound_message is not None:
-            told["messages"].append(self._clockbound_message)
+        if self._clockbound is not None and self._clockbound.message is not None:
+            told["messages"].append(self._clockbound.message)
         told["discipline"] = steering.OFF if self._steering is None else self._steering.told()
         steered = None if self._steering is None else self._steering.message()
         told["messages"] += [message for message in (steered, self._left_message) if message is not None]
@@ -272,21 +215,6 @@ class Daemon:
         if self._discovery is not None and self._discovery.problem is not None:
             messages.append(self._discovery.problem)
         return messages if self._member is None else messages + self._member.messages()
-
-    def _tell_of_sources(self, told: dict[str, Any]) -> None:
-        for row in told["sources"]:
-            if row["name"] in self._describe_source:
-                row |= self._describe_source[row["name"]]()
-            if row.get("leap") in ("insert", "delete"):
-                told["messages"].append(
-                    f"source {row['name']} announces a leap second ({row['leap']}) at the end of the UTC day"
-                )
-        chosen = {row["type"] for row in told["sources"] if row["state"] == "truechimer"}
-        if chosen == {"kernel"}:
-            told["messages"].append(
-                "UTC is known from the kernel's maxerror alone: what whoever steers this clock believes;"
-                " add [[source]] type = 'ntp', or let chronyd be asked"
-            )
 
     def _tell_of_config(self, told: dict[str, Any]) -> None:
         told["config"] = {
@@ -347,19 +275,24 @@ class Daemon:
                 config.segment_path, node=config.node.name, boot=self.node.boot, virtual=self.clock.virtual
             )
             stack.callback(self._writer.close)
-            self._open_clockbound(stack)
+            self._clockbound = ClockBoundPublisher(config, self._facts.shift_ns)
+            stack.callback(self._clockbound.close)
             self._open_steering(stack)
+            if config.mesh.peers or config.mesh.dns is not None or any(link.peers for link in config.link):
+                self._join_mesh()
             ready: dict[str, Any] = {"socket": str(config.socket_path), "mesh": None, "metrics": None}
-            await self._open_links(stack, ready)
-            stack.push_async_callback(self._close_sources, ())
+            ready["mesh"] = await self._links.open(stack)
+            if self._links.udp is not None:
+                self._discover(stack, self._links.udp)
+            stack.push_async_callback(self._sources.close)
             await self._use_sources(config)
             if config.metrics.listen is not None:
                 build = {"version": skewd.__version__, "virtual": str(self.clock.virtual).lower()}
                 registry = prometheus.registry(self.status, build, lambda: self.clock.wall_ns() / 1e9, process=True)
                 metrics = Metrics(self.status, registry)
                 stack.push_async_callback(metrics.close)
-                host, port = await metrics.open(*split_address(config.metrics.listen))
-                ready["metrics"] = self._metrics_address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+                address = await metrics.open(*split_address(config.metrics.listen))
+                ready["metrics"] = self._metrics_address = format_address(*address)
             api = LocalApi(self.status, self.now)
             stack.push_async_callback(api.close)
             await api.open(config.socket_path)
@@ -438,110 +371,6 @@ class Daemon:
         self._set_watch.again()
         self.tick()
 
-    async def _open_links(self, stack: contextlib.AsyncExitStack, ready: dict[str, Any]) -> None:
-        config = self.config
-        if config.mesh.key_file is not None:
-            self._key_file = KeyFile(config.mesh.key_file)
-        timebases = Timebases()
-        if config.mesh.peers or config.mesh.dns is not None or any(link.peers for link in config.link):
-            self._join_mesh()
-        if config.mesh.listen is not None:
-            from skewd.kernel_stamps import SocketStamps
-            from skewd.links.udp import UdpLink
-
-            protocol = self._protocol("udp", timebases)
-            udp = await UdpLink.open(
-                config.mesh.listen,
-                protocol,
-                self.clock,
-                self._on_proofs,
-                list(config.mesh.peers),
-                config.mesh.interval,
-                stamps=SocketStamps(self.clock, lambda: self.node.wall.slew_ppb()),
-                plan=self._plan,
-            )
-            stack.push_async_callback(udp.close)
-            self._udp = udp
-            host, port = udp.address[:2]
-            self._discover(stack, udp)
-            ready["mesh"] = f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
-            self._links.append(_OpenLink("udp", ready["mesh"], lambda: udp.counters, protocol.use_keys))
-        for link in config.link:
-            await self._open_link(stack, link, timebases)
-
-    async def _open_link(self, stack: contextlib.AsyncExitStack, link: LinkConfig, timebases: Timebases) -> None:
-        """One ``[[link]]``; the library of its transport is loaded here and not before."""
-        from skewd.links.unavailable import LinkUnavailable
-
-        protocol = self._protocol(link.transport, timebases)
-        try:
-            opened = await self._make_link(link, protocol)
-        except LinkUnavailable as error:
-            raise StartError(f"[[link]] {link.transport} {link.address}: {error}") from None
-        stack.push_async_callback(opened.close)
-        self._links.append(
-            _OpenLink(
-                link.transport,
-                link.address,
-                lambda: opened.counters,
-                getattr(opened, "use_keys", protocol.use_keys),
-                lambda: getattr(opened, "trouble", None),
-                link.direction,
-            )
-        )
-
-    async def _make_link(self, link: LinkConfig, protocol: LinkProtocol) -> ZmqLink | KafkaLink | AeronLink:
-        peers, interval_ns = list(link.peers), self.config.mesh.interval
-        direction = cast(Any, link.direction)
-        if link.transport == "zmq":
-            from skewd.links.zmq import ZmqLink
-
-            return await ZmqLink.open(
-                link.address, protocol, self.clock, self._on_proofs, peers, interval_ns, keys=self._keys
-            )
-        if link.transport == "kafka":
-            from skewd.links.kafka import KafkaLink, read_properties
-
-            return await KafkaLink.open(
-                link.address,
-                link.topic or "skewd-clock",
-                protocol,
-                self.clock,
-                self._on_proofs,
-                peers,
-                interval_ns,
-                direction=direction,
-                properties=None if link.properties is None else read_properties(link.properties),
-            )
-        from skewd.links.aeron import STREAM, AeronLink
-
-        return await AeronLink.open(
-            link.address,
-            protocol,
-            self.clock,
-            self._on_proofs,
-            peers,
-            interval_ns,
-            own_directory=self.config.node.runtime_dir / f"aeron-{len(self._links)}",
-            directory=link.directory,
-            stream=link.stream or STREAM,
-            direction=direction,
-        )
-
-    @property
-    def _keys(self) -> KeyRing | None:
-        return None if self._key_file is None else self._key_file.keys
-
-    def _protocol(self, link: str, timebases: Timebases) -> LinkProtocol:
-        return LinkProtocol(
-            link=link,
-            key=self._keys,
-            describe=self.node.describe,
-            random=secrets.token_bytes,
-            timebases=timebases,
-            attach=self._attach,
-        )
-
     # -- the mesh ------------------------------------------------------------------------------------------------
 
     def _discover(self, stack: contextlib.AsyncExitStack, udp: UdpLink) -> None:
@@ -561,6 +390,10 @@ class Daemon:
         udp.on_own(self._discovery.is_own)
         finding = asyncio.create_task(self._discovery.run(), name="skewd-discovery")
         stack.push_async_callback(_cancelled, finding)
+
+    def reload_keys(self, *, anyway: bool = True) -> None:
+        """Has the links use the mesh key file as it is now; it is looked at every ten seconds besides."""
+        self._links.reload_keys(anyway=anyway)
 
     def _attach(self, peer: str | None, max_bytes: int) -> bytes:
         return b"" if self._member is None else self._member.attach(peer, max_bytes)
@@ -603,182 +436,9 @@ class Daemon:
         with contextlib.suppress(OSError):
             self._pins.write(self._member.store.pins())
 
-    def reload_keys(self, *, anyway: bool = True) -> None:
-        """Has the links use the key file as it is now; it is looked at every ten seconds besides."""
-        if self._key_file is None:
-            return
-        if self._key_file.changed(anyway=anyway):
-            for link in self._links:
-                link.use_keys(self._key_file.keys)
-            ids = [f"{key.key_id:08x}" for key in self._key_file.keys.keys]
-            self._log.info("the mesh keys have changed", sends=ids[0], accepts=ids)
-        if self._key_file.complaint is not None and self._key_file.complaint != self._key_complaint:
-            self._log.warning(self._key_file.complaint)
-        self._key_complaint = self._key_file.complaint
-
-    def _open_clockbound(self, stack: contextlib.AsyncExitStack) -> None:
-        if not self.config.clockbound.enabled:
-            return
-        if self._facts.shift_ns:
-            self._clockbound_message = (
-                "ClockBound segments are off: this daemon is in a time namespace, whose clocks are"
-                f" {format_duration(self._facts.shift_ns)} off the host's and its clients'; run it outside"
-            )
-            return
-        try:
-            barrier = clockbound.store_barrier()
-        except clockbound.NoBarrier as error:
-            self._clockbound_message = f"ClockBound segments are off: {error.strerror}"
-            return
-        try:
-            self._clockbound = clockbound.ClockBoundSegments(self.config.clockbound.directory, barrier)
-        except clockbound.ClockBoundError as error:
-            raise StartError(str(error.strerror)) from error
-        stack.callback(self._close_clockbound)
-
-    def _close_clockbound(self) -> None:
-        if self._clockbound is not None:
-            self._clockbound.close()
-            self._clockbound = None
-
-    def _publish_clockbound(self) -> None:
-        """Tells ClockBound's clients what the node knows of UTC; they are told nothing else than UTC."""
-        if self._clockbound is None:
-            return
-        as_of = clockbound.as_of_ns()  # before the raw clock is read: an age measured from it is never too short
-        raw = self.clock.raw_ns()
-        estimate = self.node.reference_estimate(raw)
-        said = clockbound_layout.unknown(as_of)
-        self._clockbound_message = None
-        if self.clock.virtual:
-            self._clockbound_message = (
-                "ClockBound clients are told 'unknown': they read the host's clock, and this node's is virtual"
-            )
-        elif estimate is None or estimate.name != "utc":
-            other = "it knows no reference" if estimate is None else f"its reference is {estimate.name}"
-            self._clockbound_message = f"ClockBound clients are told 'unknown': they ask for UTC, and {other}"
-        else:
-            said = clockbound_layout.claim(
-                estimate.bound,
-                estimate.drift_ppb,
-                estimate.wander_ppb_per_s,
-                self.node.status_of(estimate),
-                as_of_ns=as_of,
-                late_ns=self._coarse_late_ns,
-                max_bound_ns=self.config.clock.max_uncertainty,
-            )
-        try:
-            self._clockbound.publish(said)
-        except clockbound.ClockBoundError as error:
-            self._close_clockbound()
-            self._clockbound_message = f"ClockBound segments are off: {error.strerror}"
-
     async def _use_sources(self, config: Config) -> None:
-        """Asks the configured sources, or looks for one, and no others.
-
-        Raises:
-            StartError: one can't be had; names it and the fix.
-        """
-        await self._close_sources(config.source)
-        self.node.reconfigure(config)
-        for source in config.source:
-            if source.name not in self._opened:
-                await self._open_source(source)
-        if config.source:
-            self._found = None
-        elif not self.clock.virtual and self._found is None and self._steering is None:
-            # While we steer, nothing is looked for: what would be found judges this clock by who else steers it.
-            self._finder = asyncio.create_task(self._find_source(), name="skewd-find")
-
-    async def _close_sources(self, but: tuple[SourceConfig, ...]) -> None:
-        """Asks no source any more but these (and the one that was found, where none is configured)."""
-        if self._finder is not None:
-            await _cancelled(self._finder)
-            self._finder, self._refusals = None, ()
-        for name, opened in list(self._opened.items()):
-            if self._opened_as[name] not in but:
-                del self._opened[name], self._opened_as[name]
-                self._describe_source.pop(name, None)
-                self._found = None
-                await opened.close()
-
-    async def _open_source(self, source: SourceConfig) -> None:
-        if source.type != "ntp":
-            try:
-                self._open_local(source)
-            except (OSError, ValueError) as error:
-                raise StartError(f"[[source]] {source.name}: {error}") from None
-            return
-        if source.address is None:
-            raise StartError(f"[[source]] {source.name} has no address; write address = 'host' or 'host:port'")
-        from skewd.sources.ntp import NtpSample, NtpSource
-
-        def on_sample(sample: NtpSample) -> None:
-            outgoing, incoming = sample.proofs()
-            self.node.on_utc(source.name, [outgoing], [incoming], self.clock.raw_ns(), sample.leap)
-
-        opened = await NtpSource.open(
-            source.name,
-            source.address,
-            self.clock,
-            on_sample,
-            source.interval,
-            slew_ppb=lambda: self.node.wall.slew_ppb(),
-        )
-        self._describe_source[source.name] = opened.describe
-        self._opened[source.name], self._opened_as[source.name] = opened, source
-
-    def _open_local(self, source: SourceConfig) -> None:
-        """A source on this machine: see ``sources/local.py``."""
-        from skewd.sources.local import LocalSource, Reader
-
-        def on_claim(claim: Claim) -> None:
-            outgoing, incoming = claim.proofs()
-            self.node.on_utc(source.name, [outgoing], [incoming], self.clock.raw_ns(), claim.leap)
-
-        limits, directory = self.config.clock, self.config.node.runtime_dir
-        read: Reader
-        if source.type == "chrony":
-            from skewd.sources.chrony import ChronyReader
-
-            drift, wander = limits.max_drift_ppm, limits.max_wander_ppb_per_s
-            read = ChronyReader(source.address, self.clock, directory, drift, wander)
-        elif source.type == "kernel":
-            from skewd.sources.kernel import KernelReader
-
-            read = KernelReader(self.clock, limits.max_drift_ppm)
-        elif source.type == "ptp":
-            from skewd.sources.ptp import PtpReader
-
-            read = PtpReader(source.address, self.clock, directory, limits.max_drift_ppm)
-        else:
-            from skewd.sources.phc import PhcReader
-
-            read = PhcReader(source.address or "/dev/ptp0", self.clock)
-        opened = LocalSource(source.name, read, on_claim, source.interval)
-        self._opened[source.name], self._opened_as[source.name] = opened, source
-
-    async def _find_source(self) -> None:
-        """Without a configured source: the first of chronyd, ptp4l and the kernel that makes a claim, once one does."""
-        from skewd.sources.find import find
-
-        limits, directory = self.config.clock, self.config.node.runtime_dir
-        said = False
-        while True:
-            kind, self._refusals = await find(self.clock, directory, limits.max_drift_ppm, limits.max_wander_ppb_per_s)
-            if kind is not None:
-                break
-            if not said:
-                found = "; ".join(self._refusals) or None
-                self._log.info("no source of UTC is configured, and none was found; looking on", refused=found)
-            said = True
-            await asyncio.sleep(FIND_S)
-        self._refusals = ()
-        source = SourceConfig(type=kind)
-        self.node.found_source(source)
-        self._open_local(source)
-        self._found = kind
-        self._log.info("no source of UTC is configured; using the one found on this machine", source=kind)
+        # While we steer, nothing is looked for: what would be found judges this clock by who else steers it.
+        await self._sources.use(config, search=not self.clock.virtual and self._steering is None)
 
     def _on_proofs(self, proofs: Proofs) -> None:
         now = self.clock.raw_ns()
@@ -820,7 +480,7 @@ class Daemon:
         Raises:
             ValueError, OSError, StartError: something in it is not to be had.
         """
-        if self._udp is not None and self._discovery is not None:
+        if self._discovery is not None:
             self._discovery.set_static(config.mesh.peers)
         before, self.config = self.config, config
         if config.source != before.source:
@@ -902,7 +562,9 @@ class Daemon:
             self._writer.publish(knot)
         for better in self.node.tightened():
             self._writer.tighten(better)
-        self._publish_clockbound()
+        if self._clockbound is not None:
+            as_of = clockbound.as_of_ns()
+            self._clockbound.publish(self.node, self.clock.raw_ns(), virtual=self.clock.virtual, as_of_ns=as_of)
 
     def _say(self) -> None:
         """A log line when the state changes, and the service manager's status text."""
@@ -914,13 +576,6 @@ class Daemon:
         if state != self._said:
             self._said = state
             self._log.info(told["status"], reference=told["reference"], bound=bound, messages=told["messages"])
-
-
-_REFUSED = {
-    "wrong_key": "{count} messages came with another mesh key; all nodes of a mesh share one ([mesh] key_file)",
-    "bad_mac": "{count} messages failed authentication; they were altered, or made with another key",
-    "duplicate_name": "{count} messages came from another node with this node's name; change one [node] name",
-}
 
 
 @contextlib.contextmanager

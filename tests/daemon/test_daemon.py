@@ -17,7 +17,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from skewd import hostclock
 from skewd.clock import HostClock, VirtualClock, VirtualPage
 from skewd.config import Config, LinkConfig, MeshConfig, MetricsConfig, NodeConfig, SourceConfig
-from skewd.daemon import Daemon, StartError
+from skewd.daemon import Daemon
+from skewd.failures import StartError
 from skewd.keys import generate_key_file
 from skewd.ports import PortTaken
 from skewd.publish.segment import NAME, SegmentReader

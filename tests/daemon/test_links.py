@@ -12,7 +12,8 @@ import pytest
 
 from skewd.clock import VirtualClock, VirtualPage
 from skewd.config import Config, LinkConfig, MeshConfig, NodeConfig
-from skewd.daemon import Daemon, StartError
+from skewd.daemon import Daemon
+from skewd.failures import StartError
 from skewd.keys import generate_key_file, rotate_key_file
 from skewd.status_view import render_status
 from skewd_pipeline.kafka_broker import free_ports, open_broker

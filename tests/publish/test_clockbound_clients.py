@@ -19,7 +19,8 @@ import pytest
 
 from skewd.clock import HostClock, NodeClock, VirtualClock, VirtualPage
 from skewd.config import ClockBoundConfig, Config, MeshConfig, MetricsConfig, NodeConfig, SourceConfig
-from skewd.daemon import Daemon, StartError
+from skewd.daemon import Daemon
+from skewd.failures import StartError
 from skewd.publish import clockbound
 from skewd.publish.clockbound import ClockBoundSegments, NoBarrier, store_barrier
 from skewd.publish.clockbound_layout import Claim, ClockStatus

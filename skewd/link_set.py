@@ -1,0 +1,228 @@
+"""The links of one node: its UDP socket and every ``[[link]]``, one mesh key for all of them.
+
+Each link is a transport under the same protocol (``links/protocol.py``), with the same identity and one set of
+timebases, so that a peer met over two transports is one peer. The library of a transport is loaded when a link asks
+for it, and not before. The key file is one as well: when it changes, every link takes the new ring at once.
+
+Limits: links are opened once; a change of ``[[link]]`` waits for a restart (``reload.py`` says so).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from skewd.clock import NodeClock
+from skewd.config import Config, LinkConfig
+from skewd.failures import StartError
+from skewd.fanout import Plan
+from skewd.keys import KeyFile, KeyRing
+from skewd.links.protocol import LinkProtocol, Proofs, Timebases
+from skewd.node import Node
+from skewd.ports import format_address
+
+if TYPE_CHECKING:
+    from skewd.links.aeron import AeronLink
+    from skewd.links.kafka import KafkaLink
+    from skewd.links.udp import UdpLink
+    from skewd.links.zmq import ZmqLink
+
+_REFUSED = {
+    "wrong_key": "{count} messages came with another mesh key; all nodes of a mesh share one ([mesh] key_file)",
+    "bad_mac": "{count} messages failed authentication; they were altered, or made with another key",
+    "duplicate_name": "{count} messages came from another node with this node's name; change one [node] name",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _OpenLink:
+    """A link as ``status`` tells of it."""
+
+    transport: str
+    address: str
+    counters: Callable[[], dict[str, int]]
+    use_keys: Callable[[KeyRing], None]
+    trouble: Callable[[], str | None] = lambda: None
+    direction: str = "both"
+
+
+class LinkSet:
+    """The links that are open. Used within the running event loop.
+
+    Args:
+        config: ``[mesh]`` and ``[[link]]``.
+        node, clock: whose they are.
+        on_proofs: gets what the peers' messages prove.
+        attach: what goes along with a message to a peer, in at most so many bytes.
+        plan: who is asked when.
+        log: told when the keys change.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        node: Node,
+        clock: NodeClock,
+        on_proofs: Callable[[Proofs], None],
+        attach: Callable[[str | None, int], bytes],
+        plan: Plan,
+        log: Any,
+    ) -> None:
+        self._config = config
+        self._node = node
+        self._clock = clock
+        self._on_proofs = on_proofs
+        self._attach = attach
+        self._plan = plan
+        self._log = log
+        self._open: list[_OpenLink] = []
+        self._timebases = Timebases()
+        self._key_file: KeyFile | None = None
+        self._key_complaint: str | None = None
+        self.udp: UdpLink | None = None
+
+    async def open(self, stack: contextlib.AsyncExitStack) -> str | None:
+        """Opens all of them; ``stack`` closes them. The UDP link's address, None without one.
+
+        Raises:
+            StartError, OSError, ValueError: one can't be had; names it and the fix.
+        """
+        mesh = self._config.mesh
+        if mesh.key_file is not None:
+            self._key_file = KeyFile(mesh.key_file)
+        address = None
+        if mesh.listen is not None:
+            address = await self._open_udp(stack, mesh.listen)
+        for link in self._config.link:
+            await self._open_link(stack, link)
+        return address
+
+    async def _open_udp(self, stack: contextlib.AsyncExitStack, listen: str) -> str:
+        from skewd.kernel_stamps import SocketStamps
+        from skewd.links.udp import UdpLink
+
+        mesh, protocol = self._config.mesh, self._protocol("udp")
+        self.udp = udp = await UdpLink.open(
+            listen,
+            protocol,
+            self._clock,
+            self._on_proofs,
+            list(mesh.peers),
+            mesh.interval,
+            stamps=SocketStamps(self._clock, lambda: self._node.wall.slew_ppb()),
+            plan=self._plan,
+        )
+        stack.push_async_callback(udp.close)
+        address = format_address(*udp.address[:2])
+        self._open.append(_OpenLink("udp", address, lambda: udp.counters, protocol.use_keys))
+        return address
+
+    async def _open_link(self, stack: contextlib.AsyncExitStack, link: LinkConfig) -> None:
+        from skewd.links.unavailable import LinkUnavailable
+
+        protocol = self._protocol(link.transport)
+        try:
+            opened = await self._make_link(link, protocol)
+        except LinkUnavailable as error:
+            raise StartError(f"[[link]] {link.transport} {link.address}: {error}") from None
+        stack.push_async_callback(opened.close)
+        self._open.append(
+            _OpenLink(
+                link.transport,
+                link.address,
+                lambda: opened.counters,
+                getattr(opened, "use_keys", protocol.use_keys),
+                lambda: getattr(opened, "trouble", None),
+                link.direction,
+            )
+        )
+
+    async def _make_link(self, link: LinkConfig, protocol: LinkProtocol) -> ZmqLink | KafkaLink | AeronLink:
+        """One ``[[link]]``; the library of its transport is loaded here."""
+        peers, interval_ns = list(link.peers), self._config.mesh.interval
+        direction = cast(Any, link.direction)
+        if link.transport == "zmq":
+            from skewd.links.zmq import ZmqLink
+
+            return await ZmqLink.open(
+                link.address, protocol, self._clock, self._on_proofs, peers, interval_ns, keys=self._keys
+            )
+        if link.transport == "kafka":
+            from skewd.links.kafka import KafkaLink, read_properties
+
+            return await KafkaLink.open(
+                link.address,
+                link.topic or "skewd-clock",
+                protocol,
+                self._clock,
+                self._on_proofs,
+                peers,
+                interval_ns,
+                direction=direction,
+                properties=None if link.properties is None else read_properties(link.properties),
+            )
+        from skewd.links.aeron import STREAM, AeronLink
+
+        return await AeronLink.open(
+            link.address,
+            protocol,
+            self._clock,
+            self._on_proofs,
+            peers,
+            interval_ns,
+            own_directory=self._config.node.runtime_dir / f"aeron-{len(self._open)}",
+            directory=link.directory,
+            stream=link.stream or STREAM,
+            direction=direction,
+        )
+
+    @property
+    def _keys(self) -> KeyRing | None:
+        return None if self._key_file is None else self._key_file.keys
+
+    def _protocol(self, link: str) -> LinkProtocol:
+        return LinkProtocol(
+            link=link,
+            key=self._keys,
+            describe=self._node.describe,
+            random=secrets.token_bytes,
+            timebases=self._timebases,
+            attach=self._attach,
+        )
+
+    def reload_keys(self, *, anyway: bool = True) -> None:
+        """Has the links use the key file as it is now, if it changed (or ``anyway``)."""
+        if self._key_file is None:
+            return
+        if self._key_file.changed(anyway=anyway):
+            for link in self._open:
+                link.use_keys(self._key_file.keys)
+            ids = [f"{key.key_id:08x}" for key in self._key_file.keys.keys]
+            self._log.info("the mesh keys have changed", sends=ids[0], accepts=ids)
+        if self._key_file.complaint is not None and self._key_file.complaint != self._key_complaint:
+            self._log.warning(self._key_file.complaint)
+        self._key_complaint = self._key_file.complaint
+
+    def tell(self, told: dict[str, Any]) -> None:
+        """Adds the links to a status, and what is to be said of them."""
+        rows: list[dict[str, Any]] = [
+            {
+                "transport": link.transport,
+                "address": link.address,
+                "direction": link.direction,
+                "trouble": link.trouble(),
+                "counters": dict(link.counters()),
+            }
+            for link in self._open
+        ]
+        told["links"], messages = rows, told["messages"]
+        messages += [f"link {row['transport']} {row['address']}: {row['trouble']}" for row in rows if row["trouble"]]
+        for reason, text in _REFUSED.items():
+            count = sum(row["counters"].get(reason, 0) for row in rows)
+            if count:
+                messages.append(text.format(count=count))
+        if self._key_complaint is not None:
+            messages.append(self._key_complaint)

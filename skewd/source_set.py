@@ -1,0 +1,184 @@
+"""Which sources of UTC are asked, and by whom: opened, closed and, where none is configured, looked for.
+
+A daemon without configuration should still be useful, so it asks what it finds on its own machine: chronyd, ptp4l,
+the kernel, in this order, and again every ``FIND_S`` until one makes a claim. What is configured replaces what was
+found, also while the daemon runs. Every source hands its proofs to the node; nothing is judged here.
+
+Limits: one source is found, not all: two views of one time daemon would be no majority. Nothing is looked for on a
+virtual node, whose machine's time daemons steer another clock, nor while skewd itself steers this one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from skewd.clock import NodeClock
+from skewd.config import Config, SourceConfig
+from skewd.failures import StartError
+from skewd.node import Node
+
+if TYPE_CHECKING:
+    from skewd.sources.claim import Claim
+    from skewd.sources.local import LocalSource
+    from skewd.sources.ntp import NtpSource
+
+FIND_S = 10.0
+"""How often a machine without a configured source is searched for one."""
+
+
+class SourceSet:
+    """The sources that are asked. Used within the running event loop.
+
+    Args:
+        node: gets what they say.
+        clock: this node's clocks.
+        log: told when one is found.
+    """
+
+    def __init__(self, node: Node, clock: NodeClock, log: Any) -> None:
+        self._node = node
+        self._clock = clock
+        self._log = log
+        self._config: Config | None = None
+        self._opened: dict[str, NtpSource | LocalSource] = {}
+        self._opened_as: dict[str, SourceConfig] = {}
+        self._describe: dict[str, Callable[[], dict[str, Any]]] = {}
+        self._finder: asyncio.Task[None] | None = None
+        self._refusals: tuple[str, ...] = ()
+        self.found: str | None = None
+
+    async def use(self, config: Config, *, search: bool) -> None:
+        """Asks the configured sources, and no others; without any, looks for one if ``search`` says so.
+
+        Raises:
+            StartError: one can't be had; names it and the fix.
+        """
+        await self.close(but=config.source)
+        self._config = config
+        self._node.reconfigure(config)
+        for source in config.source:
+            if source.name not in self._opened:
+                await self._open(source)
+        if config.source:
+            self.found = None
+        elif search and self.found is None:
+            self._finder = asyncio.create_task(self._find(), name="skewd-find")
+
+    async def close(self, but: tuple[SourceConfig, ...] = ()) -> None:
+        """Asks no source any more but these (and the one that was found, where none is configured)."""
+        if self._finder is not None:
+            self._finder.cancel()
+            await asyncio.wait({self._finder})
+            self._finder, self._refusals = None, ()
+        for name, opened in list(self._opened.items()):
+            if self._opened_as[name] not in but:
+                del self._opened[name], self._opened_as[name]
+                self._describe.pop(name, None)
+                self.found = None
+                await opened.close()
+
+    def tell_states(self) -> None:
+        """Tells the node which of them answer."""
+        for source in self._opened.values():
+            self._node.on_source_state(source.name, source.state.value)
+
+    def tell(self, told: dict[str, Any]) -> None:
+        """Adds to a status what only the sources themselves know, and what is to be said of them."""
+        for row in told["sources"]:
+            if row["name"] in self._describe:
+                row |= self._describe[row["name"]]()
+            if row.get("leap") in ("insert", "delete"):
+                told["messages"].append(
+                    f"source {row['name']} announces a leap second ({row['leap']}) at the end of the UTC day"
+                )
+        chosen = {row["type"] for row in told["sources"] if row["state"] == "truechimer"}
+        if chosen == {"kernel"}:
+            told["messages"].append(
+                "UTC is known from the kernel's maxerror alone: what whoever steers this clock believes;"
+                " add [[source]] type = 'ntp', or let chronyd be asked"
+            )
+        told["found"] = self.found
+        told["messages"] += [f"source {one.name}: {one.reason}" for one in self._opened.values() if one.reason]
+        told["messages"] += [f"no source of UTC is configured, and {refused}" for refused in self._refusals]
+
+    async def _open(self, source: SourceConfig) -> None:
+        if source.type != "ntp":
+            try:
+                self._open_local(source)
+            except (OSError, ValueError) as error:
+                raise StartError(f"[[source]] {source.name}: {error}") from None
+            return
+        if source.address is None:
+            raise StartError(f"[[source]] {source.name} has no address; write address = 'host' or 'host:port'")
+        from skewd.sources.ntp import NtpSample, NtpSource
+
+        def on_sample(sample: NtpSample) -> None:
+            outgoing, incoming = sample.proofs()
+            self._node.on_utc(source.name, [outgoing], [incoming], self._clock.raw_ns(), sample.leap)
+
+        opened = await NtpSource.open(
+            source.name,
+            source.address,
+            self._clock,
+            on_sample,
+            source.interval,
+            slew_ppb=lambda: self._node.wall.slew_ppb(),
+        )
+        self._describe[source.name] = opened.describe
+        self._opened[source.name], self._opened_as[source.name] = opened, source
+
+    def _open_local(self, source: SourceConfig) -> None:
+        """A source on this machine: see ``sources/local.py``."""
+        from skewd.sources.local import LocalSource, Reader
+
+        def on_claim(claim: Claim) -> None:
+            outgoing, incoming = claim.proofs()
+            self._node.on_utc(source.name, [outgoing], [incoming], self._clock.raw_ns(), claim.leap)
+
+        assert self._config is not None, "use() comes first"
+        limits, directory = self._config.clock, self._config.node.runtime_dir
+        read: Reader
+        if source.type == "chrony":
+            from skewd.sources.chrony import ChronyReader
+
+            drift, wander = limits.max_drift_ppm, limits.max_wander_ppb_per_s
+            read = ChronyReader(source.address, self._clock, directory, drift, wander)
+        elif source.type == "kernel":
+            from skewd.sources.kernel import KernelReader
+
+            read = KernelReader(self._clock, limits.max_drift_ppm)
+        elif source.type == "ptp":
+            from skewd.sources.ptp import PtpReader
+
+            read = PtpReader(source.address, self._clock, directory, limits.max_drift_ppm)
+        else:
+            from skewd.sources.phc import PhcReader
+
+            read = PhcReader(source.address or "/dev/ptp0", self._clock)
+        opened = LocalSource(source.name, read, on_claim, source.interval)
+        self._opened[source.name], self._opened_as[source.name] = opened, source
+
+    async def _find(self) -> None:
+        """Without a configured source: the first of chronyd, ptp4l and the kernel that makes a claim, once one does."""
+        from skewd.sources.find import find
+
+        assert self._config is not None, "use() comes first"
+        limits, directory = self._config.clock, self._config.node.runtime_dir
+        said = False
+        while True:
+            kind, self._refusals = await find(self._clock, directory, limits.max_drift_ppm, limits.max_wander_ppb_per_s)
+            if kind is not None:
+                break
+            if not said:
+                found = "; ".join(self._refusals) or None
+                self._log.info("no source of UTC is configured, and none was found; looking on", refused=found)
+            said = True
+            await asyncio.sleep(FIND_S)
+        self._refusals = ()
+        source = SourceConfig(type=kind)
+        self._node.found_source(source)
+        self._open_local(source)
+        self.found = kind
+        self._log.info("no source of UTC is configured; using the one found on this machine", source=kind)
