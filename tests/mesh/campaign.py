@@ -1,10 +1,8 @@
 """The whole campaign on meshes: growth, traffic, plays, liars, protections taken away; and the report.
 
-``python -m tests.mesh.campaign [--seeds N] [--liars N] [--largest N] [--out FILE]
-[--keep DIRECTORY] [--processes N]`` (``make simulate-mesh``). Ends with
-1 if anything that is claimed does not hold. All follows from seeds but memory and processor time, which are measured.
-The runs go to as many processes as there are processors, or as are asked for. What is done is kept (``parts.py``): after an end the same
-command goes on where it was.
+``python -m tests.mesh.campaign [--seeds N] [--liars N] [--largest N] [--processes N] [--keep DIRECTORY] [--out FILE]``
+(``make simulate-mesh``). Ends with 1 if anything that is claimed does not hold. All follows from seeds but memory and
+processor time, which are measured. What is done is kept (``parts.py``): ended and begun again, it goes on where it was.
 """
 
 from __future__ import annotations
