@@ -108,3 +108,19 @@ def test_the_first_message_brings_a_record_along() -> None:
         one.membership.attach("n1", 1200), first_hand_owner="n0", received_raw_ns=0, first_hand_boot=boot
     )
     assert [outcome.record.owner for outcome in heard if isinstance(outcome, Accepted)] == ["n0"]
+
+
+def test_those_behind_one_member_are_not_searched_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    behind = [f"z{index}" for index in range(100)]
+    says: Says = {"a": ["p"], "b": ["q"], "p": ["c"], "q": ["c"], "c": behind[:12]}
+    says |= {name: random.Random(name).sample(behind, 12) for name in behind}
+    searched: list[bytes] = []
+    search = confirm._apart
+
+    def counted(target: bytes, claims: dict[bytes, list[bytes]], count: int) -> bool:
+        searched.append(target)
+        return search(target, claims, count)
+
+    monkeypatch.setattr(confirm, "_apart", counted)
+    assert Claims(says).confirmed(["a", "b"]) == {"a", "b", "c"}
+    assert len(searched) <= 2
