@@ -1,7 +1,8 @@
 """What a campaign found so far, kept: one that is ended goes on where it was, one that is done is only told again.
 
 A part is one function with its arguments, all of whose outcome follows from them and from the code. So it is kept under
-a digest of both: of every file of ours that is loaded, but those that only tell of it. Limits: pickles, read back by
+a digest of both: of every file of ours that is loaded, but those that only tell of it, and those that read the
+configuration: of that a simulated node has the defaults, which are in the digest. Limits: pickles, read back by
 whoever wrote them; a directory is not shared between machines.
 """
 
@@ -16,15 +17,20 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
+from skewd.config import ClockConfig, MeshConfig
+
 T = TypeVar("T")
 
 
+_READING = ("skewd.config", "skewd.config_keys", "skewd.written")
+
+
 def digest(but: str) -> str:
-    """Of every loaded module of skewd and of its tests but ``but``."""
-    found = hashlib.sha256(sys.version.encode())
+    """Of every loaded module of skewd and of its tests but ``but`` and the configuration's."""
+    found = hashlib.sha256(f"{sys.version}{ClockConfig()}{MeshConfig()}".encode())
     for name, module in sorted(sys.modules.items()):
         path = getattr(module, "__file__", None)
-        if path is not None and name.split(".")[0] in ("skewd", "tests") and name not in (but, __name__):
+        if path is not None and name.split(".")[0] in ("skewd", "tests") and name not in (but, __name__, *_READING):
             found.update(name.encode() + b"\0" + Path(path).read_bytes())
     return found.hexdigest()[:20]
 
