@@ -8,7 +8,10 @@ that runs gets the pinned packages, wheels only, and one that lacks a wheel is n
 the next one is tried. A stamp in ``.venv`` says what it was made from, so a second call costs one short process and
 no network.
 
-The limits: POSIX only; nothing is ever compiled, so a platform without wheels (musl, say) is told so and no more;
+One part is compiled, where cargo is: the sidecar's native kernel. It makes the sidecar cheaper and nothing else, so
+whatever goes wrong with it is one line, and the Python kernel does the work.
+
+The limits: POSIX only; no dependency is ever compiled, so a platform without wheels (musl, say) is told so and no more;
 a ``.venv`` with another stamp, or none, is made anew rather than repaired. Standard library only, and Python 3.8 is
 enough to start this file: what it *installs into* is 3.11 or newer.
 """
@@ -35,6 +38,7 @@ LOG = os.path.join(BUILD, "setup.log")
 PINS = os.path.join(ROOT, "requirements", "all.txt")
 PROJECT = os.path.join(ROOT, "pyproject.toml")
 POM = os.path.join(ROOT, "pipeline_ref", "kafka", "pom.xml")
+NATIVE = os.path.join(ROOT, "sidecar", "native")
 
 NEWEST, OLDEST = (3, 14), (3, 11)
 WANTED = "CPython 3.14, 3.13, 3.12 or 3.11"
@@ -120,6 +124,13 @@ def left_to_do(stamp: Mapping[str, Any] | None, wanted: Mapping[str, Any], runs:
     if any(stamp.get(key) != wanted[key] for key in ("pins", "root", "asked")):
         return "all"
     return "nothing" if stamp.get("project") == wanted["project"] else "project"
+
+
+def extras(project: str) -> list[str]:
+    """The extras that pyproject.toml names, but for the one whose distribution is built here and is on no index."""
+    section = re.search(r"^\[project\.optional-dependencies\]$(.*?)^\[", project, re.MULTILINE | re.DOTALL)
+    names = re.findall(r"^([\w-]+) *= *\[", section.group(1), re.MULTILINE) if section else []
+    return [name for name in names if name != "native"]
 
 
 def pin_problem(text: str) -> str | None:
@@ -401,11 +412,76 @@ def setup(explicit: bool = False) -> None:
                 make_environment()
             if left != "nothing":
                 install_project()
+                kept = {"native": stamp.get("native")} if stamp is not None and left == "project" else {}
                 with open(STAMP, "w", encoding="utf-8") as file:
-                    json.dump(dict(wanted, python=venv_version()), file)
+                    json.dump(dict(wanted, python=venv_version(), **kept), file)
+    build_native(explicit)
     fetch_kafka(explicit)
     if explicit:
         say("ready: .venv has Python %s" % venv_version())
+
+
+def native_digest() -> str:
+    """Of all that the native kernel is built from."""
+    names = [os.path.join(NATIVE, name) for name in ("Cargo.toml", "pyproject.toml")]
+    for folder, inside, files in os.walk(os.path.join(NATIVE, "src")):
+        inside.sort()
+        names += [os.path.join(folder, name) for name in files]
+    every = "".join("%s %s\n" % (os.path.relpath(name, NATIVE), digest(name)) for name in sorted(names))
+    return hashlib.sha256(every.encode()).hexdigest()
+
+
+def native_wheel(out: str) -> tuple[bool, str]:
+    """Build the native kernel's wheel into ``out``: (was it built, what was printed)."""
+    maturin = os.path.join(VENV, "bin", "maturin")
+    target = os.path.join(BUILD, "native", "target")
+    return logged([maturin, "build", "--release", "--manifest-path", os.path.join(NATIVE, "Cargo.toml"),
+                   "--interpreter", VENV_PYTHON, "--target-dir", target, "--out", out])  # fmt: skip
+
+
+def build_native(explicit: bool) -> None:
+    """The sidecar's native kernel, built where cargo is and put into ``.venv``; again only when its sources changed."""
+    if os.environ.get("SKEWD_NO_NATIVE") or not os.path.isdir(NATIVE):
+        return
+    folder = os.path.join(BUILD, "native")
+    wheels, fresh, stamp = (os.path.join(folder, name) for name in ("wheels", "wheels.new", "stamp"))
+    wanted = native_digest()
+    if json.loads(read(STAMP) or "{}").get("native") == wanted:
+        return
+    said = read(stamp).split()
+    if said == ["failed", wanted] and not explicit:
+        return
+    instead = "spans are patched by the Python kernel, with the same result at more cost"
+    if said != ["built", wanted] and shutil.which("cargo") is None:
+        if explicit:
+            say("native kernel: not built, cargo is not here; " + instead)
+        return
+    with one_at_a_time():
+        done, output = True, ""
+        if said != ["built", wanted] or not glob.glob(os.path.join(wheels, "*.whl")):
+            say("native kernel: building it with cargo (once for each change of it)")
+            shutil.rmtree(fresh, ignore_errors=True)
+            done, output = native_wheel(fresh)
+            done = done and bool(glob.glob(os.path.join(fresh, "*.whl")))
+            if done:
+                shutil.rmtree(wheels, ignore_errors=True)
+                os.rename(fresh, wheels)
+            os.makedirs(folder, exist_ok=True)
+            with open(stamp, "w", encoding="utf-8") as file:
+                file.write("%s %s\n" % ("built" if done else "failed", wanted))
+        if done:
+            done = False
+            arguments = ["--no-deps", "--no-index", "--force-reinstall", *glob.glob(os.path.join(wheels, "*.whl"))]
+            for _name, install, output in installers(None):
+                if install is not None and not done:
+                    done, output = install(arguments)
+        if done:
+            with open(STAMP, encoding="utf-8") as file:
+                made_from = json.load(file)
+            with open(STAMP, "w", encoding="utf-8") as file:
+                json.dump(dict(made_from, native=wanted), file)
+        else:
+            say("native kernel: not built (%s); %s. Details: %s" % (first_line(output)[:200], instead, LOG))
 
 
 def fetch_kafka(explicit: bool) -> None:
@@ -454,7 +530,7 @@ def become(program: str, *arguments: str) -> NoReturn:
 
 
 def run_setup(arguments: list[str]) -> None:
-    """make .venv with every pinned package, and fetch the Kafka broker where Java and Maven are"""
+    """make .venv with every pinned package; build the native kernel and fetch a Kafka broker where the tools are"""
     setup(explicit=True)
 
 
@@ -490,15 +566,35 @@ def run_types(arguments: list[str]) -> None:
 
 
 def run_wheel(arguments: list[str]) -> None:
-    """build the wheel into dist/"""
+    """build the wheels into dist/: skewd's, and skewd-native's where cargo is"""
+    setup()
+    if shutil.which("cargo") is None:
+        say("skewd-native: no wheel, cargo is not here")
+    else:
+        done, output = native_wheel(os.path.join(ROOT, "dist"))
+        say("skewd-native: its wheel is in dist" if done else "skewd-native: no wheel; %s" % first_line(output))
     become("python", "-m", "hatchling", "build", "-t", "wheel", "-d", "dist", *arguments)
+
+
+def run_fuzz(arguments: list[str]) -> None:
+    """look for bodies on which the patch's twins differ, for 3 minutes; writes docs/reports/fuzz.md"""
+    become("python", "-m", "tests.sidecar.fuzz", *arguments)
 
 
 def run_clean(arguments: list[str]) -> None:
     """remove what these commands made (.venv, build, dist, caches, out/demo); other results in out/ stay"""
     if os.path.lexists(VENV):
         remove_venv()
-    names = ["build", "dist", os.path.join("out", "demo"), ".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis"]
+    names = [
+        "build",
+        "dist",
+        os.path.join("out", "demo"),
+        os.path.join("sidecar", "native", "target"),
+        ".mypy_cache",
+        ".ruff_cache",
+        ".pytest_cache",
+        ".hypothesis",
+    ]
     for name in names:
         shutil.rmtree(os.path.join(ROOT, name), ignore_errors=True)
     for folder, inside, _files in os.walk(ROOT):
@@ -516,7 +612,8 @@ def run_pins(arguments: list[str]) -> None:
     common = ["--universal", "--python-version", "%d.%d" % OLDEST, "--generate-hashes", "--only-binary", ":all:",
               "--no-annotate", "--no-header", "--no-emit-index-url", "--quiet"]  # fmt: skip
     run = os.path.join(ROOT, "requirements", "run.txt")
-    for path, chosen in ((PINS, ["--all-extras"]), (run, ["--extra", "zmq", "--extra", "mesh", "--constraints", PINS])):
+    every = [word for name in extras(read(PROJECT)) for word in ("--extra", name)]
+    for path, chosen in ((PINS, every), (run, ["--extra", "zmq", "--extra", "mesh", "--constraints", PINS])):
         command = [uv, "pip", "compile", PROJECT, *common, *chosen, *arguments, "--output-file", path]
         if subprocess.run(command, cwd=ROOT, env=install_environment(os.environ), stdout=subprocess.DEVNULL).returncode:
             fail("uv could not resolve pyproject.toml: see above")
@@ -528,7 +625,8 @@ def run_pins(arguments: list[str]) -> None:
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "setup": run_setup, "demo": run_demo, "test": run_test, "lint": run_lint, "types": run_types, "wheel": run_wheel,
-    "simulate": run_simulate, "simulate-mesh": run_simulate_mesh, "clean": run_clean, "pins": run_pins,
+    "simulate": run_simulate, "simulate-mesh": run_simulate_mesh, "fuzz": run_fuzz, "clean": run_clean,
+    "pins": run_pins,
 }  # fmt: skip
 
 
@@ -541,7 +639,10 @@ def main(argv: list[str]) -> int:
         print("usage: python3 tasks.py COMMAND [ARGUMENTS]\n")
         for name, command in COMMANDS.items():
             print("  %-8s %s" % (name, command.__doc__))
-        print("\nSKEWD_PYTHON=/path/to/python chooses the interpreter, SKEWD_NO_KAFKA_BROKER=1 leaves out the broker.")
+        print(
+            "\nSKEWD_PYTHON=/path/to/python chooses the interpreter, SKEWD_NO_KAFKA_BROKER=1 leaves out the broker,"
+            "\nSKEWD_NO_NATIVE=1 the native kernel."
+        )
         return 0 if argv else 64
     if argv[0] not in COMMANDS:
         fail("no command %r: one of %s" % (argv[0], ", ".join(COMMANDS)), 64)

@@ -90,9 +90,10 @@ def _show_usage(error: typer.TyperException) -> None:
 
 def version_text() -> str:
     """skewd's version, Python's, and which kernel patches spans."""
-    return (
-        f"skewd {__version__}\npython {platform.python_version()} ({platform.python_implementation()})\npatch: python"
-    )
+    from skewd_sidecar.kernel import choose
+
+    python = f"{platform.python_version()} ({platform.python_implementation()})"
+    return f"skewd {__version__}\npython {python}\npatch: {choose().name}"
 
 
 def _version(wanted: bool) -> None:
@@ -389,18 +390,33 @@ def config_show(
 @app.command()
 def sidecar(
     config: ConfigOption = None,
-    grpc: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="OTLP/gRPC in; 'off' for none.")] = None,
-    http: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="OTLP/HTTP in; 'off' for none.")] = None,
+    grpc: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="OTLP/gRPC in; unix:///path for a socket, 'off' for none.")
+    ] = None,
+    http: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="OTLP/HTTP in; unix:///path for a socket, 'off' for none.")
+    ] = None,
     forward: Annotated[
         str | None, typer.Option(metavar="URL", help="Where spans go: grpc://, grpcs://, http:// or https://.")
     ] = None,
     mode: Annotated[str | None, typer.Option(metavar="MODE", help="off, tag or rewrite.")] = None,
+    attributes: Annotated[
+        str | None, typer.Option(metavar="WHERE", help="span, resource or minimal: where attributes go.")
+    ] = None,
+    incoming: Annotated[
+        str | None, typer.Option(metavar="WHAT", help="trust or replace: clock attributes that arrive.")
+    ] = None,
     metrics: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Prometheus; none by default.")] = None,
     stamps: Annotated[
         str | None,
         typer.Option(metavar="KIND", help="wall, if all spans read the wall clock at both ends; or unknown."),
     ] = None,
     node: Annotated[str | None, typer.Option(metavar="NAME", help="Whose spans these are; else the daemon's.")] = None,
+    tls_certificate: Annotated[str | None, typer.Option(metavar="FILE", help="PEM; speak TLS on both.")] = None,
+    tls_key: Annotated[str | None, typer.Option(metavar="FILE", help="The certificate's key, PEM.")] = None,
+    tls_client_ca: Annotated[
+        str | None, typer.Option(metavar="FILE", help="PEM; clients need a certificate of this authority.")
+    ] = None,
     static_offset: Annotated[
         str | None, typer.Option(metavar="D", help="For tests: correct by this, without a daemon.")
     ] = None,
@@ -410,17 +426,25 @@ def sidecar(
     """Take OTLP from applications, correct or tag its spans, and forward it, until SIGINT or SIGTERM."""
     # What is said on the command line is written as it would be in the file, and meets the same rules.
     said = {"grpc": grpc, "http": http, "forward": forward, "mode": mode, "stamps": stamps}
+    said |= {"attributes": attributes, "incoming": incoming}
+    said |= {"tls_certificate": tls_certificate, "tls_key": tls_key, "tls_client_ca": tls_client_ca}
     for option, value in {**said, "node": node, "metrics": metrics}.items():
         if value == "":  # an empty variable counts as not set; an empty option is a mistake in a script
-            raise _RefusedError(f"--{option}: it is empty; write a value or leave it out", cli.EX_USAGE)
+            raise _RefusedError(
+                f"--{option.replace('_', '-')}: it is empty; write a value or leave it out", cli.EX_USAGE
+            )
     override = {f"SKEWD_SIDECAR__{key.upper()}": value for key, value in said.items() if value is not None}
     if node is not None:
         override["SKEWD_NODE__NAME"] = node
     loaded = _load(config, override)
     settings = loaded.config.sidecar
     _configure_logs(loaded.config)
-    from skewd_sidecar.patch import Mode
-    from skewd_sidecar.service import SidecarSettings, serve
+    # Otherwise gRPC's core writes a line of its own for each handshake that fails, as often as a network likes.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    from skewd.lean import structlog
+    from skewd_sidecar.kernel import Choice, choose
+    from skewd_sidecar.patch import Incoming, Mode, Placement
+    from skewd_sidecar.service import SidecarSettings, TlsFiles, serve
 
     source: Any
     if static_offset is not None or static_uncertainty is not None:
@@ -434,13 +458,22 @@ def sidecar(
             stamps=settings.stamps,
             max_uncertainty_ns=loaded.config.clock.max_uncertainty,
         )
+    tls = None
+    if settings.tls_certificate is not None and settings.tls_key is not None:
+        tls = TlsFiles(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
     wanted = SidecarSettings(
         source=source,
+        tls=tls,
+        max_request_bytes=settings.max_request_bytes,
+        metadata=settings.metadata,
         grpc=settings.grpc,
         http=settings.http,
         forward=settings.forward,
         mode=Mode(settings.mode),
         keep_original=settings.keep_original,
+        attributes=Placement(settings.attributes),
+        incoming=Incoming(settings.incoming),
+        kernel=Choice(settings.kernel),
         attribute_prefix=settings.attribute_prefix,
         # A name that nobody chose is this container's, perhaps; the daemon's own is better.
         node="" if loaded.origins["node.name"] == "default" else loaded.config.node.name,
@@ -448,6 +481,13 @@ def sidecar(
     )
 
     def ready(addresses: dict[str, Any]) -> None:
+        structlog.get_logger().info(
+            "the sidecar is ready",
+            kernel=choose(wanted.kernel).name,
+            mode=settings.mode,
+            attributes=settings.attributes,
+            incoming=settings.incoming,
+        )
         _say_ready(addresses)
         sd_notify.notify("READY=1")
 
@@ -604,7 +644,7 @@ def _load(path: Path | None, override: dict[str, str] | None = None) -> Loaded:
 def _as_said(problem: str, override: dict[str, str]) -> str:
     """A problem with an option is said of the option, not of the variable that carried it to the rules."""
     for variable in override:
-        option = "--" + variable.rpartition("__")[2].lower().replace("name", "node")
+        option = "--" + variable.rpartition("__")[2].lower().replace("name", "node").replace("_", "-")
         problem = problem.replace(f"environment {variable}", option)
     return problem
 

@@ -382,6 +382,7 @@ class _Reading:
             )
         if config.discipline.mode == "slew":
             self.steered(config)
+        self.sidecar(config)
         self.links(config)
         if config.mesh.key_file is None:
             self.without_key(config)
@@ -403,6 +404,18 @@ class _Reading:
                     f"slew can't follow [[source]] {source.name}: {source.type} judges this clock as whoever else"
                     " steers it; write off here, or name servers (type = 'ntp')",
                 )
+
+    def sidecar(self, config: Config) -> None:
+        """A certificate and its key go together, and both with a demand on clients."""
+        sidecar = config.sidecar
+        for key, other in (("tls_certificate", "tls_key"), ("tls_key", "tls_certificate")):
+            if getattr(sidecar, key) is not None and getattr(sidecar, other) is None:
+                self.rule(f"sidecar.{key}", f"[sidecar] {key}", f"is useless without {other}; give both or neither")
+        if sidecar.tls_client_ca is not None and sidecar.tls_certificate is None:
+            fix = "demands certificates of clients, but there is no TLS; give tls_certificate and tls_key too"
+            self.rule("sidecar.tls_client_ca", "[sidecar] tls_client_ca", fix)
+        if sidecar.grpc is not None and sidecar.grpc.startswith("unix:") and sidecar.grpc == sidecar.http:
+            self.rule("sidecar.http", "[sidecar] http", "is the same socket as grpc; give each its own path")
 
     def links(self, config: Config) -> None:
         seen: set[tuple[str, str, str | None]] = set()
@@ -519,8 +532,6 @@ def _link_addresses(link: LinkConfig) -> tuple[str, ...]:
 def not_yet(config: Config) -> list[str]:
     """Keys that are understood and set, but that this version does not act upon: a line for each, to be said aloud."""
     lines = []
-    if config.sidecar.attributes != "span":
-        lines.append(f'[sidecar] attributes = "{config.sidecar.attributes}": this version writes them on each span')
     if config.sidecar.forward is not None and config.sidecar.forward.startswith("kafka://"):
         lines.append("[sidecar] forward: this version does not forward to kafka://; use grpc:// or http://")
     if config.spool.path is not None:

@@ -14,6 +14,8 @@ from typing import Annotated
 
 from skewd.lean import msgspec
 from skewd.written import (
+    HEADERS_MAX,
+    INTAKE,
     LISTEN,
     NODE_NAME,
     PATH,
@@ -25,6 +27,7 @@ from skewd.written import (
     duration,
     many,
     parse_forward,
+    parse_header,
     parse_link_peer,
     parse_peer,
     parse_reference,
@@ -120,14 +123,29 @@ class LinkConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 class SidecarConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``[sidecar]``: what is received, what is done to spans, and where they go."""
 
-    grpc: Annotated[str | None, LISTEN] = "127.0.0.1:4317"
-    http: Annotated[str | None, LISTEN] = "127.0.0.1:4318"
+    grpc: Annotated[str | None, INTAKE] = "127.0.0.1:4317"
+    http: Annotated[str | None, INTAKE] = "127.0.0.1:4318"
+    """``host:port`` or ``unix:///path``; None (written ``"off"``) for none."""
+    tls_certificate: Annotated[Path | None, PATH] = None
+    """Of both listeners, PEM; with it TLS is spoken, and nothing else."""
+    tls_key: Annotated[Path | None, PATH] = None
+    tls_client_ca: Annotated[Path | None, PATH] = None
+    """Clients must show a certificate that one of these authorities signed."""
+    max_request_bytes: Annotated[int, whole(64 * 1024, 64 * 1024 * 1024)] = 16 * 1024 * 1024
+    """Before and after decompression."""
+    metadata: Annotated[tuple[str, ...], many(parse_header, HEADERS_MAX)] = ()
+    """Names of request headers that go on with the request, in lower case."""
     forward: Annotated[str | None, Written(kind=str, parse=parse_forward)] = None
     mode: Annotated[str, choice("off", "tag", "rewrite")] = "tag"
     stamps: Annotated[str, choice("unknown", "wall")] = "unknown"
     """``wall`` if the applications are known to read the wall clock at both ends of a span."""
     keep_original: bool = True
     attributes: Annotated[str, choice("span", "resource", "minimal")] = "span"
+    """Where attributes go: all on each span; what a batch has in common on its Resource; or that, and no originals."""
+    incoming: Annotated[str, choice("trust", "replace")] = "trust"
+    """What becomes of attributes under our names that arrive: believed, or removed."""
+    kernel: Annotated[str, choice("auto", "native", "python")] = "auto"
+    """What patches: ``auto`` is the native kernel where it is installed."""
     attribute_prefix: Annotated[str, PREFIX] = "clock."
 
 

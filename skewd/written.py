@@ -26,6 +26,13 @@ _HOST = r"[A-Za-z0-9]([A-Za-z0-9._-]{0,252})"
 _DOTTED = r"(25[0-5]|2[0-4]\d|1?\d?\d)(\.(25[0-5]|2[0-4]\d|1?\d?\d)){3}"
 _FORWARD_SCHEMES = ("grpc", "grpcs", "http", "https", "kafka")
 _SECOND = 1_000_000_000
+_HEADER = r"[a-z0-9!#$%&'*+.^_`|~-]{1,64}"
+_HEADERS_OF_THE_MESSAGE = (
+    *("accept", "accept-encoding", "connection", "content-encoding", "content-length", "content-type", "expect"),
+    *("host", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "user-agent", "x-skewd-hop"),
+)
+UNIX_PATH_BYTES_MAX = 107
+HEADERS_MAX = 16
 
 
 class Written(msgspec.Struct, frozen=True):
@@ -129,6 +136,17 @@ def _parse_listen(text: str) -> str | None:
     return text
 
 
+def _parse_intake(text: str) -> str | None:
+    if not text.startswith("unix:"):
+        return _parse_listen(text)
+    path = text.removeprefix("unix://")
+    if not path.startswith("/") or path.endswith("/") or "\0" in path:
+        raise ValueError(f"'{text[:80]}' has no absolute path; write unix:///run/skewd/otlp.sock")
+    if len(os.fsencode(path)) > UNIX_PATH_BYTES_MAX:
+        raise ValueError(f"the path of '{text[:80]}' is longer than {UNIX_PATH_BYTES_MAX} bytes, Linux's limit")
+    return text
+
+
 def _parse_path(text: str) -> Path:
     if not text or "\0" in text:
         raise ValueError("it is not a path; write one, as /run/skewd")
@@ -163,12 +181,24 @@ def parse_forward(text: str) -> str:
     return text
 
 
-def many(parse: Callable[[str], str]) -> Written:
+def parse_header(text: str) -> str:
+    """The name of a request header that goes on with the request, in lower case."""
+    name = text.strip().lower()
+    if not re.fullmatch(_HEADER, name):
+        raise ValueError(f"'{text[:80]}' is not a header's name; write it as x-scope-orgid")
+    if name in _HEADERS_OF_THE_MESSAGE or name.startswith("grpc-"):
+        raise ValueError(f"'{name}' belongs to the connection it came by, and is never passed on; remove it")
+    if name.endswith("-bin"):
+        raise ValueError(f"'{name}' is binary, which HTTP has no headers for; have it sent as text")
+    return name
+
+
+def many(parse: Callable[[str], str], at_most: int = ENTRIES_MAX) -> Written:
     """A list of texts, each once, each checked by ``parse``; held as a tuple."""
 
     def parse_all(texts: list[str]) -> tuple[str, ...]:
-        if len(texts) > ENTRIES_MAX:
-            raise ValueError(f"there are {len(texts)} entries; at most {ENTRIES_MAX}")
+        if len(texts) > at_most:
+            raise ValueError(f"there are {len(texts)} entries; at most {at_most}")
         values = tuple(parse(text) for text in texts)
         for place, value in enumerate(values):
             if value in values[:place]:
@@ -186,6 +216,8 @@ def parse_link_peer(text: str) -> str:
 
 
 LISTEN = Written(kind=str, parse=_parse_listen, show=lambda value: "off" if value is None else value)
+INTAKE = Written(kind=str, parse=_parse_intake, show=lambda value: "off" if value is None else value)
+"""As ``LISTEN``, or a Unix socket."""
 PATH = Written(kind=str, parse=_parse_path, show=lambda value: None if value is None else str(value))
 NODE_NAME = text_like(_NAME, "is not a node name; use 1 to 63 letters, digits, '.', '_' or '-'")
 PLAIN = text_like(r"[^\x00-\x1f\x7f]{1,255}", "is empty, too long, or has control characters")

@@ -177,6 +177,7 @@ class HttpForwarder:
             f"{self._destination}: HTTP {response.status} {response.reason or ''}".rstrip(),
             answer if protobuf and answer else None,
             response.headers.get("Retry-After"),
+            response.headers.get("Date"),
         )
 
     async def close(self) -> None:

@@ -2,25 +2,35 @@
 
 An exporter decides by the answer's status whether it sends again, and OTLP has two vocabularies for it: gRPC's codes
 and HTTP's. A request that came by one protocol and went on by the other must not change from "try again" to "give
-up" on the way, or the reverse. So an outcome carries both, translated once, retryability first.
+up" on the way, or the reverse. So an outcome carries both, translated once, retryability first, and the delay that
+the next hop asks for beside them.
 
 Over gRPC, CANCELLED, DEADLINE_EXCEEDED, ABORTED, OUT_OF_RANGE, UNAVAILABLE and DATA_LOSS are retried; over HTTP 429,
-502, 503 and 504 are (OTLP specification, "Failures"). RESOURCE_EXHAUSTED is retried only with a RetryInfo beside it,
-so a 429 becomes UNAVAILABLE.
+502, 503 and 504 are (OTLP specification, "Failures"). RESOURCE_EXHAUSTED is retried only with a RetryInfo beside it:
+with one it is 429, without one 413, and a 429 becomes UNAVAILABLE, which needs none.
 
-Limits: retry delays are relayed within a protocol, not translated. Pure.
+Limits: as :mod:`skewd_sidecar.rpc_status`. Pure.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+
+from skewd_sidecar.rpc_status import encode_retry_info, encode_status, read_retry_after, read_status
+
+__all__ = ["Outcome", "encode_status"]
 
 OK = 0
 INVALID_ARGUMENT = 3
 RESOURCE_EXHAUSTED = 8
+FAILED_PRECONDITION = 9
 UNIMPLEMENTED = 12
 INTERNAL = 13
 UNAVAILABLE = 14
+
+BUSY_RETRY_AFTER_S = 1.0
+"""What exporters are asked to wait when a limit of ours refuses them: longer than requests are usually under way."""
 
 _HTTP_OF_CODE = {
     OK: 200,
@@ -28,7 +38,7 @@ _HTTP_OF_CODE = {
     INVALID_ARGUMENT: 400,
     4: 504,  # DEADLINE_EXCEEDED
     7: 403,  # PERMISSION_DENIED
-    RESOURCE_EXHAUSTED: 429,
+    RESOURCE_EXHAUSTED: 413,
     10: 503,  # ABORTED
     11: 503,  # OUT_OF_RANGE
     UNIMPLEMENTED: 404,
@@ -46,8 +56,9 @@ _CODE_OF_HTTP = {
     502: UNAVAILABLE,
     503: UNAVAILABLE,
     504: UNAVAILABLE,
+    508: FAILED_PRECONDITION,
 }
-_MESSAGE_MAX_BYTES = 1024
+_RETRIED_OVER_HTTP = (429, 502, 503, 504)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +71,7 @@ class Outcome:
         message: what went wrong and what to do; empty if nothing.
         body: when ok, the serialized export response (which may tell of a partial success).
         details: when not ok, a serialized ``google.rpc.Status`` as the next hop gave it, if it gave one.
-        retry_after: an HTTP ``Retry-After`` of the next hop.
+        retry_after_s: how long the exporter is asked to wait before it tries again; None: as it likes.
     """
 
     code: int
@@ -68,12 +79,17 @@ class Outcome:
     message: str = ""
     body: bytes = b""
     details: bytes | None = None
-    retry_after: str | None = None
+    retry_after_s: float | None = None
 
     @property
     def ok(self) -> bool:
         """Whether the request was taken."""
         return self.code == OK
+
+    @property
+    def retryable(self) -> bool:
+        """Whether the specification has exporters send it again: the same answer in both protocols."""
+        return self.http_status in _RETRIED_OVER_HTTP
 
     @classmethod
     def delivered(cls, body: bytes) -> Outcome:
@@ -81,28 +97,58 @@ class Outcome:
         return cls(OK, 200, body=body)
 
     @classmethod
-    def failed(cls, code: int, message: str, details: bytes | None = None) -> Outcome:
-        """Failed with a gRPC code; the HTTP status follows from it."""
-        return cls(code, _HTTP_OF_CODE.get(code, 500), message=message, details=details)
+    def failed(
+        cls, code: int, message: str, details: bytes | None = None, retry_after_s: float | None = None
+    ) -> Outcome:
+        """Failed with a gRPC code; the HTTP status follows from it, and the delay from ``details`` unless given."""
+        if retry_after_s is None and details is not None:
+            status = read_status(details)
+            retry_after_s = status.retry_after_s if status is not None else None
+        http_status = _HTTP_OF_CODE.get(code, 500)
+        if code == RESOURCE_EXHAUSTED and retry_after_s is not None:
+            http_status = 429
+        return cls(code, http_status, message, b"", details, retry_after_s)
 
     @classmethod
-    def failed_over_http(cls, status: int, message: str, details: bytes | None, retry_after: str | None) -> Outcome:
+    def failed_over_http(
+        cls, status: int, message: str, details: bytes | None, retry_after: str | None, date: str | None = None
+    ) -> Outcome:
         """Failed with an HTTP status; the gRPC code follows from it.
 
         A redirect is a failure (an exporter's next hop does not move), and so is any other status below 400.
+
+        Args:
+            retry_after, date: the answer's headers of these names.
         """
         default = INVALID_ARGUMENT if 400 <= status < 500 else INTERNAL
         code = _CODE_OF_HTTP.get(status, default)
-        return cls(code, status if status >= 400 else 500, message, b"", details, retry_after)
+        retry_after_s = read_retry_after(retry_after, date)
+        return cls(code, status if status >= 400 else 500, message, b"", details, retry_after_s)
 
     def status_body(self) -> bytes:
         """What OTLP/HTTP answers in the body of a failure: a ``google.rpc.Status``."""
         return self.details if self.details is not None else encode_status(self.code, self.message)
 
+    def status_json(self) -> str:
+        """The same for a request in JSON; of the details, what both sides understand: the delay."""
+        said = read_status(self.details) if self.details is not None else None
+        status: dict[str, object] = {"code": self.code, "message": said.message if said is not None else self.message}
+        if self.retryable and self.retry_after_s is not None:
+            delay = f"{self.retry_after_s:.9f}".rstrip("0").rstrip(".") + "s"
+            status["details"] = [{"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": delay}]
+        return json.dumps(status)
 
-def encode_status(code: int, message: str) -> bytes:
-    """A serialized ``google.rpc.Status`` of a code (0..16) and a message (cut at 1 KiB)."""
-    text = message.encode()[:_MESSAGE_MAX_BYTES].decode(errors="ignore").encode()
-    size = len(text)
-    length = bytes((size,)) if size < 0x80 else bytes((size & 0x7F | 0x80, size >> 7))
-    return bytes((0x08, code, 0x12)) + length + text
+    def grpc_details(self) -> bytes | None:
+        """What OTLP/gRPC answers in ``grpc-status-details-bin``; None for nothing.
+
+        Clients insist that its code is the call's, and read the delay nowhere else.
+        """
+        said = read_status(self.details) if self.details is not None else None
+        delay_s = self.retry_after_s if self.retryable else None
+        if said is not None and said.code == self.code and (delay_s is None or said.retry_after_s is not None):
+            return self.details
+        if said is None and delay_s is None:
+            return None
+        added = () if delay_s is None or (said and said.retry_after_s is not None) else (encode_retry_info(delay_s),)
+        kept = said.details if said is not None else ()
+        return encode_status(self.code, (said and said.message) or self.message, (*kept, *added))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from skewd.bounds.history import Correction, Status
+from skewd.bounds.table import Table, constant
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +30,14 @@ class StaticSource:
     uncertainty_ns: int
     reference: str = "utc"
     _correction: Correction = field(init=False, repr=False, compare=False)
+    _table: Table = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.uncertainty_ns < 0:
             raise ValueError(f"an uncertainty is not negative: {self.uncertainty_ns} ns")
         correction = Correction(self.offset_ns, self.uncertainty_ns, Status.SYNCHRONIZED, self.reference)
         object.__setattr__(self, "_correction", correction)
+        object.__setattr__(self, "_table", constant(correction))
 
     @property
     def virtual(self) -> bool:
@@ -44,3 +47,7 @@ class StaticSource:
     def at(self, wall_ns: int) -> Correction:
         """The given correction, whatever the time."""
         return self._correction
+
+    def table(self) -> Table:
+        """The same, as a table."""
+        return self._table

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Protocol
@@ -143,11 +143,14 @@ def _before(after: Knot, wall_ns: int, ruling: Knot | None) -> Interval | None:
     """The bound of ``after`` carried back to ``wall_ns``, at the rates that the knot which rules there allows."""
     if after.bound is None or ruling is None or ruling.bound is None:
         return after.bound_at(wall_ns)
+    return after.bound + carried(wall_ns - after.wall_ns, rates_before(after, ruling), after.wander_ppb_per_s)
+
+
+def rates_before(after: Knot, ruling: Knot) -> Interval:
+    """How fast the bound of ``after`` may have moved on its way from ``ruling``, the knot before it, ppb."""
     wandered = ruling.wander_ppb_per_s * (after.wall_ns - ruling.wall_ns) // _SECOND_NS + 1
     rates = ruling.drift_ppb.widen(wandered)
-    if ruling.epoch != after.epoch:
-        rates = rates.hull(after.drift_ppb)
-    return after.bound + carried(wall_ns - after.wall_ns, rates, after.wander_ppb_per_s)
+    return rates if ruling.epoch == after.epoch else rates.hull(after.drift_ppb)
 
 
 @dataclass(slots=True)
@@ -217,6 +220,8 @@ class History:
             raise ValueError(f"stamps is {stamps!r}; it is 'wall' or 'unknown'")
         self.max_uncertainty_ns = max_uncertainty_ns
         self.stamps = stamps
+        self.revision = 0
+        """Changes whenever an answer may have."""
         self._knots_max = knots_max
         self._eras: deque[_Era] = deque(maxlen=ERAS_MAX)
         self._count = 0
@@ -245,6 +250,7 @@ class History:
         era.knots.append(knot)
         era.walls.append(knot.wall_ns)
         self._count += 1
+        self.revision += 1
         era.reach_back(len(era.knots) - 1 - _UNSETTLED)
         oldest = self._eras[0]
         if self._count > self._knots_max or knot.raw_ns - oldest.knots[0].raw_ns > SPAN_NS + SPAN_NS // 8:
@@ -270,6 +276,7 @@ class History:
 
     def tighten(self, knots: Iterable[Knot]) -> None:
         """Replaces knots by better-informed ones of the same instants (unknown instants are ignored)."""
+        self.revision += 1
         for knot in knots:
             for era in reversed(self._eras):
                 if era.number == knot.era:
@@ -307,6 +314,26 @@ class History:
         if uncertainty > self.max_uncertainty_ns:
             return UNSYNCHRONIZED
         return Correction(applied, uncertainty, knot.status, knot.reference)
+
+    def newest_era(self) -> tuple[Sequence[Knot], int]:
+        """The newest era's knots, and the earliest reading from which on nothing but they decides the answer, wall ns.
+
+        Before that reading an earlier era has a say: its own readings reach there, or (unless applications are known
+        to read the wall) an anchored stamp may still follow it.
+        """
+        if not self._eras:
+            return (), 0
+        newest = self._eras[-1]
+        settled_ns = newest.begin_wall_ns
+        for era in self._eras:
+            if era is newest:
+                break
+            if era.end_wall_ns is None:
+                return (), 0
+            settled_ns = max(settled_ns, era.end_wall_ns + 1)
+            if self.stamps == "unknown":
+                settled_ns = max(settled_ns, newest.begin_wall_ns + HULL_AFTER_STEP_NS)
+        return newest.knots, settled_ns
 
     def _hull_of_earlier(self, index: int, wall_ns: int, reference: str | None, hull: Interval) -> Interval:
         """Adds the eras that ended within 30 s before this reading: an anchored stamp may still follow them."""

@@ -37,6 +37,7 @@ from pathlib import Path
 
 from skewd import hostclock
 from skewd.bounds.history import UNSYNCHRONIZED, Correction, History, Knot, Status
+from skewd.bounds.table import Table, TableKeeper
 from skewd.interval import Interval
 
 NAME = "clock.shm"
@@ -252,6 +253,9 @@ class SegmentReader:
 
     def _reset(self) -> None:
         self._history = History(max_uncertainty_ns=self._max_uncertainty_ns, stamps=self._stamps)
+        # A knot answers for as long as the daemon may be gone unnoticed, whether or not it is: see `at`.
+        self._tables = TableKeeper(self._history, STALE_NS)
+        self._recent: dict[int, bytes] = {}
         self._read = 0
         self._seen = 0
 
@@ -276,6 +280,11 @@ class SegmentReader:
         if latest is None or wall_ns > latest.wall_ns + STALE_NS:
             return UNSYNCHRONIZED
         return self._history.at(wall_ns)
+
+    def table(self) -> Table:
+        """What :meth:`at` would say of the newest stretch of time; made anew when the daemon has written something."""
+        self.refresh()
+        return self._tables.table()
 
     def refresh(self) -> bool:
         """Takes in what the daemon wrote since; False when no daemon is writing."""
@@ -375,18 +384,25 @@ class SegmentReader:
     def _take(self, count: int) -> None:
         """Reads the new records, and the recent ones again."""
         assert self._memory is not None
-        for number in range(max(self._read - TIGHTENED_MAX, count - CAPACITY, 0), count):
+        first = max(self._read - TIGHTENED_MAX, count - CAPACITY, 0)
+        for number in range(first, count):
             at = _HEADER_BYTES + (number % CAPACITY) * _RECORD_BYTES
-            knot = _unpack(number, self._memory[at : at + _RECORD_BYTES])
+            data = self._memory[at : at + _RECORD_BYTES]
+            if data == self._recent.get(number):
+                continue  # most heartbeats bring nothing else
+            knot = _unpack(number, data)
             if knot is None:
                 if number >= self._read:
                     return  # being written; the next refresh will have it
                 continue
+            self._recent[number] = data
             if number < self._read:
                 self._history.tighten((knot,))
             else:
                 self._history.append(knot)
                 self._read = number + 1
+        for number in [number for number in self._recent if number < count - TIGHTENED_MAX]:
+            del self._recent[number]
 
     def close(self) -> None:
         """Unmaps the segment."""

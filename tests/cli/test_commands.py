@@ -18,6 +18,7 @@ import structlog
 import skewd
 from skewd.cli import main, utc_text
 from skewd.logs import configure_logs
+from skewd_sidecar.kernel import choose
 from tests.cli.fake_daemon import FakeDaemon, status_of
 
 MS = 1_000_000
@@ -311,6 +312,12 @@ class TestUsage:
             (["sidecar", "--forward", "collector:4317"], "--forward: 'collector:4317' has no scheme"),
             (["sidecar", "--node", "a b"], "--node: 'a b' is not a node name"),
             (["sidecar", "--forward", ""], "--forward: it is empty"),
+            (["sidecar", "--tls-key", ""], "--tls-key: it is empty"),
+            (["sidecar", "--tls-key", "k.pem"], "--tls-key: is useless without tls_certificate; give both"),
+            (
+                ["sidecar", "--grpc", "unix:x"],
+                "--grpc: 'unix:x' has no absolute path; write unix:///run/skewd/otlp.sock",
+            ),
             (["sidecar", "--static-offset", "3ms"], "--static-offset and --static-uncertainty are given together"),
             (["sidecar", "--static-offset", "3", "--static-uncertainty", "1us"], "--static-offset: '3' has no unit"),
             (["sidecar", "--static-offset", "3ms", "--static-uncertainty", "-1us"], "not negative"),
@@ -339,7 +346,7 @@ class TestUsage:
         lines = capsys.readouterr().out.splitlines()
         assert lines[0] == f"skewd {skewd.__version__}"
         assert lines[1].startswith(f"python {sys.version_info.major}.{sys.version_info.minor}.")
-        assert lines[2] == "patch: python"
+        assert lines[2] == f"patch: {choose().name}"
 
     def test_the_version_is_the_packages(self) -> None:
         project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]

@@ -18,6 +18,7 @@ from urllib.request import Request, urlopen
 import pytest
 
 from skewd.cli import main
+from skewd_sidecar.kernel import choose
 from tests.cli.fake_daemon import wait_until
 
 READY_S = 30.0
@@ -87,10 +88,12 @@ class Collector:
 
     def __init__(self) -> None:
         self.bodies: list[bytes] = []
-        bodies = self.bodies
+        self.headers: list[dict[str, str]] = []
+        bodies, headers = self.bodies, self.headers
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
+                headers.append({name.lower(): value for name, value in self.headers.items()})
                 bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
                 self.send_response(200)
                 self.send_header("Content-Type", "application/x-protobuf")
@@ -185,12 +188,31 @@ def test_the_sidecar_forwards_without_a_daemon(services: Any, config: Path, coll
     assert sidecar.end(number) == (0, "")
 
 
+def test_the_sidecar_takes_what_its_file_says(services: Any, config: Path, collector: Collector) -> None:
+    path = config.parent / "otlp.sock"
+    more = f'http = "unix://{path}"\ngrpc = "off"\nmetadata = ["X-Scope-OrgID"]\nmax_request_bytes = 65536\n'
+    config.write_text(config.read_text() + f"[sidecar]\n{more}")
+    sidecar = services("sidecar", "--config", str(config), "--forward", collector.url)
+    assert sidecar.ready() == {"grpc": None, "http": f"unix://{path}", "metrics": None}
+    head = "POST /v1/traces HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nX-Scope-OrgID: seven\r\n"
+    for size, status in ((2, b" 200 "), (70_000, b" 413 ")):
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(READY_S)
+            client.connect(str(path))
+            client.sendall(f"{head}Content-Length: {size}\r\n\r\n".encode() + b"{}")
+            assert status in client.recv(4096)
+    assert [each["x-scope-orgid"] for each in collector.headers] == ["seven"]
+    assert sidecar.end(signal.SIGTERM) == (0, "")
+    assert not path.exists()
+
+
 def test_a_static_offset_needs_no_daemon_and_is_said(services: Any, config: Path, collector: Collector) -> None:
     words = "--grpc 127.0.0.1:0 --http off --static-offset 3ms --static-uncertainty 50us --mode rewrite"
     sidecar = services("sidecar", "--config", str(config), *words.split(), "--forward", collector.url)
     assert sidecar.ready()["http"] is None
     assert sidecar.end(signal.SIGTERM)[0] == 0
     assert "STATIC OFFSET" in sidecar.errors.read_text()
+    assert f"the sidecar is ready kernel={choose().name} mode=rewrite" in sidecar.errors.read_text()
 
 
 def test_a_sidecar_whose_port_is_taken_says_by_whom(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from skewd.bounds.history import UNSYNCHRONIZED, Knot, Status
+from skewd.bounds.table import EXCESS_MAX_NS
 from skewd.interval import Interval
 from skewd.publish import segment
 from skewd.publish.segment import CAPACITY, SegmentReader, SegmentWriter
@@ -103,6 +104,54 @@ def test_a_restarted_daemon_is_found(path: Path, monkeypatch: pytest.MonkeyPatch
     assert reader.at(knot(50).wall_ns).offset_ns == 50_000
     first.close()
     assert path.exists(), "the old daemon must not remove the new one's file"
+
+
+def test_a_table_says_what_the_reader_says_and_no_more_once_the_daemon_is_gone(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1_000 * SECOND]
+    monkeypatch.setattr(segment, "_monotonic_ns", lambda: now[0])
+    reader = SegmentReader(path)
+    assert reader.table().at(knot(0).wall_ns) is None
+    first = SegmentWriter(path, node="n", boot=BOOT, virtual=False)
+    now[0] += SECOND
+    for number in range(40):
+        first.publish(knot(number))
+    first.heartbeat()
+    newest = knot(39).wall_ns
+    table = reader.table()
+    first.heartbeat()
+    now[0] += 1
+    first.heartbeat()
+    assert reader.table() is table, "a heartbeat alone brings nothing"
+    stamps = [knot(10).wall_ns, newest - 7, newest, newest + SECOND]
+
+    def agree() -> None:
+        for stamp in stamps:
+            found, truth = reader.table().at(stamp), reader.at(stamp)
+            assert found is not None
+            assert found.offset_ns == truth.offset_ns
+            assert 0 <= found.uncertainty_ns - truth.uncertainty_ns <= EXCESS_MAX_NS
+
+    agree()
+    first.tighten(knot(39, half=40_000))  # the writer may take back what it said of the newest
+    now[0] += 1
+    first.heartbeat()
+    assert reader.table() is not table
+    agree()
+    now[0] += 10 * SECOND
+    agree()
+    later = newest + 3 * SECOND
+    assert (reader.table().at(later), reader.at(later)) == (None, UNSYNCHRONIZED)
+    second = SegmentWriter(path, node="n", boot=BOOT, virtual=False)
+    now[0] += SECOND
+    second.publish(knot(50))
+    second.heartbeat()
+    assert reader.table().at(newest) is None, "the new daemon knows nothing of it"
+    assert reader.table().at(knot(50).wall_ns) is not None
+    first.close()
+    second.close()
+    reader.close()
 
 
 def test_a_missing_segment_is_survived_and_found_later(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

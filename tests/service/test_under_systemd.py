@@ -62,7 +62,10 @@ HTTPServer(("127.0.0.1", 14318), Collector).serve_forever()
 @pytest.fixture(scope="module")
 def systemd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateSystemd]:
     environment = "".join(f"Environment={setting}\n" for setting in python_environment())
-    forward = "Environment=SKEWD_SIDECAR__FORWARD=http://127.0.0.1:14318\n"
+    forward = (
+        "Environment=SKEWD_SIDECAR__FORWARD=http://127.0.0.1:14318\n"
+        "Environment=SKEWD_SIDECAR__GRPC=unix:///run/skewd-sidecar/otlp.sock\n"
+    )
     name = "Environment=SKEWD_NODE__NAME=lab-1\n"
     units = {
         "skewd.service": (UNITS / "skewd.service").read_text(),
@@ -357,6 +360,8 @@ def test_the_sidecar_reads_the_daemons_bound_and_passes_spans_on(service: Privat
         wait_until(passed_on, "the sidecar took a span and named the daemon's node")
         user = service.run("stat", "--format=%U", f"/proc/{service.show('skewd-sidecar', 'MainPID')['MainPID']}")
         assert user.stdout.strip() not in ("root", "skewd")
+        connect = "import socket as s; s.socket(s.AF_UNIX).connect('/run/skewd-sidecar/otlp.sock')"
+        service.run(PYTHON, "-c", connect, user="nobody")
     finally:
         service.systemctl("stop", "skewd-sidecar", "collector")
     assert (service.out / "sidecar.ends").read_text().splitlines()[-1] == "success exited 0"

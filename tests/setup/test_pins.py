@@ -46,7 +46,8 @@ def pins(name: str) -> dict[str, set[str]]:
 
 
 def test_every_dependency_is_pinned_with_hashes() -> None:
-    assert asked_for(*PROJECT["optional-dependencies"]) <= set(pins("all.txt"))
+    # The native kernel is built here, and is on no index.
+    assert asked_for(*PROJECT["optional-dependencies"]) - {"skewd-native"} <= set(pins("all.txt"))
     assert asked_for("zmq") <= set(pins("run.txt"))
 
 
@@ -57,6 +58,20 @@ def test_what_an_installation_gets_is_what_was_tested() -> None:
     versions = {name: {pin.partition(" ;")[0] for pin in installed[name]} for name in installed}
     assert versions == {name: {pin.partition(" ;")[0] for pin in tested[name]} for name in installed}
     assert not {"pytest", "confluent-kafka", "magika"} & set(installed)
+
+
+def test_the_extras_that_are_pinned_are_all_but_the_native_kernel(tasks: ModuleType) -> None:
+    named = set(PROJECT["optional-dependencies"])
+    assert set(tasks.extras((ROOT / "pyproject.toml").read_text())) == named - {"native"}
+
+
+def test_the_native_kernel_that_is_asked_for_is_the_one_that_is_here() -> None:
+    crate = tomllib.loads((ROOT / "sidecar" / "native" / "Cargo.toml").read_text())
+    assert PROJECT["optional-dependencies"]["native"] == [f"skewd-native=={crate['package']['version']}"]
+    # No lock file is kept: a dependency without an exact version would be whatever is newest.
+    for name, wanted in crate["dependencies"].items():
+        version = wanted if isinstance(wanted, str) else wanted["version"]
+        assert re.fullmatch(r"=\d+\.\d+\.\d+", version), f"{name} {version}"
 
 
 @pytest.mark.parametrize("name", ["all.txt", "run.txt"])

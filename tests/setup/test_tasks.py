@@ -40,10 +40,14 @@ class Checkout:
             (self.root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, self.root / name)
 
-    def run(self, *arguments: str, kafka: bool = False, **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *arguments: str, kafka: bool = False, native: bool = False, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         env = {"PATH": f"{self.bin}:/usr/bin:/bin", "HOME": str(self.home), **environment}
         if not kafka:
             env["SKEWD_NO_KAFKA_BROKER"] = "1"
+        if not native:
+            env["SKEWD_NO_NATIVE"] = "1"
         return subprocess.run(
             [sys.executable, str(self.root / "tasks.py"), *arguments],
             env=env, cwd=self.home, capture_output=True, text=True, timeout=60, check=False,
@@ -71,6 +75,22 @@ case "$*" in
       exit 1
     fi ;;
 esac
+""",
+        )
+
+    def fake_native(self, *, cargo: bool = True, fails: bool = False) -> None:
+        """The native kernel's sources, and a cargo; maturin comes with what a fake uv installs."""
+        for name in ("Cargo.toml", "pyproject.toml", "src/lib.rs"):
+            path = self.root / "sidecar" / "native" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("one\n")
+        if cargo:
+            script(self.bin / "cargo", "exit 0\n")
+        built = "echo 'error: linker `cc` not found'; exit 1" if fails else 'touch "$2/skewd_native-0-abi3.whl"'
+        script(
+            self.venv / "bin" / "maturin",
+            f"""echo called >> "{self.home}/maturin.calls"
+while [ "$1" != --out ]; do shift; done; mkdir -p "$2"; {built}
 """,
         )
 
@@ -300,6 +320,44 @@ def test_a_broker_that_cannot_be_fetched_is_one_line_and_no_failure(checkout: Ch
     assert "Could not resolve it" in line
     assert "mock" in line
     assert not (checkout.root / "build" / "kafka" / "libs").exists()
+
+
+def test_the_native_kernel_is_built_once_for_each_change_of_it(checkout: Checkout) -> None:
+    checkout.fake_uv()
+    assert checkout.run("setup").returncode == 0
+    checkout.fake_native()
+    for count in (1, 1, 2, 2):
+        if count == 2:
+            (checkout.root / "sidecar" / "native" / "src" / "lib.rs").write_text("two\n")
+        done = checkout.run("setup", native=True)
+        assert done.returncode == 0, done.stderr
+        assert (checkout.home / "maturin.calls").read_text().split() == ["called"] * count
+    installed = [call for call in checkout.uv_calls() if "skewd_native-0-abi3.whl" in call]
+    assert len(installed) == 2
+    assert all("--no-deps --no-index --force-reinstall" in call for call in installed)
+    # Another environment gets the wheel that is there.
+    (checkout.root / "requirements" / "all.txt").write_text("# changed\n")
+    assert checkout.run("setup", native=True).returncode == 0
+    assert (checkout.home / "maturin.calls").read_text().split() == ["called"] * 2
+    assert "skewd_native-0-abi3.whl" in checkout.uv_calls()[-1]
+
+
+def test_a_native_kernel_that_cannot_be_built_is_one_line_and_no_failure(checkout: Checkout) -> None:
+    checkout.fake_uv()
+    assert checkout.run("setup").returncode == 0
+    checkout.fake_native(cargo=False)
+    done = checkout.run("setup", native=True, PATH=f"{checkout.bin}:{checkout.home}")
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if "native kernel" in line]
+    assert "cargo is not here" in line
+    assert not (checkout.home / "maturin.calls").exists()
+
+    checkout.fake_native(fails=True)
+    done = checkout.run("setup", native=True)
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if "not built" in line]
+    assert "linker `cc` not found" in line
+    assert "Python kernel" in line
 
 
 def test_unknown_commands_and_none_are_usage_errors_that_list_the_commands(checkout: Checkout) -> None:

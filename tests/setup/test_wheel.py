@@ -55,7 +55,16 @@ def test_its_metadata_is_complete(metadata: Message) -> None:
     assert metadata["Summary"]
     assert metadata["Description-Content-Type"] == "text/markdown"
     assert str(metadata.get_payload()).strip()
-    assert set(metadata.get_all("Provides-Extra", [])) == {"mesh", "zmq", "kafka", "aeron", "otel", "pipeline", "dev"}
+    assert set(metadata.get_all("Provides-Extra", [])) == {
+        "mesh",
+        "zmq",
+        "kafka",
+        "aeron",
+        "otel",
+        "pipeline",
+        "dev",
+        "native",
+    }
 
 
 def test_the_heavy_packages_are_extras(metadata: Message) -> None:

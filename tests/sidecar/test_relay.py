@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 from google.rpc.status_pb2 import Status as RpcStatus
@@ -44,12 +45,12 @@ def gateway(mode: Mode = Mode.TAG) -> Gateway:
 @pytest.mark.parametrize("limit", ["requests", "bytes"])
 async def test_beyond_the_limits_it_says_try_again_and_then_takes_more(limit: str) -> None:
     held, counted, body = Held(), gateway(), request()
-    limits = {"requests_max": 2} if limit == "requests" else {"bytes_max": 2 * len(body)}
+    limits: dict[str, Any] = {"requests_max": 2} if limit == "requests" else {"bytes_max": 2 * len(body)}
     relay = Relay(counted, held, **limits)
     under_way = [asyncio.create_task(relay(Signal.TRACES, body, None)) for _ in range(2)]
     await asyncio.sleep(0)
     refused = await relay(Signal.TRACES, body, None)
-    assert (refused.code, refused.http_status) == (UNAVAILABLE, 503)
+    assert (refused.code, refused.http_status, refused.retry_after_s) == (UNAVAILABLE, 503, 1.0)
     assert "try again" in refused.message
     held.go.set()
     assert all(outcome.ok for outcome in await asyncio.gather(*under_way))

@@ -50,6 +50,7 @@ from skewd.bounds.history import UNSYNCHRONIZED, Correction
 from skewd.ports import PortTaken
 from skewd_sidecar.endpoint import EndpointError
 from skewd_sidecar.gateway import Signal
+from skewd_sidecar.kernel import choose
 from skewd_sidecar.patch import Mode
 from tests.sidecar.sidecar_lab import LIMIT_S, Collector, Running, free_port, grpc_collector, http_collector, sidecar
 
@@ -200,7 +201,7 @@ async def test_without_a_bound_spans_go_on_at_once_and_say_so(mode: Mode) -> Non
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-async def test_the_sdks_metrics_and_logs_arrive_as_they_are(protocol: str) -> None:
+async def test_the_sdks_metrics_arrive_as_they_are_and_logs_corrected(protocol: str) -> None:
     async with collector(protocol) as behind, sidecar(forward=behind.url, mode=Mode.REWRITE) as running:
 
         def export() -> None:
@@ -225,19 +226,17 @@ async def test_the_sdks_metrics_and_logs_arrive_as_they_are(protocol: str) -> No
     metric = ExportMetricsServiceRequest.FromString(metrics).resource_metrics[0].scope_metrics[0].metrics[0]
     assert (metric.name, metric.sum.data_points[0].as_int) == ("things", 7)
     record = ExportLogsServiceRequest.FromString(logs).resource_logs[0].scope_logs[0].log_records[0]
-    assert (record.body.string_value, record.time_unix_nano) == ("said", T0)
+    assert (record.body.string_value, record.time_unix_nano) == ("said", T0 - 3_000_000)
+    assert record.observed_time_unix_nano != 0
 
 
 @pytest.mark.parametrize("onward", PROTOCOLS)
 @pytest.mark.parametrize("inward", PROTOCOLS)
-@pytest.mark.parametrize("of", [Signal.METRICS, Signal.LOGS])
-async def test_metrics_and_logs_are_byte_identical(inward: str, onward: str, of: Signal) -> None:
-    request: Any = ExportLogsServiceRequest() if of is Signal.LOGS else ExportMetricsServiceRequest()
-    if of is Signal.LOGS:
-        record = request.resource_logs.add().scope_logs.add().log_records.add(time_unix_nano=T0)
-        record.attributes.add(key="clock.offset_ns").value.int_value = 1
-    else:
-        request.resource_metrics.add().scope_metrics.add().metrics.add(name="m").gauge.data_points.add(as_int=1)
+@pytest.mark.parametrize("of", [Signal.METRICS, Signal.PROFILES])
+async def test_metrics_and_profiles_are_byte_identical(inward: str, onward: str, of: Signal) -> None:
+    request = ExportMetricsServiceRequest()  # of profiles, too, only the outermost fields are looked at
+    point = request.resource_metrics.add().scope_metrics.add().metrics.add(name="m").gauge.data_points.add(as_int=1)
+    point.attributes.add(key="clock.offset_ns").value.int_value = 1
     body = request.SerializeToString() + b"\xfa\x3e\x85\x80\x00later"  # an unknown field, its length padded
     async with collector(onward) as behind, sidecar(forward=behind.url, mode=Mode.REWRITE) as running:
         assert (await post(inward, running, body, of))[0] == OK[inward]
@@ -280,9 +279,9 @@ async def test_what_http_refuses_it_explains() -> None:
     proto = TYPE["Content-Type"]
     whole = gzip.compress(traces())
     cases = [
-        ("/v1/traces", b"{}", {"Content_Type": "application/json"}, 415, "OTLP/JSON is not taken"),
+        ("/v1/traces", b"{}", {"Content_Type": "text/json"}, 415, "application/json"),
         ("/v1/traces", traces(), {}, 415, "application/x-protobuf"),
-        ("/v1/traces", traces(), {"Content_Type": proto, "Content_Encoding": "zstd"}, 415, "gzip"),
+        ("/v1/traces", traces(), {"Content_Type": proto, "Content_Encoding": "zstd"}, 415, "compression to gzip"),
         ("/v1/traces", whole[:-3], {"Content_Type": proto, "Content_Encoding": "gzip"}, 400, "cut short"),
         ("/v1/traces", b"x" * 40, {"Content_Type": proto, "Content_Encoding": "gzip"}, 400, "not gzip"),
         ("/v1/spans", traces(), {"Content_Type": proto}, 404, "/v1/traces"),
@@ -367,7 +366,7 @@ async def test_a_partial_success_comes_back(onward: str) -> None:
         (grpc.StatusCode.INVALID_ARGUMENT, "400"),
         (grpc.StatusCode.PERMISSION_DENIED, "403"),
         (grpc.StatusCode.UNAUTHENTICATED, "401"),
-        (grpc.StatusCode.RESOURCE_EXHAUSTED, "429"),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, "413"),  # without a RetryInfo it is final
         (grpc.StatusCode.UNAVAILABLE, "503"),
         (grpc.StatusCode.ABORTED, "503"),
         (grpc.StatusCode.INTERNAL, "500"),
@@ -679,6 +678,8 @@ async def test_metrics_count_spans_that_were_delivered() -> None:
     assert 'skewd_requests_total{result="failed",signal="traces"} 1.0' in lines
     (build,) = [line for line in lines if line.startswith("skewd_build_info{")]
     assert 'component="sidecar"' in build
+    assert f'patch="{choose().name}"' in build
+    assert 'skewd_log_records_total{action="rewritten"} 0.0' in lines
     assert 'virtual="true"' in build, "a static offset is a test hook"
 
 

@@ -1,0 +1,887 @@
+//! Twin of `skewd_sidecar/patch.py`, whose opening text holds the rules; the same bytes come out of both.
+//!
+//! One walk over the body makes a list of edits (from, to, replacement) in order of position, with the replacements in
+//! one arena, and a list of times to write. The result is then put together at once, in the memory of the Python
+//! object that is returned. The interpreter's lock is released during the walk, and taken again only to ask the source
+//! for a stamp that the table does not cover.
+
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+
+use crate::table::{Correction, Table, UNSYNCHRONIZED};
+use crate::wire::{self, Malformed, Value};
+
+pyo3::create_exception!(skewd_native, MalformedBody, PyValueError);
+
+/// Changes with what Python calls and with what comes out: see `skewd_sidecar/kernel.py`.
+pub const INTERFACE: u32 = 1;
+
+/// The attributes that are ours, as `NAMES` there, in the order in which they are appended.
+const NAMES: [&str; 9] = [
+    "offset_ns",
+    "uncertainty_ns",
+    "reference",
+    "status",
+    "node.name",
+    "corrected",
+    "original.start_time_unix_nano",
+    "original.end_time_unix_nano",
+    "original.time_unix_nano",
+];
+const OFFSET: usize = 0;
+const UNCERTAINTY: usize = 1;
+const FACTS: usize = 2; // reference, status, node.name, corrected
+const REFERENCE: usize = 0;
+const CORRECTED: usize = 3;
+const ORIGINAL_START: usize = 6;
+const ORIGINAL_END: usize = 7;
+const ORIGINAL_TIME: usize = 8;
+
+const STATUSES: [&str; 3] = ["synchronized", "holdover", "unsynchronized"];
+
+#[derive(Clone, Copy, PartialEq)]
+enum Mode {
+    Off,
+    Tag,
+    Rewrite,
+}
+
+/// Counters in the order of Python's `Action`.
+#[derive(Clone, Copy)]
+enum Action {
+    Tagged,
+    Rewritten,
+    Unsynchronized,
+    Unchanged,
+    Passed,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Record {
+    Span,
+    Log,
+}
+
+/// Our attributes in bytes, for one kind of owner: what comes before an attribute's value is made once.
+struct Attributes {
+    tag: u8,
+    /// For each name its key's field.
+    keys: Vec<Vec<u8>>,
+    /// For each name and each length of a number (1 to 10 bytes), all bytes before the number.
+    heads: Vec<Vec<Vec<u8>>>,
+}
+
+impl Attributes {
+    fn new(prefix: &str, tag: u8) -> Self {
+        let keys: Vec<Vec<u8>> = NAMES
+            .iter()
+            .map(|name| {
+                let mut key = Vec::new();
+                wire::push_field(&mut key, 0x0A, format!("{prefix}{name}").as_bytes());
+                key
+            })
+            .collect();
+        let heads = keys
+            .iter()
+            .map(|key| {
+                (1..=10u8)
+                    .map(|size| {
+                        let mut head = vec![tag];
+                        wire::push_varint(&mut head, key.len() as u64 + 3 + u64::from(size));
+                        head.extend_from_slice(key);
+                        head.extend_from_slice(&[0x12, 1 + size, 0x18]);
+                        head
+                    })
+                    .collect()
+            })
+            .collect();
+        Attributes { tag, keys, heads }
+    }
+
+    #[inline]
+    fn push_int(&self, out: &mut Vec<u8>, name: usize, value: u64) {
+        out.extend_from_slice(&self.heads[name][wire::varint_len(value) - 1]);
+        wire::push_varint(out, value);
+    }
+
+    fn push_fact(&self, out: &mut Vec<u8>, fact: usize, value: &Value) {
+        let mut any = Vec::new();
+        match value {
+            Value::Text(text) => wire::push_field(&mut any, 0x0A, text),
+            Value::Bool(flag) => any.extend_from_slice(&[0x10, u8::from(*flag)]),
+            Value::Int(_) | Value::Other => return,
+        }
+        let mut content = self.keys[FACTS + fact].clone();
+        wire::push_field(&mut content, 0x12, &any);
+        wire::push_field(out, u64::from(self.tag), &content);
+    }
+}
+
+/// How spans are patched: twin of `PatchOptions`.
+#[pyclass(frozen, module = "skewd_native")]
+pub struct Patcher {
+    mode: Mode,
+    node: Value,
+    prefix: Vec<u8>,
+    trust: bool,
+    on_resource: bool,
+    keep: bool,
+    span: Attributes,
+    log: Attributes,
+    resource: Attributes,
+}
+
+#[pymethods]
+impl Patcher {
+    #[new]
+    fn new(
+        mode: &str,
+        node: &str,
+        prefix: &str,
+        keep_original: bool,
+        placement: &str,
+        incoming: &str,
+    ) -> PyResult<Self> {
+        let mode = match mode {
+            "off" => Mode::Off,
+            "tag" => Mode::Tag,
+            "rewrite" => Mode::Rewrite,
+            _ => return Err(PyValueError::new_err(format!("no mode is called {mode:?}"))),
+        };
+        let (on_resource, originals) = match placement {
+            "span" => (false, true),
+            "resource" => (true, true),
+            "minimal" => (true, false),
+            _ => return Err(PyValueError::new_err(format!("no placement is called {placement:?}"))),
+        };
+        let trust = match incoming {
+            "trust" => true,
+            "replace" => mode == Mode::Off,
+            _ => return Err(PyValueError::new_err(format!("no treatment is called {incoming:?}"))),
+        };
+        Ok(Patcher {
+            mode,
+            node: Value::Text(node.as_bytes().to_vec()),
+            prefix: prefix.as_bytes().to_vec(),
+            trust,
+            on_resource,
+            keep: keep_original && originals,
+            span: Attributes::new(prefix, 0x4A),
+            log: Attributes::new(prefix, 0x32),
+            resource: Attributes::new(prefix, 0x0A),
+        })
+    }
+
+    /// The body to send on, and how many spans (log records) were treated how, in the order of `Action`.
+    ///
+    /// `ask(wall_ns)` gives a Python `Correction` where the table has none. Raises `MalformedBody`, and what `ask` does.
+    fn patch<'py>(
+        &self,
+        py: Python<'py>,
+        body: &Bound<'py, PyBytes>,
+        logs: bool,
+        ask: Py<PyAny>,
+        table: Option<Py<Table>>,
+    ) -> PyResult<(Bound<'py, PyBytes>, [u64; 5])> {
+        let bytes = body.as_bytes();
+        let table = table.as_ref().map(|table| table.get());
+        let mut walk = Walk::new(bytes, self, if logs { Record::Log } else { Record::Span }, &ask, table);
+        let walked = py.detach(|| walk.children(0, bytes.len(), Level::Request));
+        let growth = match walked {
+            Ok(growth) => growth,
+            Err(Failure::Malformed(malformed)) => return Err(MalformedBody::new_err(malformed.text(bytes.len()))),
+            Err(Failure::Python(error)) => return Err(error),
+        };
+        let actions = walk.actions;
+        if walk.moves.is_empty() && walk.edits.iter().all(|edit| edit.begin == UNUSED) {
+            return Ok((body.clone(), actions));
+        }
+        let size = (bytes.len() as isize + growth) as usize;
+        let out = PyBytes::new_with(py, size, |out| {
+            walk.write(out);
+            Ok(())
+        })?;
+        Ok((out, actions))
+    }
+}
+
+enum Failure {
+    Malformed(Malformed),
+    Python(PyErr),
+}
+
+impl From<Malformed> for Failure {
+    fn from(malformed: Malformed) -> Self {
+        Failure::Malformed(malformed)
+    }
+}
+
+type Outcome<T> = Result<T, Failure>;
+
+#[derive(Clone, Copy)]
+enum Level {
+    Request,
+    Scope,
+}
+
+const UNUSED: usize = usize::MAX;
+
+/// Bytes `begin` to `end` of the body give way to `from` to `to` of the arena.
+#[derive(Clone, Copy)]
+struct Edit {
+    begin: usize,
+    end: usize,
+    from: usize,
+    to: usize,
+}
+
+const PLACE: Edit = Edit { begin: UNUSED, end: 0, from: 0, to: 0 };
+
+/// An attribute of ours that arrived: name, where the field begins, where its KeyValue begins, where it ends.
+#[derive(Clone, Copy)]
+struct Ours {
+    name: usize,
+    tag_at: usize,
+    begin: usize,
+    end: usize,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+struct What {
+    reference: Option<u32>,
+    status: u8,
+    corrected: bool,
+}
+
+/// The places of a span's times: where each was seen last (0: never), and where before.
+#[derive(Default)]
+struct Times {
+    start_at: usize,
+    end_at: usize,
+    more_starts: Vec<usize>,
+    more_ends: Vec<usize>,
+    /// The places of all events' times, event after event, and where each event's end in that list.
+    event_times: Vec<usize>,
+    events: Vec<usize>,
+}
+
+impl Times {
+    fn clear(&mut self) {
+        self.start_at = 0;
+        self.end_at = 0;
+        self.more_starts.clear();
+        self.more_ends.clear();
+        self.event_times.clear();
+        self.events.clear();
+    }
+}
+
+struct Walk<'a> {
+    body: &'a [u8],
+    patcher: &'a Patcher,
+    attributes: &'a Attributes,
+    record: Record,
+    ask: &'a Py<PyAny>,
+    table: Option<&'a Table>,
+    hint: usize,
+    references: Vec<String>,
+    edits: Vec<Edit>,
+    arena: Vec<u8>,
+    /// Times to write: place and value.
+    moves: Vec<(usize, u64)>,
+    ours: Vec<Ours>,
+    times: Times,
+    // Of the batch under way: see the Python twin.
+    inherited: [Option<Value>; 4],
+    inherits: bool,
+    facts: Option<[Option<Value>; 4]>,
+    said: Vec<(What, Vec<u8>)>,
+    actions: [u64; 5],
+}
+
+impl<'a> Walk<'a> {
+    fn new(body: &'a [u8], patcher: &'a Patcher, record: Record, ask: &'a Py<PyAny>, table: Option<&'a Table>) -> Self {
+        Walk {
+            body,
+            patcher,
+            attributes: if record == Record::Span { &patcher.span } else { &patcher.log },
+            record,
+            ask,
+            table,
+            hint: 0,
+            references: table.map_or_else(Vec::new, |table| table.references.clone()),
+            edits: Vec::with_capacity(body.len() / 128),
+            arena: Vec::with_capacity(body.len() / 2),
+            moves: Vec::new(),
+            ours: Vec::new(),
+            times: Times::default(),
+            inherited: [None, None, None, None],
+            inherits: false,
+            facts: None,
+            said: Vec::new(),
+            actions: [0; 5],
+        }
+    }
+
+    /// Puts the result together; `out` has its size.
+    fn write(&mut self, out: &mut [u8]) {
+        self.moves.sort_unstable_by_key(|(at, _)| *at);
+        let mut moves = self.moves.iter().peekable();
+        let (mut cursor, mut at) = (0, 0);
+        let last = Edit { begin: self.body.len(), end: self.body.len(), from: 0, to: 0 };
+        for edit in self.edits.iter().chain(std::iter::once(&last)) {
+            if edit.begin == UNUSED {
+                continue;
+            }
+            let kept = &self.body[cursor..edit.begin];
+            out[at..at + kept.len()].copy_from_slice(kept);
+            while let Some((place, time)) = moves.next_if(|(place, _)| *place < edit.begin) {
+                let to = at + (place - cursor);
+                out[to..to + 8].copy_from_slice(&time.to_le_bytes());
+            }
+            at += kept.len();
+            let added = &self.arena[edit.from..edit.to];
+            out[at..at + added.len()].copy_from_slice(added);
+            at += added.len();
+            cursor = edit.end;
+        }
+        debug_assert_eq!(at, out.len());
+    }
+
+    fn place(&mut self) -> usize {
+        self.edits.push(PLACE);
+        self.edits.len() - 1
+    }
+
+    /// Walks the ResourceSpans of the request, or the records of a scope; returns by how many bytes it grows.
+    fn children(&mut self, mut position: usize, end: usize, level: Level) -> Outcome<isize> {
+        let wanted = if matches!(level, Level::Request) { 0x0A } else { 0x12 };
+        let mut growth = 0;
+        while position < end {
+            let (tag, after) = wire::tag(self.body, position)?;
+            if tag != wanted {
+                position = wire::skip(self.body, tag, after)?;
+                continue;
+            }
+            let (begin, stop) = wire::content(self.body, after, end)?;
+            let place = self.place();
+            let grown = match (level, self.record) {
+                (Level::Request, _) => self.batch(begin, stop)?,
+                (Level::Scope, Record::Span) => self.span(begin, stop)?,
+                (Level::Scope, Record::Log) => self.log(begin, stop)?,
+            };
+            growth += self.resize(place, after, begin, stop, grown);
+            position = stop;
+        }
+        if position != end {
+            return Err(Malformed::Overrun(end).into());
+        }
+        Ok(growth)
+    }
+
+    /// Writes a length anew, at its place among the edits, if it changed; returns by how much the field grows.
+    fn resize(&mut self, place: usize, size_at: usize, begin: usize, stop: usize, grown: isize) -> isize {
+        if grown == 0 {
+            return 0;
+        }
+        let from = self.arena.len();
+        wire::push_varint(&mut self.arena, ((stop - begin) as isize + grown) as u64);
+        let to = self.arena.len();
+        self.edits[place] = Edit { begin: size_at, end: begin, from, to };
+        grown + (to - from) as isize - (begin - size_at) as isize
+    }
+
+    /// Walks one ResourceSpans or ResourceLogs: its Resource is read before any span, and written after all of them.
+    fn batch(&mut self, mut position: usize, end: usize) -> Outcome<isize> {
+        struct Inside {
+            size_at: usize,
+            begin: usize,
+            stop: usize,
+            /// Which of `ours` are a Resource's; None for scope spans.
+            resource: Option<(usize, usize)>,
+        }
+        let mut inside: Vec<Inside> = Vec::with_capacity(4);
+        let mut ours: Vec<Ours> = Vec::new();
+        while position < end {
+            let (tag, after) = wire::tag(self.body, position)?;
+            if tag != 0x0A && tag != 0x12 {
+                position = wire::skip(self.body, tag, after)?;
+                continue;
+            }
+            let (begin, stop) = wire::content(self.body, after, end)?;
+            let before = ours.len();
+            let mut resource = None;
+            if tag == 0x0A {
+                self.resource(begin, stop, &mut ours)?;
+                resource = Some((before, ours.len()));
+            }
+            inside.push(Inside { size_at: after, begin, stop, resource });
+            position = stop;
+        }
+        if position != end {
+            return Err(Malformed::Overrun(end).into());
+        }
+
+        self.inherited = [None, None, None, None];
+        self.inherits = false;
+        if self.patcher.trust {
+            for each in &ours {
+                if (FACTS..FACTS + 4).contains(&each.name) {
+                    self.inherited[each.name - FACTS] = Some(wire::value(self.body, each.begin, each.end));
+                    self.inherits = true;
+                }
+            }
+        }
+        self.facts = None;
+        if self.patcher.on_resource {
+            self.said.clear();
+        }
+        let mut growth = 0;
+        // Place of the length, of what is added, the Resource, and how much of it is cut.
+        let mut resources: Vec<(usize, usize, &Inside, usize)> = Vec::new();
+        for each in &inside {
+            let place = self.place();
+            let Some((first, behind)) = each.resource else {
+                let grown = self.children(each.begin, each.stop, Level::Scope)?;
+                growth += self.resize(place, each.size_at, each.begin, each.stop, grown);
+                continue;
+            };
+            let mut cut = 0;
+            if !self.patcher.trust {
+                for each in &ours[first..behind] {
+                    self.edits.push(Edit { begin: each.tag_at, end: each.end, from: 0, to: 0 });
+                    cut += each.end - each.tag_at;
+                }
+            }
+            let addition = self.place();
+            resources.push((place, addition, each, cut));
+        }
+        let from = self.arena.len();
+        if let Some(facts) = &self.facts {
+            for (fact, value) in facts.iter().enumerate() {
+                if let (Some(value), None) = (value, &self.inherited[fact]) {
+                    self.patcher.resource.push_fact(&mut self.arena, fact, value);
+                }
+            }
+        }
+        let added = self.arena.len() - from;
+        for (number, (place, addition, each, cut)) in resources.iter().enumerate() {
+            let mut grown = -(*cut as isize);
+            if added > 0 && number + 1 == resources.len() {
+                self.edits[*addition] = Edit { begin: each.stop, end: each.stop, from, to: from + added };
+                grown += added as isize;
+            }
+            growth += self.resize(*place, each.size_at, each.begin, each.stop, grown);
+        }
+        if added > 0 && resources.is_empty() {
+            let content = self.arena[from..].to_vec();
+            let from = self.arena.len();
+            wire::push_field(&mut self.arena, 0x0A, &content);
+            let to = self.arena.len();
+            self.edits.push(Edit { begin: end, end, from, to });
+            growth += (to - from) as isize;
+        }
+        Ok(growth)
+    }
+
+    /// Reads a Resource: which of its attributes are ours.
+    fn resource(&self, mut position: usize, end: usize, ours: &mut Vec<Ours>) -> Outcome<()> {
+        while position < end {
+            let (tag, after) = wire::tag(self.body, position)?;
+            if tag != 0x0A {
+                position = wire::skip(self.body, tag, after)?;
+                continue;
+            }
+            let (begin, stop) = wire::content(self.body, after, end)?;
+            if let Some(name) = self.name(wire::key(self.body, begin, stop)?) {
+                ours.push(Ours { name, tag_at: position, begin, end: stop });
+            }
+            position = stop;
+        }
+        if position != end {
+            return Err(Malformed::Overrun(end).into());
+        }
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn name(&self, key: &[u8]) -> Option<usize> {
+        let prefix = self.patcher.prefix.as_slice();
+        if key.first() != prefix.first() {
+            return None; // most keys, without a call
+        }
+        let rest = key.strip_prefix(prefix)?;
+        NAMES.iter().position(|name| name.as_bytes() == rest)
+    }
+
+    fn span(&mut self, mut position: usize, end: usize) -> Outcome<isize> {
+        let body = self.body;
+        self.times.clear();
+        self.ours.clear();
+        while position < end {
+            let tag_at = position;
+            let (tag, after) = wire::tag(body, position)?;
+            position = after;
+            match tag {
+                0x4A => {
+                    let (begin, stop) = wire::content(body, position, end)?;
+                    if let Some(name) = self.name(wire::key(body, begin, stop)?) {
+                        self.ours.push(Ours { name, tag_at, begin, end: stop });
+                    }
+                    position = stop;
+                }
+                0x39 => {
+                    if self.times.start_at != 0 {
+                        self.times.more_starts.push(self.times.start_at);
+                    }
+                    self.times.start_at = position;
+                    position += 8;
+                }
+                0x41 => {
+                    if self.times.end_at != 0 {
+                        self.times.more_ends.push(self.times.end_at);
+                    }
+                    self.times.end_at = position;
+                    position += 8;
+                }
+                0x5A => {
+                    let (begin, stop) = wire::content(body, position, end)?;
+                    self.event(begin, stop)?;
+                    position = stop;
+                }
+                _ => position = wire::skip(body, tag, position)?,
+            }
+        }
+        if position != end {
+            return Err(Malformed::Overrun(end).into());
+        }
+        self.decide(end)
+    }
+
+    /// The places of an event's `time_unix_nano`: usually one.
+    fn event(&mut self, mut position: usize, end: usize) -> Outcome<()> {
+        let before = self.times.event_times.len();
+        while position < end {
+            let (tag, after) = wire::tag(self.body, position)?;
+            position = after;
+            if tag == 0x09 {
+                self.times.event_times.push(position);
+                position += 8;
+            } else {
+                position = wire::skip(self.body, tag, position)?;
+            }
+        }
+        if position != end {
+            return Err(Malformed::Overrun(end).into());
+        }
+        if self.times.event_times.len() > before {
+            self.times.events.push(self.times.event_times.len());
+        }
+        Ok(())
+    }
+
+    fn log(&mut self, mut position: usize, end: usize) -> Outcome<isize> {
+        let body = self.body;
+        self.times.clear();
+        self.ours.clear();
+        while position < end {
+            let tag_at = position;
+            let (tag, after) = wire::tag(body, position)?;
+            position = after;
+            match tag {
+                0x32 => {
+                    let (begin, stop) = wire::content(body, position, end)?;
+                    if let Some(name) = self.name(wire::key(body, begin, stop)?) {
+                        self.ours.push(Ours { name, tag_at, begin, end: stop });
+                    }
+                    position = stop;
+                }
+                0x09 => {
+                    if self.times.start_at != 0 {
+                        self.times.more_starts.push(self.times.start_at);
+                    }
+                    self.times.start_at = position;
+                    position += 8;
+                }
+                _ => position = wire::skip(body, tag, position)?,
+            }
+        }
+        if position != end {
+            return Err(Malformed::Overrun(end).into());
+        }
+        if self.patcher.mode != Mode::Off && self.time(self.times.start_at) == 0 {
+            self.count(Action::Unchanged);
+            if !self.patcher.trust && !self.ours.is_empty() {
+                let from = self.arena.len();
+                return Ok(self.upsert(end, from));
+            }
+            return Ok(0);
+        }
+        self.decide(end)
+    }
+
+    /// The time at a place; 0 where there is none.
+    #[inline(always)]
+    fn time(&self, at: usize) -> u64 {
+        if at == 0 {
+            return 0;
+        }
+        u64::from_le_bytes(self.body[at..at + 8].try_into().unwrap())
+    }
+
+    #[inline(always)]
+    fn at(&mut self, wall_ns: i128) -> Outcome<Correction> {
+        if let Some(table) = self.table {
+            if let Some(found) = table.at(wall_ns, &mut self.hint) {
+                return Ok(found);
+            }
+        }
+        self.asked(wall_ns)
+    }
+
+    #[inline(never)]
+    fn asked(&mut self, wall_ns: i128) -> Outcome<Correction> {
+        let asked = Python::attach(|py| -> PyResult<_> {
+            let said = self.ask.bind(py).call1((wall_ns,))?;
+            let status: String = said.getattr("status")?.extract()?;
+            let reference: Option<String> = said.getattr("reference")?.extract()?;
+            let offset_ns: i128 = said.getattr("offset_ns")?.extract()?;
+            let uncertainty_ns: i128 = said.getattr("uncertainty_ns")?.extract()?;
+            Ok((status, reference, offset_ns, uncertainty_ns))
+        });
+        let (status, reference, offset_ns, uncertainty_ns) = asked.map_err(Failure::Python)?;
+        let status = STATUSES.iter().position(|name| *name == status).unwrap_or(UNSYNCHRONIZED.into()) as u8;
+        let reference = reference.map(|name| {
+            let known = self.references.iter().position(|each| *each == name);
+            known.unwrap_or_else(|| {
+                self.references.push(name);
+                self.references.len() - 1
+            }) as u32
+        });
+        Ok(Correction { offset_ns, uncertainty_ns, status, reference })
+    }
+
+    fn decide(&mut self, end: usize) -> Outcome<isize> {
+        let mode = self.patcher.mode;
+        if mode == Mode::Off {
+            return Ok(self.count(Action::Passed));
+        }
+        let start = self.time(self.times.start_at);
+        let finish = self.time(self.times.end_at);
+        let first = i128::from(if start != 0 { start } else { finish });
+        let mut undo = 0; // what an earlier correction on another reference had added
+        let mut rebased = false;
+        if self.patcher.trust && (self.inherits || !self.ours.is_empty()) {
+            if let Some((reference, undone)) = self.before(start, finish) {
+                let (Mode::Rewrite, Some(undone)) = (mode, undone) else {
+                    return Ok(self.count(Action::Unchanged));
+                };
+                let now = self.at(first - undone)?;
+                if now.status == UNSYNCHRONIZED || self.is_reference(now.reference, &reference) {
+                    return Ok(self.count(Action::Unchanged));
+                }
+                undo = undone;
+                rebased = true;
+            }
+        }
+
+        let anchor = first - undo;
+        let correction = self.at(anchor)?;
+        let offset = correction.offset_ns;
+        let mut uncertainty = correction.uncertainty_ns;
+        let mut known = correction.status != UNSYNCHRONIZED;
+        let finished = i128::from(finish) - undo;
+        if known && finish != 0 && finished != anchor {
+            let at_end = self.at(finished)?;
+            if at_end.status == UNSYNCHRONIZED || at_end.reference != correction.reference {
+                known = false;
+            } else {
+                uncertainty = uncertainty.max(at_end.uncertainty_ns + (at_end.offset_ns - offset).abs());
+            }
+        }
+        if !known {
+            if rebased {
+                return Ok(self.count(Action::Unchanged));
+            }
+            let from = self.arena.len();
+            self.push_facts(What { reference: None, status: UNSYNCHRONIZED, corrected: false });
+            self.count(Action::Unsynchronized);
+            return Ok(self.upsert(end, from));
+        }
+
+        let shift = offset - undo;
+        let before = self.moves.len();
+        let mut fits = mode == Mode::Rewrite;
+        if fits {
+            fits =
+                self.push_move(self.times.start_at, start, shift) && self.push_move(self.times.end_at, finish, shift);
+            if start != 0 {
+                for index in 0..self.times.more_starts.len() {
+                    let at = self.times.more_starts[index];
+                    fits = fits && self.push_move(at, self.time(at), shift);
+                }
+            }
+            if finish != 0 {
+                for index in 0..self.times.more_ends.len() {
+                    let at = self.times.more_ends[index];
+                    fits = fits && self.push_move(at, self.time(at), shift);
+                }
+            }
+        }
+        let mut begin = 0;
+        for index in 0..self.times.events.len() {
+            let behind = self.times.events[index];
+            let time = self.time(self.times.event_times[behind - 1]);
+            if time != 0 {
+                let mut by = shift;
+                let at_event = self.at(i128::from(time) - undo)?;
+                if at_event.status != UNSYNCHRONIZED && at_event.reference == correction.reference {
+                    by = at_event.offset_ns - undo;
+                    uncertainty = uncertainty.max(at_event.uncertainty_ns + (at_event.offset_ns - offset).abs());
+                }
+                for place in begin..behind {
+                    let at = self.times.event_times[place];
+                    fits = fits && self.push_move(at, self.time(at), by);
+                }
+            }
+            begin = behind;
+        }
+        if !fits {
+            self.moves.truncate(before);
+            if rebased {
+                return Ok(self.count(Action::Unchanged));
+            }
+        }
+        let from = self.arena.len();
+        self.attributes.push_int(&mut self.arena, OFFSET, offset as u64);
+        self.attributes.push_int(&mut self.arena, UNCERTAINTY, uncertainty as u64);
+        self.push_facts(What { reference: correction.reference, status: correction.status, corrected: fits });
+        if fits && self.patcher.keep {
+            let originals = match self.record {
+                Record::Span => [(start, ORIGINAL_START), (finish, ORIGINAL_END)],
+                Record::Log => [(start, ORIGINAL_TIME), (0, ORIGINAL_TIME)],
+            };
+            for (time, name) in originals {
+                if time != 0 {
+                    self.attributes.push_int(&mut self.arena, name, (i128::from(time) - undo) as u64);
+                }
+            }
+        }
+        self.count(if fits { Action::Rewritten } else { Action::Tagged });
+        Ok(self.upsert(end, from))
+    }
+
+    /// Notes a time to be shifted; false if it would leave its range. A zero stays.
+    #[inline(always)]
+    fn push_move(&mut self, at: usize, time: u64, by: i128) -> bool {
+        if time == 0 {
+            return true;
+        }
+        match u64::try_from(i128::from(time) + by) {
+            Ok(moved) if moved != 0 => {
+                if by != 0 {
+                    self.moves.push((at, moved));
+                }
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// What an earlier correction left: its reference and what it had added to the times (None: it cannot be told).
+    fn before(&self, start: u64, finish: u64) -> Option<(Option<Value>, Option<i128>)> {
+        let last = |name: usize| {
+            let found = self.ours.iter().rev().find(|each| each.name == name)?;
+            Some(wire::value(self.body, found.begin, found.end))
+        };
+        let fact = |fact: usize| last(FACTS + fact).or_else(|| self.inherited[fact].clone());
+        if fact(CORRECTED) != Some(Value::Bool(true)) {
+            return None;
+        }
+        let reference = fact(REFERENCE);
+        let originals = match self.record {
+            Record::Span => [(start, ORIGINAL_START), (finish, ORIGINAL_END)],
+            Record::Log => [(start, ORIGINAL_TIME), (0, ORIGINAL_TIME)],
+        };
+        for (time, name) in originals {
+            if time == 0 {
+                continue;
+            }
+            if let Some(Value::Int(original)) = last(name) {
+                return Some((reference, Some(i128::from(time) - i128::from(original as u64))));
+            }
+        }
+        let undone = match last(OFFSET) {
+            Some(Value::Int(offset)) => Some(i128::from(offset)),
+            _ => None,
+        };
+        Some((reference, undone))
+    }
+
+    fn is_reference(&self, now: Option<u32>, then: &Option<Value>) -> bool {
+        match (now, then) {
+            (Some(now), Some(Value::Text(then))) => self.references[now as usize].as_bytes() == then.as_slice(),
+            (None, None | Some(Value::Other)) => true,
+            _ => false,
+        }
+    }
+
+    /// Appends to the arena the attributes with these facts, as far as the Resource does not say the same.
+    #[inline(always)]
+    fn push_facts(&mut self, what: What) {
+        match self.said.iter().position(|(each, _)| *each == what) {
+            Some(found) => self.arena.extend_from_slice(&self.said[found].1),
+            None => self.push_new_facts(what),
+        }
+    }
+
+    #[inline(never)]
+    fn push_new_facts(&mut self, what: What) {
+        let own: [Option<Value>; 4] = [
+            what.reference.map(|number| Value::Text(self.references[number as usize].clone().into_bytes())),
+            Some(Value::Text(STATUSES[what.status as usize].as_bytes().to_vec())),
+            Some(self.patcher.node.clone()),
+            Some(Value::Bool(what.corrected)),
+        ];
+        if self.patcher.on_resource && self.facts.is_none() {
+            self.facts = Some(std::array::from_fn(|fact| self.inherited[fact].clone().or_else(|| own[fact].clone())));
+        }
+        let mut said = Vec::new();
+        for (fact, value) in own.iter().enumerate() {
+            let theirs = self.facts.as_ref().and_then(|facts| facts[fact].as_ref());
+            if let Some(value) = value {
+                if theirs != Some(value) {
+                    self.attributes.push_fact(&mut said, fact, value);
+                }
+            }
+        }
+        self.arena.extend_from_slice(&said);
+        self.said.push((what, said));
+    }
+
+    /// Cuts all of ours that arrived and puts the arena's bytes since `from` at the end.
+    fn upsert(&mut self, end: usize, from: usize) -> isize {
+        let to = self.arena.len();
+        let mut growth = (to - from) as isize;
+        let mut cut = end;
+        for each in &self.ours {
+            growth -= (each.end - each.tag_at) as isize;
+        }
+        // Ours at the very end, as a sidecar leaves them, are one cut together with what replaces them.
+        while self.ours.last().is_some_and(|each| each.end == cut) {
+            cut = self.ours.pop().unwrap().tag_at;
+        }
+        for each in &self.ours {
+            self.edits.push(Edit { begin: each.tag_at, end: each.end, from: 0, to: 0 });
+        }
+        self.edits.push(Edit { begin: cut, end, from, to });
+        growth
+    }
+
+    /// Counts, and returns 0: a span that is only counted does not grow.
+    fn count(&mut self, action: Action) -> isize {
+        self.actions[action as usize] += 1;
+        0
+    }
+}

@@ -1,0 +1,147 @@
+"""Which of the two twins patches: the native one where it is installed, else the Python one.
+
+Both obey the rules of ``patch.py`` and give the same bytes, counts and refusals, so what chooses between them is cost
+alone: the native one takes about an eightieth of the CPU time. It is a distribution of its own, ``skewd-native``, since
+it has to be compiled; a sidecar without it is whole. Which one is active is said in the log at start, by ``skewd
+--version``, and in ``skewd_build_info{patch}``, for a sidecar that quietly lost its fast half would cost its node an
+order of magnitude more and nobody would know why.
+
+Limits: a native kernel of another version than this package expects (``INTERFACE``) is refused, not tried.
+"""
+
+from __future__ import annotations
+
+import importlib
+from enum import StrEnum
+from typing import Any, Protocol
+
+from skewd.bounds.table import Table
+from skewd_sidecar.patch import (
+    Action,
+    CorrectionAt,
+    MalformedRequest,
+    PatchOptions,
+    PatchResult,
+    patch_logs,
+    patch_traces,
+)
+
+INTERFACE = 1
+"""What this module expects of ``skewd_native.PATCH_INTERFACE``: changes with what is called and with what comes out."""
+
+_ACTIONS = tuple(Action)
+
+
+class Choice(StrEnum):
+    """``[sidecar] kernel``: the native one where there is one; that or an error; the Python one."""
+
+    AUTO = "auto"
+    NATIVE = "native"
+    PYTHON = "python"
+
+
+class KernelMissing(ValueError):
+    """The native kernel was asked for and cannot be had; the message says why and what to do."""
+
+
+class Kernel(Protocol):
+    """One of the twins. ``name`` is ``native`` or ``python``."""
+
+    name: str
+
+    def traces(self, body: bytes, options: PatchOptions, ask: CorrectionAt, table: Table | None) -> PatchResult:
+        """As :func:`skewd_sidecar.patch.patch_traces`."""
+        ...
+
+    def logs(self, body: bytes, options: PatchOptions, ask: CorrectionAt, table: Table | None) -> PatchResult:
+        """As :func:`skewd_sidecar.patch.patch_logs`."""
+        ...
+
+
+class PythonKernel:
+    """The twin that is always there."""
+
+    name = "python"
+
+    def traces(self, body: bytes, options: PatchOptions, ask: CorrectionAt, table: Table | None) -> PatchResult:
+        """As :func:`skewd_sidecar.patch.patch_traces`."""
+        return patch_traces(body, options, ask, table)
+
+    def logs(self, body: bytes, options: PatchOptions, ask: CorrectionAt, table: Table | None) -> PatchResult:
+        """As :func:`skewd_sidecar.patch.patch_logs`."""
+        return patch_logs(body, options, ask, table)
+
+
+class NativeKernel:
+    """The twin in Rust. Options and tables are handed over once, as long as they stay the same objects.
+
+    Args:
+        native: the module ``skewd_native``.
+    """
+
+    name = "native"
+
+    def __init__(self, native: Any) -> None:
+        self._native = native
+        # Each with what it was made of, in one piece: requests may be patched on several threads at once.
+        self._patcher: tuple[PatchOptions | None, Any] = (None, None)
+        self._table: tuple[Table | None, Any] = (None, None)
+
+    def traces(self, body: bytes, options: PatchOptions, ask: CorrectionAt, table: Table | None) -> PatchResult:
+        """As :func:`skewd_sidecar.patch.patch_traces`."""
+        return self._patch(body, False, options, ask, table)
+
+    def logs(self, body: bytes, options: PatchOptions, ask: CorrectionAt, table: Table | None) -> PatchResult:
+        """As :func:`skewd_sidecar.patch.patch_logs`."""
+        return self._patch(body, True, options, ask, table)
+
+    def _patch(
+        self, body: bytes, logs: bool, options: PatchOptions, ask: CorrectionAt, table: Table | None
+    ) -> PatchResult:
+        of_options, patcher = self._patcher
+        if of_options is not options:
+            patcher = self._native.Patcher(
+                options.mode.value,
+                options.node,
+                options.prefix,
+                options.keep_original,
+                options.placement.value,
+                options.incoming.value,
+            )
+            self._patcher = (options, patcher)
+        of_table, native_table = self._table
+        if of_table is not table:
+            native_table = None
+            if table is not None:
+                packed, references = table.packed()
+                native_table = self._native.Table(packed, references, table.max_uncertainty_ns)
+            self._table = (table, native_table)
+        try:
+            patched, counts = patcher.patch(body, logs, ask, native_table)
+        except self._native.MalformedBody as error:
+            raise MalformedRequest(str(error)) from None
+        actions = {action.value: count for action, count in zip(_ACTIONS, counts, strict=True) if count}
+        return PatchResult(patched, sum(counts), actions)
+
+
+def choose(choice: Choice = Choice.AUTO) -> Kernel:
+    """The kernel to patch with.
+
+    Raises:
+        KernelMissing: the native one was asked for by name and is not there, or of another version.
+    """
+    if choice is Choice.PYTHON:
+        return PythonKernel()
+    try:
+        native = importlib.import_module("skewd_native")
+    except ImportError as error:
+        problem = f"skewd-native cannot be loaded ({error})"
+    else:
+        if getattr(native, "PATCH_INTERFACE", None) == INTERFACE:
+            return NativeKernel(native)
+        problem = f"skewd-native {getattr(native, '__version__', 'of an unknown version')} is not for this skewd"
+    if choice is Choice.NATIVE:
+        raise KernelMissing(
+            f'{problem}; install the skewd-native of the same release, or write [sidecar] kernel = "auto"'
+        )
+    return PythonKernel()
