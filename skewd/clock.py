@@ -225,6 +225,22 @@ class VirtualPage:
         """The node's CLOCK_MONOTONIC_RAW at an instant of the host's."""
         return host_raw_ns + self._epoch_ns + self._drifted_ns(host_raw_ns)
 
+    def deviation_ns(self, host_raw_ns: int) -> int:
+        """This node's wall clock minus the host's at an instant of the host's: the truth, for whoever made the page.
+
+        For instants since the page was last written: what was in force before is not remembered.
+        """
+        slewed = self._slewed_ns(self.at_host_raw(host_raw_ns)) if self.steerable else 0
+        return self.offset_ns + self._drifted_ns(host_raw_ns) + slewed
+
+    def rate_ppb(self) -> int:
+        """How fast it changes now: the oscillator's drift and what the emulated kernel is told."""
+        steered = 0
+        if self.steerable:
+            _, _, frequency, tick_us, *_ = self._steered()
+            steered = rate_of(tick_us, frequency)
+        return self._drift_ppb + steered + steered * self._drift_ppb // PPB
+
     # -- the emulated kernel -------------------------------------------------------------------------------------
 
     def _steered(self) -> tuple[int, ...]:

@@ -397,7 +397,19 @@ def sidecar(
         str | None, typer.Option(metavar="HOST:PORT", help="OTLP/HTTP in; unix:///path for a socket, 'off' for none.")
     ] = None,
     forward: Annotated[
-        str | None, typer.Option(metavar="URL", help="Where spans go: grpc://, grpcs://, http:// or https://.")
+        list[str] | None,
+        typer.Option(
+            metavar="URL", help="Where spans go: grpc://, grpcs://, http://, https:// or kafka://; may be repeated."
+        ),
+    ] = None,
+    balance: Annotated[
+        str | None, typer.Option(metavar="HOW", help="Between several --forward: round_robin or failover.")
+    ] = None,
+    dead_letter: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Keeps requests that are refused for good.")
+    ] = None,
+    replay: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Send a file of dead letters again, and end.")
     ] = None,
     mode: Annotated[str | None, typer.Option(metavar="MODE", help="off, tag or rewrite.")] = None,
     attributes: Annotated[
@@ -425,9 +437,12 @@ def sidecar(
 ) -> int:
     """Take OTLP from applications, correct or tag its spans, and forward it, until SIGINT or SIGTERM."""
     # What is said on the command line is written as it would be in the file, and meets the same rules.
-    said = {"grpc": grpc, "http": http, "forward": forward, "mode": mode, "stamps": stamps}
+    said = {"grpc": grpc, "http": http, "mode": mode, "stamps": stamps, "balance": balance, "dead_letter": dead_letter}
     said |= {"attributes": attributes, "incoming": incoming}
     said |= {"tls_certificate": tls_certificate, "tls_key": tls_key, "tls_client_ca": tls_client_ca}
+    if forward:
+        empty = "" in forward
+        said["forward"] = "" if empty else forward[0] if len(forward) == 1 else json.dumps(forward)
     for option, value in {**said, "node": node, "metrics": metrics}.items():
         if value == "":  # an empty variable counts as not set; an empty option is a mistake in a script
             raise _RefusedError(
@@ -442,10 +457,13 @@ def sidecar(
     # Otherwise gRPC's core writes a line of its own for each handshake that fails, as often as a network likes.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     from skewd.lean import structlog
+    from skewd_sidecar.forward.retry import Balance
     from skewd_sidecar.kernel import Choice, choose
     from skewd_sidecar.patch import Incoming, Mode, Placement
-    from skewd_sidecar.service import SidecarSettings, TlsFiles, serve
+    from skewd_sidecar.service import SidecarSettings, TlsFiles, Transport, serve
 
+    if replay is not None:
+        return _replay(replay, settings)
     source: Any
     if static_offset is not None or static_uncertainty is not None:
         source = _static_source(loaded.config.node.name, static_offset, static_uncertainty, static_reference)
@@ -469,6 +487,13 @@ def sidecar(
         grpc=settings.grpc,
         http=settings.http,
         forward=settings.forward,
+        balance=Balance(settings.balance),
+        retry_s=settings.retry / 1e9,
+        forward_max_bytes=settings.forward_max_bytes or 0,
+        max_bytes=settings.max_bytes,
+        dead_letter=settings.dead_letter,
+        dead_letter_max_bytes=settings.dead_letter_max_bytes,
+        kafka_properties=settings.kafka_properties,
         mode=Mode(settings.mode),
         keep_original=settings.keep_original,
         attributes=Placement(settings.attributes),
@@ -478,7 +503,10 @@ def sidecar(
         # A name that nobody chose is this container's, perhaps; the daemon's own is better.
         node="" if loaded.origins["node.name"] == "default" else loaded.config.node.name,
         metrics_listen=metrics if metrics != "off" else None,
+        transport=Transport(settings.transport),
     )
+
+    transports: dict[str, str] = {}
 
     def ready(addresses: dict[str, Any]) -> None:
         structlog.get_logger().info(
@@ -487,6 +515,7 @@ def sidecar(
             mode=settings.mode,
             attributes=settings.attributes,
             incoming=settings.incoming,
+            **{f"grpc_{side}": transport for side, transport in transports.items()},
         )
         _say_ready(addresses)
         sd_notify.notify("READY=1")
@@ -496,7 +525,7 @@ def sidecar(
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop.set)
-        await serve(wanted, ready, stop)
+        await serve(wanted, ready, stop, spoken=transports.update)
 
     try:
         asyncio.run(until_told_to_stop())
@@ -505,6 +534,31 @@ def sidecar(
     except OSError as error:
         raise _RefusedError(str(error)) from None
     return 0
+
+
+def _replay(path: Path, settings: Any) -> int:
+    from skewd_sidecar.forward.dead_letters import NotDeadLetters
+    from skewd_sidecar.replay import replay
+    from skewd_sidecar.service import kafka_settings
+
+    try:
+        told = asyncio.run(
+            replay(
+                path,
+                settings.forward,
+                os.environ,
+                max_bytes=settings.forward_max_bytes or 0,
+                kafka_properties=kafka_settings(settings.kafka_properties),
+            )
+        )
+    except (OSError, NotDeadLetters) as error:
+        raise _RefusedError(f"--replay: {error}") from None
+    except ValueError as error:
+        raise _RefusedError(str(error), cli.EX_USAGE) from None
+    print(f"{told.taken} taken, {told.refused} refused, {told.undelivered} not delivered")
+    if told.why:
+        print(f"what was not taken is in {path} again; the last: {told.why}", file=sys.stderr)
+    return 0 if not told.why else 1
 
 
 def _static_source(node: str, offset: str | None, uncertainty: str | None, reference: str) -> Any:
@@ -537,7 +591,8 @@ def experiment_run(
     stage: Annotated[str, typer.Option(metavar="STAGE", help="The stage whose clock is skewed.")] = "inference",
     direction: Annotated[str, typer.Option(metavar="WAY", help="behind or ahead.")] = "behind",
     transports: Annotated[
-        str | None, typer.Option("--transports", "--transport", metavar="LIST", help="zmq,kafka; default both.")
+        str | None,
+        typer.Option("--transports", "--transport", metavar="LIST", help="zmq,kafka,aeron; default zmq,kafka."),
     ] = None,
     modes: Annotated[
         str | None, typer.Option("--modes", "--mode", metavar="LIST", help="off,tag,rewrite; default all.")
@@ -552,9 +607,37 @@ def experiment_run(
     service_floor: Annotated[
         str, typer.Option(metavar="D", help="Each stage's work lasts at least this long; 0ms for none.")
     ] = "3.5ms",
+    floors: Annotated[
+        str | None, typer.Option(metavar="LIST", help="Other floors to run every skew at too: 0ms,2ms,8ms.")
+    ] = None,
+    overload: Annotated[
+        bool, typer.Option("--overload", help="Also with synchronized clocks on an overloaded CPU.")
+    ] = False,
+    duration: Annotated[
+        str | None, typer.Option(metavar="D", help="Also for this long while the clock drifts, is stepped and slewed.")
+    ] = None,
+    drift: Annotated[
+        str, typer.Option(metavar="RATE", help="How fast it runs away then, towards --direction.")
+    ] = "50ppm",
+    simulated: Annotated[
+        bool, typer.Option("--simulated", help="That run alone, in simulated time: seconds, no processes.")
+    ] = False,
+    separations: Annotated[
+        Path | None, typer.Option(metavar="RESULTS", help="Simulate with the separations that a run measured.")
+    ] = None,
     kafka_bootstrap: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Use this broker instead of starting one.")
     ] = None,
+    kafka_clients: Annotated[
+        str, typer.Option(metavar="HOW", help="latency: nothing waits; default: the client's own waits (linger 5 ms).")
+    ] = "latency",
+    aeron_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Use this running Aeron media driver instead of starting one.")
+    ] = None,
+    aeron_channel: Annotated[str, typer.Option(metavar="MEDIUM", help="ipc or udp.")] = "ipc",
+    inband_only: Annotated[
+        bool, typer.Option("--inband-only", help="Compare clocks over the transport under test alone, UDP off.")
+    ] = False,
     model: Annotated[
         str | None, typer.Option(metavar="MODULE:CALLABLE", help="Your model: bytes in, a label out.")
     ] = None,
@@ -564,11 +647,14 @@ def experiment_run(
     """Skew one stage's clock, step by step, and see what breaks with and without the sidecar."""
     from skewd_pipeline.options import (
         DIRECTIONS,
+        LONG_RUN_MESSAGES,
         MODES,
         STAGES,
         TRANSPORTS,
         ExperimentOptions,
         default_reference,
+        parse_drift_ppb,
+        parse_floors,
         parse_names,
         parse_skews,
     )
@@ -579,6 +665,13 @@ def experiment_run(
             given["skews_ms"] = parse_skews(skews)
         if transports is not None:
             given["transports"] = parse_names("--transports", transports, TRANSPORTS)
+        if floors is not None:
+            given["floors_ns"] = parse_floors(floors)
+        if duration is not None:
+            given["duration_ns"] = _duration("--duration", duration)
+            # A long run needs one synchronized cell to be predicted by; a sweep beside it is run if asked for.
+            if "skews_ms" not in given:
+                given |= {"skews_ms": (0.0,), "messages": LONG_RUN_MESSAGES}
         if modes is not None:
             given["modes"] = parse_names("--modes", modes, MODES)
         given |= {key: value for key, value in (("messages", messages), ("rate", rate)) if value is not None}
@@ -590,7 +683,15 @@ def experiment_run(
             reference=reference
             or (default_reference(stage, direction) if stage in STAGES and direction in DIRECTIONS else STAGES[0]),
             service_floor_ns=_duration("--service-floor", service_floor),
+            overload=overload,
+            drift_ppb=parse_drift_ppb(drift),
+            simulated=simulated,
+            separations=separations,
             kafka_bootstrap=kafka_bootstrap,
+            kafka_clients=kafka_clients,
+            aeron_dir=aeron_dir,
+            aeron_channel=aeron_channel,
+            inband_only=inband_only,
             model=model,
             out=out if out is not None else Path("out/demo" if demo else "out/experiment"),
             demo=demo,
@@ -606,6 +707,24 @@ def experiment_run(
     return code if isinstance(code, int) else 0
 
 
+@experiment_app.command("stage")
+def experiment_stage(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="producer, preprocess, inference, postprocess or consumer.")
+    ],
+    config: Annotated[Path, typer.Option("--config", metavar="FILE", help="One file for all stages and hosts.")],
+) -> int:
+    """Run one stage of the pipeline on this host, with the clock it has."""
+    try:
+        from skewd_pipeline import stage_run
+    except ModuleNotFoundError as error:
+        _missing(error)
+    try:
+        return stage_run.main(name, config)
+    except ModuleNotFoundError as error:
+        _missing(error)
+
+
 @experiment_app.command("report")
 def experiment_report(
     results: Annotated[
@@ -614,13 +733,16 @@ def experiment_report(
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The page to write; default report.html beside the first.")
     ] = None,
+    exports: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Every table as CSV and every picture as PNG go there.")
+    ] = None,
 ) -> int:
-    """Make one HTML page of what runs left behind."""
+    """Make one HTML page of what runs left behind, and with --exports every table as CSV and picture as PNG."""
     try:
         from skewd_pipeline import report
     except ModuleNotFoundError as error:
         _missing(error)
-    return report.build(results, out)
+    return report.build(results, out, exports=exports)
 
 
 def _missing(error: ModuleNotFoundError) -> NoReturn:

@@ -263,7 +263,8 @@ class _Reading:
                 self.table(section, items, place, place)
             return
         value: Any = text
-        if _written(section, key).kind == list[str]:
+        kind = _written(section, key).kind
+        if kind == list[str] or (kind == str | list[str] and text.lstrip().startswith("[")):
             value = self.json_array(place, text, '["10.0.0.5:9957"]')
             if value is None:
                 return
@@ -532,8 +533,6 @@ def _link_addresses(link: LinkConfig) -> tuple[str, ...]:
 def not_yet(config: Config) -> list[str]:
     """Keys that are understood and set, but that this version does not act upon: a line for each, to be said aloud."""
     lines = []
-    if config.sidecar.forward is not None and config.sidecar.forward.startswith("kafka://"):
-        lines.append("[sidecar] forward: this version does not forward to kafka://; use grpc:// or http://")
     if config.spool.path is not None:
         lines.append("[spool] path: this version keeps no spool; clients retry instead")
     return lines
@@ -594,6 +593,7 @@ _KINDS: dict[Any, tuple[str, str]] = {
     int: ("a whole number", "it without quotes or a decimal point, as 8"),
     bool: ("true or false", "true or false, without quotes"),
     list[str]: ("a list of texts", 'it in brackets, as ["...", "..."]'),
+    str | list[str]: ("text or a list of texts", 'it as "..." or ["...", "..."]'),
 }
 
 

@@ -14,6 +14,7 @@ from typing import Annotated
 
 from skewd.lean import msgspec
 from skewd.written import (
+    FORWARD,
     HEADERS_MAX,
     INTAKE,
     LISTEN,
@@ -26,7 +27,6 @@ from skewd.written import (
     choice,
     duration,
     many,
-    parse_forward,
     parse_header,
     parse_link_peer,
     parse_peer,
@@ -135,7 +135,20 @@ class SidecarConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Before and after decompression."""
     metadata: Annotated[tuple[str, ...], many(parse_header, HEADERS_MAX)] = ()
     """Names of request headers that go on with the request, in lower case."""
-    forward: Annotated[str | None, Written(kind=str, parse=parse_forward)] = None
+    forward: Annotated[str | tuple[str, ...] | None, FORWARD] = None
+    balance: Annotated[str, choice("round_robin", "failover")] = "round_robin"
+    """How several next hops share the work."""
+    retry: Annotated[int, duration("0s", "60s")] = 1_000_000_000
+    """Nanoseconds: how long the sidecar itself tries again, within the exporter's time."""
+    forward_max_bytes: Annotated[int | None, whole(4096, 1 << 30)] = None
+    """The largest request the next hop takes; what is usual for its protocol when not given."""
+    max_bytes: Annotated[int, whole(1 << 20, 1 << 40)] = 128 << 20
+    """Memory for requests under way."""
+    dead_letter: Annotated[Path | None, PATH] = None
+    """A file for requests that the next hop refused for good; nowhere by default."""
+    dead_letter_max_bytes: Annotated[int, whole(1 << 16, 1 << 40)] = 64 << 20
+    kafka_properties: Annotated[Path | None, PATH] = None
+    """A file of the Kafka client's settings for TLS and SASL."""
     mode: Annotated[str, choice("off", "tag", "rewrite")] = "tag"
     stamps: Annotated[str, choice("unknown", "wall")] = "unknown"
     """``wall`` if the applications are known to read the wall clock at both ends of a span."""
@@ -147,6 +160,8 @@ class SidecarConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     kernel: Annotated[str, choice("auto", "native", "python")] = "auto"
     """What patches: ``auto`` is the native kernel where it is installed."""
     attribute_prefix: Annotated[str, PREFIX] = "clock."
+    transport: Annotated[str, choice("auto", "native", "python")] = "auto"
+    """Who speaks gRPC: the native extension where it is installed and fits, it alone, or gRPC's own library."""
 
 
 class SpoolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

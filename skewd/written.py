@@ -208,6 +208,15 @@ def many(parse: Callable[[str], str], at_most: int = ENTRIES_MAX) -> Written:
     return Written(kind=list[str], parse=parse_all, show=list)
 
 
+def _parse_forwards(written: str | list[str]) -> str | tuple[str, ...]:
+    if isinstance(written, str):
+        return parse_forward(written)
+    if not written:
+        raise ValueError("the list is empty; write an address, or leave it out")
+    parsed: tuple[str, ...] = many(parse_forward).parse(written)
+    return parsed
+
+
 def parse_link_peer(text: str) -> str:
     """A link's peer; what it means depends on the transport and is checked with it."""
     if not text:
@@ -215,6 +224,11 @@ def parse_link_peer(text: str) -> str:
     return text
 
 
+FORWARD = Written(
+    kind=str | list[str],
+    parse=_parse_forwards,
+    show=lambda value: list(value) if isinstance(value, tuple) else value,
+)
 LISTEN = Written(kind=str, parse=_parse_listen, show=lambda value: "off" if value is None else value)
 INTAKE = Written(kind=str, parse=_parse_intake, show=lambda value: "off" if value is None else value)
 """As ``LISTEN``, or a Unix socket."""

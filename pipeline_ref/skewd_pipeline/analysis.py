@@ -21,18 +21,28 @@ Limits: pure (spans in, rows out); one cell at a time, at a constant truth; each
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from skewd_pipeline.results import MODES, RULES, STAGES, AllEdges, Run, Separation, Separations, Spread
-from skewd_pipeline.spans import RECEIVED, SENT, SpanRecord
+from skewd_pipeline.confusion import Tally, truth_of
+from skewd_pipeline.law import edge_name, violable_edge
+from skewd_pipeline.results import MODES, RULES, STAGES, AllEdges, Run, Separation, Spread
+from skewd_pipeline.spans import HOST_RAW, HOST_RAW_SENT, NOTED, RECEIVED, SENT, SpanRecord
 from skewd_sidecar.causality import judge, stamp_from_attributes
 
 UNSYNCHRONIZED = "unsynchronized"
 """Counted beside the verdicts: an edge without one, because a side had no bound."""
+
+
+LATE_STAMP = "stamp-after-send"
+"""A rule that no clock can satisfy on a busy machine: the sender's stamp is made once the transport took the message.
+Edges by it count towards no rate; they are there to see who is blamed."""
+
+
+SAME_HOST_NS = 60_000_000_000
+"""Raw readings further apart than this are of different hosts, or boots."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +65,7 @@ class CellFacts:
     messages: int
     outputs_correct: float
     throughput_per_s: float
+    client: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +85,12 @@ class Edge:
 
 @dataclass(slots=True)
 class CellAnalysis:
-    """A cell's rows, and the separations they were measured on (by rule, ns, sorted)."""
+    """A cell's rows, and the separations they were measured on (by rule, ns, sorted), also those of each edge."""
 
     rows: list[Run] = field(default_factory=list)
     separations_ns: dict[str, list[int]] = field(default_factory=dict)
+    by_edge_ns: dict[tuple[str, str], list[int]] = field(default_factory=dict)
+    """By rule and edge, as ``preprocess>inference``."""
 
 
 def edges(spans: Iterable[SpanRecord], rule: str) -> Iterator[Edge]:
@@ -89,8 +102,8 @@ def edges(spans: Iterable[SpanRecord], rule: str) -> Iterator[Edge]:
             continue
         if rule == "span-start":
             yield Edge(sender, receiver, sender.start_ns, receiver.start_ns)
-        elif SENT in sender.events and RECEIVED in receiver.events:
-            yield Edge(sender, receiver, sender.events[SENT], receiver.events[RECEIVED])
+        elif (event := NOTED if rule == LATE_STAMP else SENT) in sender.events and RECEIVED in receiver.events:
+            yield Edge(sender, receiver, sender.events[event], receiver.events[RECEIVED])
 
 
 def counted(edge: Edge, stage: str, direction: str) -> bool:
@@ -121,13 +134,6 @@ def verdict_of(edge: Edge, prefix: str = "clock.") -> str:
 def quantile(ordered: Sequence[int], share: float) -> int:
     """The value at ``share`` of an ascending, non-empty sequence, by nearest rank."""
     return ordered[min(len(ordered) - 1, max(0, round(share * (len(ordered) - 1))))]
-
-
-def predicted_rate(separations_ns: Sequence[int], skew_ns: int) -> float | None:
-    """P(violation | skew): the share of separations shorter than the skew; None without separations (ascending)."""
-    if not separations_ns:
-        return None
-    return bisect_left(separations_ns, skew_ns) / len(separations_ns)
 
 
 @dataclass(slots=True)
@@ -198,24 +204,45 @@ def order_changed(raw: Mapping[str, SpanRecord], corrected: Iterable[SpanRecord]
 
 def separations(
     spans: Iterable[SpanRecord], rule: str, facts: CellFacts, *, tagged: bool = False
-) -> tuple[list[int], list[int]]:
-    """True gaps, ascending: of the counted edges, and of all edges.
+) -> dict[tuple[str, str], list[int]]:
+    """True gaps, ascending, by the edge's sender and receiver.
 
     Args:
         spans: raw ones (``off`` or ``tag``), or rewritten ones, whose originals are then recovered (``tagged``).
     """
-    some: list[int] = []
-    every: list[int] = []
+    found: dict[tuple[str, str], list[int]] = {}
     for edge in edges(spans, rule):
         sent_ns, received_ns = edge.sent_ns, edge.received_ns
         if tagged:
             sent_ns = stamp_from_attributes(sent_ns, edge.sender.attributes).time_ns
             received_ns = stamp_from_attributes(received_ns, edge.receiver.attributes).time_ns
         gap = received_ns - sent_ns + facts.truth_ns[edge.receiver.stage] - facts.truth_ns[edge.sender.stage]
-        every.append(gap)
-        if counted(edge, facts.stage, facts.direction):
-            some.append(gap)
-    return sorted(some), sorted(every)
+        found.setdefault((edge.sender.stage, edge.receiver.stage), []).append(gap)
+    for gaps in found.values():
+        gaps.sort()
+    return found
+
+
+def host_separation_ns(edge: Edge, rule: str) -> int | None:
+    """An edge's true gap by the host's raw clock alone, in which no node's clock has a part.
+
+    The readings lie beside the stamps, microseconds away. None without them, or when the two are of different hosts.
+    """
+    begun = edge.sender.attributes.get(HOST_RAW if rule == "span-start" else HOST_RAW_SENT)
+    ended = edge.receiver.attributes.get(HOST_RAW)
+    if not isinstance(begun, int) or not isinstance(ended, int) or abs(ended - begun) > SAME_HOST_NS:
+        return None
+    return ended - begun
+
+
+def _shorter_by_the_host(spans: Iterable[SpanRecord], rule: str, facts: CellFacts) -> int | None:
+    separations = [
+        host_separation_ns(edge, rule) for edge in edges(spans, rule) if counted(edge, facts.stage, facts.direction)
+    ]
+    known = [separation for separation in separations if separation is not None]
+    if not known or len(known) < len(separations):
+        return None
+    return sum(separation < facts.skew_ns for separation in known)
 
 
 def _row(spans: Mapping[str, SpanRecord], duplicated: int, mode: str, rule: str, facts: CellFacts, prefix: str) -> Run:
@@ -253,6 +280,7 @@ def _row(spans: Mapping[str, SpanRecord], duplicated: int, mode: str, rule: str,
     return Run(
         transport=facts.transport,
         broker=facts.broker,
+        client=facts.client,
         stage=facts.stage,
         direction=facts.direction,
         skew_ms=facts.skew_ns / 1e6,
@@ -298,10 +326,14 @@ def analyse(
     raw = unique.get("off") or unique.get("tag")
     base = raw if raw is not None else unique["rewrite"]
     for rule in RULES:
-        found.separations_ns[rule] = separations(base.values(), rule, facts, tagged=raw is None)[0]
+        by_edge = separations(base.values(), rule, facts, tagged=raw is None)
+        found.by_edge_ns |= {(rule, edge_name(edge)): gaps for edge, gaps in by_edge.items()}
+        violable = violable_edge(facts.stage, facts.direction)
+        found.separations_ns[rule] = by_edge.get(violable, []) if violable is not None else []
         for mode, spans in unique.items():
             row = _row(spans, len(spans_by_mode[mode]) - len(spans), mode, rule, facts, prefix)
             row.separation_ms = _separation(found.separations_ns[rule])
+            row.shorter_separations = _shorter_by_the_host(base.values(), rule, facts)
             if raw is not None and mode == "tag" and "off" in unique:
                 row.times_changed = sum(
                     _times(span) != _times(raw[span.span_id]) for span in spans.values() if span.span_id in raw
@@ -313,10 +345,16 @@ def analyse(
     return found
 
 
-def predict(rows: Iterable[Run], unskewed: Iterable[Separations]) -> None:
-    """Fills in ``predicted_rate`` of the raw modes' rows from the separations of the unskewed cells."""
-    known = {(each.transport, each.rule, each.floor_ms): each.separations_ns for each in unskewed}
-    for row in rows:
-        if row.mode != "rewrite":
-            rate = predicted_rate(known.get((row.transport, row.rule, row.floor_ms), ()), round(row.skew_ms * 1e6))
-            row.predicted_rate = None if rate is None else round(rate, 6)
+def confuse(
+    tally: Tally, spans: Iterable[SpanRecord], facts: CellFacts, situation: str, *, prefix: str = "clock."
+) -> None:
+    """Adds what the tags say of every edge of a cell, late stamps' too, beside what is true.
+
+    Args:
+        spans: of the ``tag`` mode.
+    """
+    unique = {span.span_id: span for span in spans}
+    for rule in (*RULES, LATE_STAMP):
+        for edge in edges(unique.values(), rule):
+            true_gap = edge.gap_ns + facts.truth_ns[edge.receiver.stage] - facts.truth_ns[edge.sender.stage]
+            tally.add(situation, facts.transport, rule, truth_of(edge.gap_ns, true_gap), verdict_of(edge, prefix))

@@ -235,6 +235,15 @@ class Children:
             how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
             self._failure.set_result(ChildFailed(f"{child.name} {how}{child.tail()}"))
 
+    async def end(self, children: Sequence[Child]) -> None:
+        """Ends these, which have nothing to put in order."""
+        for child in children:
+            child.ending = True
+            child.signal(signal.SIGKILL)
+        for child in children:
+            await child.process.wait()
+            self._children.remove(child)
+
     async def stop(self) -> None:
         """Ends all of them: asks, waits, kills. Never raises; safe to call twice."""
         children, self._children = self._children, []

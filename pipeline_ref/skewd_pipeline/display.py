@@ -17,7 +17,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from skewd_pipeline.results import Check, Results, Run, skew_label
+from skewd_pipeline.confusion import NOT_THE_CLOCK
+from skewd_pipeline.results import Check, Confusion, Heuristic, LongRun, Results, Run, Window, skew_label
+
+LATE = "stamp-after-send"
 
 
 class Display:
@@ -92,6 +95,34 @@ def cell_line(rows: Sequence[Run]) -> str:
     return "  ".join(parts)
 
 
+def overload_line(rows: Sequence[Confusion], transport: str) -> str:
+    """What was said of stamps that a busy CPU made come out backwards."""
+    late = [row for row in rows if (row.situation, row.transport, row.rule) == ("overloaded", transport, LATE)]
+    total, backwards = sum(row.count for row in late), [row for row in late if row.truth == NOT_THE_CLOCK]
+    said = ", ".join(f"{row.count} {row.verdict}" for row in backwards)
+    count = sum(row.count for row in backwards)
+    return (
+        f"{transport:<19} overloaded CPU, clocks synchronized: {count} of {total} late stamps negative: {said or '-'}"
+    )
+
+
+def calls_line(rows: Sequence[Heuristic], skew_ms: float, answered: int) -> str:
+    """How far from the true start each method puts a call's server span."""
+    said = ", ".join(f"{row.method} {row.rms_us:.0f} us" for row in rows if row.edges == "synchronous")
+    return f"{'calls':<19} {skew_label(skew_ms):>5}  {answered} answered; starts off by, RMS: {said}"
+
+
+def over_time_line(run: LongRun, windows: Sequence[Window]) -> str:
+    """A long run in one line."""
+    mine = [window for window in windows if window.run == run.run and window.rule == "span-start"]
+    worst = max((window.violation_rate for window in mine if window.mode in ("off", "tag")), default=None)
+    fixed = sum(window.violations for window in mine if window.mode == "rewrite")
+    return (
+        f"{run.run:<19} over {run.duration_s:g} s: up to {_percent(worst)} of a window's child spans first, "
+        f"rewritten {fixed}; {run.bound_misses} of {run.spans} spans' bounds missed, {run.false_alarms} false alarms"
+    )
+
+
 def table(results: Results) -> Table:
     """All cells of the sweep, one line for each transport and skew; narrow enough for 80 columns."""
     found = Table(
@@ -115,7 +146,7 @@ def table(results: Results) -> Table:
         bound = next((row.uncertainty_ns for row in rows.values() if row.uncertainty_ns), None)
         said = tag.violation_verdicts if tag else {}
         found.add_row(
-            transport_label(any_row) + ("" if floor_ms else "*"),
+            transport_label(any_row, wide=False) + ("" if floor_ms else "*"),
             skew_label(any_row.skew_ms),
             _percent(start.violation_rate if start else None),
             _percent(start.predicted_rate if start else None),
@@ -127,12 +158,35 @@ def table(results: Results) -> Table:
         )
     if any(not row.floor_ms for row in (*results.runs, *results.floor0)):
         found.caption = "* without the service floor"
+    if any(row.client == "default" for row in results.runs):
+        found.caption = f"{found.caption or ''}\nKafka's clients with their own waits (5 ms of linger)".strip()
     return found
 
 
-def transport_label(row: Run) -> str:
-    """``zmq``, ``kafka mock``: a mock is never shown without saying so."""
-    return f"{row.transport} {row.broker}" if row.broker else row.transport
+def bounds_table(results: Results) -> Table:
+    """What the bounds were worth, one line for each transport."""
+    found = Table(box=box.SIMPLE_HEAD, header_style="bold", padding=(0, 0, 0, 1), pad_edge=False)
+    for heading in ("transport", "clocks compared", "width p50", "max", "truth inside", "residual max", "beyond"):
+        found.add_column(heading, justify="left" if heading in ("transport", "clocks compared") else "right")
+    for row in results.bounds:
+        width = row.width_ns
+        found.add_row(
+            f"{row.transport} {row.broker}" if row.broker else row.transport,
+            row.path,
+            f"{width.p50 / 1e3:.0f} us" if width else "-",
+            f"{width.max / 1e3:.0f} us" if width else "-",
+            _percent(row.coverage),
+            f"{row.residual_max_ns / 1e3:.0f} us",
+            str(row.residuals_beyond),
+        )
+    return found
+
+
+def transport_label(row: Run, *, wide: bool = True) -> str:
+    """``zmq``, ``kafka mock``, ``aeron ipc``: a mock is never shown without saying so."""
+    unusual = row.client if row.client != "latency" and (wide or row.client != "default") else None
+    parts = (row.transport, row.broker, unusual)
+    return " ".join(part for part in parts if part)
 
 
 def _percent(share: float | None) -> str:

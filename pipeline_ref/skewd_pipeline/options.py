@@ -19,7 +19,9 @@ from skewd.durations import parse_duration_ns
 
 STAGES = ("producer", "preprocess", "inference", "postprocess", "consumer")
 DIRECTIONS = ("behind", "ahead")
-TRANSPORTS = ("zmq", "kafka")
+TRANSPORTS = ("zmq", "kafka", "aeron")
+KAFKA_CLIENTS = ("latency", "default")
+AERON_CHANNELS = ("ipc", "udp")
 MODES = ("off", "tag", "rewrite")
 
 SKEWS_MAX = 64
@@ -27,6 +29,15 @@ SKEW_MAX_MS = 3_600_000.0
 MESSAGES_MAX = 1_000_000
 RATE_MAX = 100_000.0
 SERVICE_FLOOR_MAX_NS = 10_000_000_000
+FLOORS_MAX = 8
+DURATION_MIN_NS = 10_000_000_000
+DURATION_MAX_NS = 86_400_000_000_000
+DRIFT_MAX_PPB = 90_000
+"""A node's clock is declared to drift by 100 ppm at most, and its daemon may rely on it."""
+
+USUAL_DRIFT_PPB = 50_000
+LONG_RUN_MESSAGES = 1_000
+"""Of the synchronized cell that a long run is predicted by, when nobody says how many."""
 
 _MODEL = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _HOST_PORT = re.compile(r"[^\s,/]+:\d{1,5}")
@@ -40,14 +51,24 @@ class ExperimentOptions:
         skews_ms: how far the skewed stage's clock is off, milliseconds, in the order they are run, none negative.
         stage: the stage whose node has the skewed clock.
         direction: ``behind`` (its clock shows too little) or ``ahead``.
-        transports: ``zmq``, ``kafka``.
+        transports: ``zmq``, ``kafka``, ``aeron``.
         modes: the sidecar modes that see the same traffic side by side: ``off``, ``tag``, ``rewrite``.
         messages: messages counted in each cell.
         rate: messages offered per second.
         seed: decides the order of the work; the same seed gives the same schedule.
         reference: the stage whose node is the reference of all corrections; never the skewed one.
         service_floor_ns: each stage's work lasts at least this long; 0 for no floor.
+        floors_ns: other service floors at which every skew is run too.
+        overload: also run a synchronized cell on an overloaded CPU.
+        duration_ns: also run for this long while the clock drifts, is stepped and slewed; None: no such run.
+        drift_ppb: how fast the skewed clock runs away in that run, towards ``direction``.
+        simulated: that run alone, and not on processes but on simulated time.
+        separations: a results.json whose measured separations the simulated run draws from; None: a model's.
         kafka_bootstrap: ``host:port[,host:port]`` of a broker to use instead of one started for the run.
+        kafka_clients: ``latency`` (nothing waits for company) or ``default`` (librdkafka's own waits, 5 ms of linger).
+        aeron_dir: of a running media driver, instead of one started for the run.
+        aeron_channel: ``ipc`` (shared memory) or ``udp`` (on loopback).
+        inband_only: the clocks are compared over the transport under test and over nothing else.
         model: ``module:callable`` that takes bytes and returns a label, instead of the model that comes with it.
         out: the directory that results.json and report.html are written to.
         demo: run the short form that ``make demo`` runs.
@@ -66,7 +87,17 @@ class ExperimentOptions:
     seed: int = 1
     reference: str = "preprocess"
     service_floor_ns: int = 3_500_000
+    floors_ns: tuple[int, ...] = ()
+    overload: bool = False
+    duration_ns: int | None = None
+    drift_ppb: int = USUAL_DRIFT_PPB
+    simulated: bool = False
+    separations: Path | None = None
     kafka_bootstrap: str | None = None
+    kafka_clients: str = "latency"
+    aeron_dir: Path | None = None
+    aeron_channel: str = "ipc"
+    inband_only: bool = False
     model: str | None = None
     out: Path = Path("out/experiment")
     demo: bool = False
@@ -106,12 +137,47 @@ class ExperimentOptions:
             raise ValueError(f"--seed: {self.seed} is not a whole number from 0 to 2^63 - 1")
         if not 0 <= self.service_floor_ns <= SERVICE_FLOOR_MAX_NS:
             raise ValueError("--service-floor: choose from 0ms to 10s")
+        self._check_floors()
+        self._check_over_time()
         if self.kafka_bootstrap is not None and not all(
             _HOST_PORT.fullmatch(part) for part in self.kafka_bootstrap.split(",")
         ):
             raise ValueError(f"--kafka-bootstrap: '{self.kafka_bootstrap}' is not host:port; write 127.0.0.1:9092")
+        _one_of("--kafka-clients", self.kafka_clients, KAFKA_CLIENTS)
+        _one_of("--aeron-channel", self.aeron_channel, AERON_CHANNELS)
         if self.model is not None and not _MODEL.fullmatch(self.model):
             raise ValueError(f"--model: '{self.model}' is not module:callable; write mymodel:classify")
+
+    def _check_floors(self) -> None:
+        if len(self.floors_ns) > FLOORS_MAX:
+            raise ValueError(f"--floors: give at most {FLOORS_MAX} floors, not {len(self.floors_ns)}")
+        for floor_ns in self.floors_ns:
+            if not 0 <= floor_ns <= SERVICE_FLOOR_MAX_NS:
+                raise ValueError("--floors: choose from 0ms to 10s")
+        if len({*self.floors_ns, self.service_floor_ns}) != len(self.floors_ns) + 1:
+            raise ValueError("--floors: a floor is given twice, or is --service-floor's, which is run anyway")
+
+    def _check_over_time(self) -> None:
+        if self.duration_ns is not None and not DURATION_MIN_NS <= self.duration_ns <= DURATION_MAX_NS:
+            raise ValueError("--duration: choose from 10s to 24h")
+        if not 1 <= self.drift_ppb <= DRIFT_MAX_PPB:
+            raise ValueError(
+                f"--drift: choose from 1ppb to {DRIFT_MAX_PPB // 1000}ppm, the way is --direction's; "
+                "a node's bounds rely on a drift of at most 100 ppm"
+            )
+        if self.simulated and self.duration_ns is None:
+            raise ValueError("--simulated: say for how long; write --duration 10m")
+        if self.separations is not None and not self.simulated:
+            raise ValueError("--separations: only a simulated run draws from a file; write --simulated too")
+        if self.duration_ns is not None:
+            at = STAGES.index(self.stage)
+            if not 0 < at < len(STAGES) - 1:
+                raise ValueError(
+                    f"--duration: the {self.stage} has an edge on one side only, and the clock goes both ways; "
+                    f"choose --stage {_listing(STAGES[1:-1])}"
+                )
+            if self.reference not in (STAGES[at - 1], STAGES[at + 1]) and self.simulated:
+                raise ValueError(f"--reference: simulated, choose {STAGES[at - 1]} or {STAGES[at + 1]}")
 
 
 def default_reference(stage: str, direction: str) -> str:
@@ -146,6 +212,36 @@ def parse_skews(text: str) -> tuple[float, ...]:
             raise ValueError(f"--skews: '{part}' is given twice; each skew is run once")
         skews.append(skew)
     return tuple(skews)
+
+
+def parse_floors(text: str) -> tuple[int, ...]:
+    """``0ms,2ms,8ms`` as nanoseconds in the order given.
+
+    Raises:
+        ValueError: an entry is no duration.
+    """
+    floors = []
+    for part in _parts("--floors", text):
+        try:
+            floors.append(parse_duration_ns(part))
+        except ValueError as error:
+            raise ValueError(f"--floors: {error}") from None
+    return tuple(floors)
+
+
+def parse_drift_ppb(text: str) -> int:
+    """``50ppm`` or ``500ppb``, in parts per billion.
+
+    Raises:
+        ValueError: it is no rate.
+    """
+    for unit, scale in (("ppm", 1000), ("ppb", 1)):
+        if text.endswith(unit):
+            try:
+                return int(Decimal(text.removesuffix(unit)) * scale)
+            except (InvalidOperation, ValueError, OverflowError):
+                break
+    raise ValueError(f"--drift: '{text[:40]}' is not a rate; write 50ppm or 500ppb")
 
 
 def parse_names(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:

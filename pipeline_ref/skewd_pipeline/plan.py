@@ -2,8 +2,9 @@
 
 Cells with the same skew stand together, so the clock is stepped once for all of them, and whatever is compared (two
 transports, with and without sidecar, floor and no floor) is measured within seconds of each other. The unskewed
-group has the comparisons of throughput; the group of the largest skew below the floor has the one cell without a
-floor, which shows that the floor, not the transport, is what keeps violations away.
+group has the comparisons of throughput, and a cell without a floor that predicts the one in the group of the largest
+skew below the floor: those show that the floor, not the transport, is what keeps violations away. ``--floors`` runs
+every skew at other floors too.
 
 Limits: pure; nothing is known here about how long a cell really takes, only how long its messages do.
 """
@@ -20,7 +21,14 @@ DEMO_EXTRA_SKEWS_MS = (50.0, 2000.0)
 DEMO_MESSAGES = 100
 WARM_UP_MESSAGES_MAX = 30
 SATURATED_MESSAGES_MAX = 250
+CALLS_MAX = 500
 PROBED_SKEWS_MS = (0.0, 5.0)
+COMPARED_SKEWS_MS = (0.0, 5.0)
+"""Where stages call each other too, for the comparison with heuristics."""
+
+CALLS = "calls"
+"""In place of a transport: calls have a socket of their own."""
+
 DIRECT = "direct"
 """The exporter that passes no sidecar."""
 
@@ -37,7 +45,9 @@ class CellPlan:
 
     Attributes:
         name: unique in this run.
-        purpose: ``warm-up`` (not reported), ``sweep``, ``floor0``, ``direct`` (no sidecar), ``saturated`` (unpaced).
+        purpose: ``warm-up`` (not reported), ``sweep``, ``floor0``, ``floor`` (another one), ``direct`` (no sidecar),
+            ``saturated`` (unpaced), ``again`` (only its separations count), ``overload`` (a busy CPU), ``calls``
+            (of the skewed stage by the reference's), ``over-time`` (a clock that is not constant).
         exporters: where spans go: sidecar modes, or ``direct``.
         rate: messages a second; None: unpaced.
         seed: of the order of the items.
@@ -103,7 +113,8 @@ def plan(options: ExperimentOptions) -> list[Group]:
             skew_ns: int = skew_ns,
             cells: list[CellPlan] = cells,
         ) -> None:
-            name = f"{skew_ns / 1e6:g}ms-{transport}-{purpose}-{'+'.join(exporters)}"
+            at_floor = f"-{floor_ns / 1e6:g}ms" if purpose == "floor" else ""
+            name = f"{skew_ns / 1e6:g}ms-{transport}-{purpose}{at_floor}-{'+'.join(exporters)}"
             cells.append(
                 CellPlan(
                     name=name,
@@ -130,16 +141,53 @@ def plan(options: ExperimentOptions) -> list[Group]:
             for transport in options.transports:
                 for exporter in (beside, DIRECT):
                     add("saturated", transport, messages=saturated, paced=False, exporters=(exporter,))
-        if skew_ns == without_floor_at:
+        if without_floor_at is not None and skew_ns in (0, without_floor_at) and 0 not in options.floors_ns:
             for transport in options.transports:
                 add("floor0", transport, floor_ns=0)
+        for floor_ns in options.floors_ns:
+            for transport in options.transports:
+                add("floor", transport, floor_ns=floor_ns)
+        if skew_ns == 0 and options.overload:
+            for transport in options.transports:
+                add("overload", transport)
+        if skew_ns / 1e6 in COMPARED_SKEWS_MS and "tag" in options.modes:
+            add("calls", CALLS, exporters=("tag",), messages=min(CALLS_MAX, options.messages))
         groups.append(Group(skew_ns, tuple(cells), skew_ns / 1e6 in PROBED_SKEWS_MS))
+    if 0 in skews and len(skews) > 1:
+        # The distribution that predicts the others is taken again at the end: a machine does not stay as it was.
+        again = [
+            replace(cell, purpose="again", name=f"{cell.name}-again", seed=f"{cell.seed}-again")
+            for group in groups
+            for cell in group.cells
+            if group.skew_ns == 0 and cell.purpose in ("sweep", "floor")
+        ]
+        groups.append(Group(0, tuple(again), probe=False))
     return groups
 
 
 def cells_of(groups: Iterable[Group]) -> list[CellPlan]:
     """All cells, in order."""
     return [cell for group in groups for cell in group.cells]
+
+
+def over_time(options: ExperimentOptions) -> list[CellPlan]:
+    """The long run's cells, one for each transport; none without ``--duration``."""
+    if options.duration_ns is None:
+        return []
+    return [
+        CellPlan(
+            name=f"over-time-{transport}",
+            purpose="over-time",
+            transport=transport,
+            skew_ns=0,
+            floor_ns=options.service_floor_ns,
+            messages=round(options.duration_ns / 1e9 * options.rate),
+            rate=options.rate,
+            exporters=options.modes,
+            seed=f"{options.seed}/over-time-{transport}",
+        )
+        for transport in options.transports
+    ]
 
 
 def seconds(groups: Iterable[Group], unpaced_rate: float = 110.0) -> float:

@@ -34,6 +34,20 @@ STOCHASTIC = (
     "uncertainty_ns",
     "error_ns",
     "all",
+    "bounds",
+    "law.measured_*",
+    "law.predicted_*",
+    "law.agrees",
+    "law.own_rate",
+    "shorter_separations",
+    "thresholds.*_ms",
+    "windows.edges",
+    "windows.violations",
+    "windows.violation_rate",
+    "windows.predicted_rate",
+    "long_runs.clock",
+    "confusion.count",
+    "heuristics",
 )
 
 
@@ -72,6 +86,7 @@ class Run(msgspec.Struct, kw_only=True):
     ``violation_verdicts`` are the verdicts of the violating edges, ``verdicts`` those of all counted ones.
     ``bound_misses``: tagged spans of the cell for which the injected offset lay outside
     ``clock.offset_ns`` +- ``clock.uncertainty_ns``; ``error_ns`` is the distance between the two.
+    ``client``: on Kafka, how its clients were set: ``latency`` or ``default``; on Aeron the medium.
     """
 
     transport: str
@@ -105,6 +120,9 @@ class Run(msgspec.Struct, kw_only=True):
     durations_changed: int | None = None
     order_changed: int | None = None
     all: AllEdges | None = None
+    client: str | None = None
+    shorter_separations: int | None = None
+    """How many of this cell's own edges were closer together than the skew, by the host's raw clock alone."""
 
 
 class Throughput(msgspec.Struct, kw_only=True):
@@ -120,12 +138,212 @@ class Throughput(msgspec.Struct, kw_only=True):
 
 
 class Separations(msgspec.Struct, kw_only=True):
-    """Every separation of an unskewed cell, sorted: the distribution that predicts all the others."""
+    """Every separation of an unskewed cell, sorted: the distribution that predicts all the others.
+
+    ``edge``: of which edge, as ``preprocess>inference``; None: of the one that the run's own skew can violate.
+    """
 
     transport: str
     rule: str
     floor_ms: float
     separations_ns: list[int]
+    edge: str | None = None
+
+
+class LawCell(msgspec.Struct, kw_only=True):
+    """Prediction over measurement in one skewed cell, by one rule; see ``law.py`` for the intervals.
+
+    ``measured_low`` and ``measured_high``: Clopper and Pearson's 99 % interval of the measured rate alone.
+    ``predicted_low`` and ``predicted_high``: the measured rates that the ``separations`` of the synchronized run do
+    not refute at 99 % (Thatcher's interval: both samples are allowed for). ``agrees``: the measured rate is in it.
+    ``own_rate``: the share of this very cell's separations, by the host's raw clock, that were shorter than the skew.
+    It is the measured rate if the law holds edge by edge (up to readings that are microseconds apart); where it is, and
+    the prediction is not, it was the pipeline that changed between cells.
+    """
+
+    transport: str
+    broker: str | None
+    edge: str
+    direction: str
+    rule: str
+    floor_ms: float
+    skew_ms: float
+    edges: int
+    violations: int
+    measured_rate: float
+    measured_low: float
+    measured_high: float
+    separations: int
+    predicted_rate: float
+    predicted_low: float
+    predicted_high: float
+    agrees: bool
+    own_rate: float | None = None
+
+
+class Threshold(msgspec.Struct, kw_only=True):
+    """Where violations begin: derived from the floor and the least hop, predicted by the least separation, measured.
+
+    ``none_at_ms``: the largest skew of the grid up to which no edge was violated; ``some_at_ms``: the least with one.
+    """
+
+    transport: str
+    broker: str | None
+    rule: str
+    edge: str
+    direction: str
+    floor_ms: float
+    derived_ms: float | None
+    predicted_ms: float
+    separations: int
+    none_at_ms: float | None
+    some_at_ms: float | None
+
+
+class Window(msgspec.Struct, kw_only=True):
+    """What a backend would have seen in one stretch of a long run, by one rule, on one edge, in one mode.
+
+    ``skew_ms``: how far the clock truly was off towards ``direction`` at the window's edges' instants, least, mean
+    and greatest. ``violations``: negative gaps; under ``rewrite`` those beyond the two spans' summed uncertainty, and
+    ``indeterminate`` the ones within it. ``own_rate``:
+    the share of the window's edges that were closer together than the skew of their moment, by the host's raw clock.
+    ``bound_misses``: spans whose tag did not hold the truth.
+    """
+
+    run: str
+    mode: str
+    rule: str
+    direction: str
+    start_s: float
+    end_s: float
+    skew_ms: tuple[float, float, float]
+    edges: int
+    violations: int
+    violation_rate: float
+    predicted_rate: float | None
+    own_rate: float | None = None
+    indeterminate: int = 0
+    verdicts: dict[str, int] = {}
+    spans: int = 0
+    bound_misses: int = 0
+
+
+class ClockEvent(msgspec.Struct, kw_only=True):
+    """What was done to the clock of a long run: ``drift``, ``step``, ``slew``, ``hold``."""
+
+    at_s: float
+    what: str
+    text: str
+
+
+class ClockSample(msgspec.Struct, kw_only=True):
+    """One moment of a long run: what the clock truly did, and what was said of it.
+
+    ``skew_ms``: how far the clock is behind the reference (negative: ahead); ``least_ms`` and ``greatest_ms``: the
+    bound on that, from the tags; None while there is none. ``health_clock``: the signal: true while no child span
+    was ``skewed`` for 30 s. ``clock_innocent``: the truth: none was turned round by the clock for 30 s.
+    ``health_any``: no ``skewed`` and no ``impossible`` one.
+    """
+
+    at_s: float
+    skew_ms: float
+    least_ms: float | None
+    greatest_ms: float | None
+    health_clock: bool
+    health_any: bool
+    clock_innocent: bool
+
+
+class LongRun(msgspec.Struct, kw_only=True):
+    """A run over time: its clock's story. Its rates are the ``windows`` with the same ``run``."""
+
+    run: str
+    simulated: bool
+    transport: str
+    broker: str | None
+    stage: str
+    reference: str
+    duration_s: float
+    window_s: float
+    drift_ppm: float
+    rate_per_s: float
+    floor_ms: float
+    seed: int
+    events: list[ClockEvent]
+    clock: list[ClockSample]
+    spans: int = 0
+    spans_unsynchronized: int = 0
+    bound_misses: int = 0
+    false_alarms: int = 0
+    """Samples at which the signal blamed a clock that had turned no edge round."""
+
+
+class Confusion(msgspec.Struct, kw_only=True):
+    """How many edges of one truth got one verdict.
+
+    ``truth``: ``in order`` (stamped so, and so it was), ``clock`` (stamped backwards by clocks that were off),
+    ``not the clock`` (backwards in truth and in the stamps: a late stamp), ``hidden`` (backwards, stamped in order).
+    """
+
+    situation: str
+    transport: str
+    rule: str
+    truth: str
+    verdict: str
+    count: int
+
+
+class Heuristic(msgspec.Struct, kw_only=True):
+    """One way of correcting traces, on the same traces, against the truth.
+
+    ``edges``: ``synchronous`` (a caller that waits), ``asynchronous`` (one that does not) or ``all``. Errors are of
+    the corrected starts of the edges' receiving spans against the true ones. ``left``: relations of order that were
+    true, looked violated before and still do; ``introduced``: that were true and looked so, and no longer do;
+    ``undecided``: turned round by less than the two spans' summed uncertainty, so that nothing is claimed of them.
+    """
+
+    traces: str
+    method: str
+    edges: str
+    skew_ms: float
+    spans: int
+    rms_us: float
+    p99_us: float
+    max_us: float
+    relations: int
+    violated_before: int
+    left: int
+    introduced: int
+    undecided: int = 0
+
+
+class Missing(msgspec.Struct, kw_only=True):
+    """A transport that was asked for and cannot be run here, and what it lacks."""
+
+    transport: str
+    reason: str
+
+
+class Bounds(msgspec.Struct, kw_only=True):
+    """What the clocks' bounds were worth on one transport, over the spans of its tagged cells.
+
+    ``width_ns`` is that of the whole interval (twice the uncertainty) on the nodes that are not the reference,
+    ``width_p50_ns`` the middle one by node; ``coverage`` the share of spans whose true offset lay inside (None: no span
+    had a bound); ``residual_max_ns`` the largest send-receive gap still negative after rewrite and within the summed
+    uncertainty, ``residuals_beyond`` how many were beyond it; ``messages`` what the daemons exchanged.
+    """
+
+    transport: str
+    broker: str | None
+    path: str
+    spans: int
+    spans_unsynchronized: int
+    coverage: float | None
+    width_ns: Spread | None
+    width_p50_ns: dict[str, int]
+    residual_max_ns: int
+    residuals_beyond: int
+    messages: dict[str, int]
 
 
 class Probe(msgspec.Struct, kw_only=True):
@@ -158,7 +376,16 @@ class Results(msgspec.Struct, kw_only=True):
     settings: dict[str, str | int | float | list[str | float] | None] = {}
     throughput: list[Throughput] = []
     floor0: list[Run] = []
+    floors: list[Run] = []
+    law: list[LawCell] = []
+    thresholds: list[Threshold] = []
+    windows: list[Window] = []
+    long_runs: list[LongRun] = []
+    confusion: list[Confusion] = []
+    heuristics: list[Heuristic] = []
     separations: list[Separations] = []
+    bounds: list[Bounds] = []
+    missing: list[Missing] = []
     probes: list[Probe] = []
     checks: list[Check] = []
     stochastic: list[str] = msgspec.field(default_factory=lambda: list(STOCHASTIC))
@@ -205,11 +432,17 @@ def merged(parts: list[Results]) -> Results:
         return first
     runs = [run for part in parts for run in part.runs]
     seen: set[tuple[str, ...]] = set()
+    clients: dict[str, str | None] = {}
     for run in runs:
         cell = (run.transport, run.stage, run.direction, skew_label(run.skew_ms), run.mode, run.rule)
         if cell in seen:
             raise ValueError(f"two of the results have the row '{', '.join(cell)}'; give each its own report")
         seen.add(cell)
+        if (other := clients.setdefault(run.transport, run.client)) != run.client:
+            raise ValueError(
+                f"one of the results has {run.transport} with {other}, another with {run.client}: a page has one curve "
+                "for a transport; give each its own report"
+            )
     return Results(
         runs=runs,
         host=_joined([part.host for part in parts]),
@@ -217,7 +450,16 @@ def merged(parts: list[Results]) -> Results:
         settings=_joined([part.settings for part in parts]),
         throughput=[row for part in parts for row in part.throughput],
         floor0=[row for part in parts for row in part.floor0],
+        floors=[row for part in parts for row in part.floors],
+        law=[row for part in parts for row in part.law],
+        thresholds=[row for part in parts for row in part.thresholds],
+        windows=[row for part in parts for row in part.windows],
+        long_runs=[row for part in parts for row in part.long_runs],
+        confusion=[row for part in parts for row in part.confusion],
+        heuristics=[row for part in parts for row in part.heuristics],
         separations=[row for part in parts for row in part.separations],
+        bounds=[row for part in parts for row in part.bounds],
+        missing=[row for part in parts for row in part.missing],
         probes=[row for part in parts for row in part.probes],
         checks=[row for part in parts for row in part.checks],
         stochastic=first.stochastic,

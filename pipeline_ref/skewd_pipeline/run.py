@@ -24,24 +24,41 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from skewd_pipeline.analysis import CellFacts, analyse, predict
+from skewd_pipeline.analysis import CellAnalysis, CellFacts, analyse, confuse
+from skewd_pipeline.calls import SKEWS_MS as COMPARED_SKEWS_MS
+from skewd_pipeline.calls import compared
 from skewd_pipeline.children import ChildFailed, Children
 from skewd_pipeline.claims import claims
 from skewd_pipeline.collector import Collector, Protocol
-from skewd_pipeline.display import Display, cell_line
+from skewd_pipeline.confusion import Tally
+from skewd_pipeline.display import Display, calls_line, cell_line, over_time_line, overload_line
+from skewd_pipeline.heuristics import REAL_CALLS, call_traces, compare, pipeline_traces
+from skewd_pipeline.inband import CLOCK_TOPIC, BoundsTally, InBand, messages_used
+from skewd_pipeline.law import law_cells, predict, thresholds
+from skewd_pipeline.media import Media
+from skewd_pipeline.media import start as start_media
 from skewd_pipeline.nodes import Nodes
 from skewd_pipeline.options import ExperimentOptions
-from skewd_pipeline.plan import DIRECT, CellPlan, Group, cells_of, page_offset_ns, seconds
+from skewd_pipeline.overtime import Story, Trajectory, schedule
+from skewd_pipeline.plan import DIRECT, CellPlan, Group, cells_of, over_time, page_offset_ns, seconds
 from skewd_pipeline.results import STAGES, Probe, Results, Separations, Throughput
+from skewd_pipeline.simulated import record
 from skewd_pipeline.spans import SpanRecord, spans_of
 
 CELL_GRACE_S = 20.0
+LATE_FACTOR = {False: 3.0, True: 1.1}
+"""A cell may take this many times as long as its messages do; the long run less, it has no time to make up for."""
+
+BURNERS_PER_CORE = 2
+PLAY_NS = 1_000_000_000
+"""How often spans are taken and counted in the long run."""
+
 FLUSH_LIMIT_S = 30.0
 PROBE_LIMIT_S = 20.0
 PREPARE_LIMIT_S = 120.0
@@ -52,7 +69,7 @@ SHORT_PATH_MAX = 60
 FORWARD: dict[str, Protocol] = {"off": "http", "tag": "grpc", "rewrite": "http", DIRECT: "http"}
 PACKAGES = (
     "skewd", "opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http", "grpcio", "aiohttp", "pyzmq",
-    "confluent-kafka", "magika", "onnxruntime",
+    "confluent-kafka", "pyaeron", "magika", "onnxruntime",
 )  # fmt: skip
 
 
@@ -110,6 +127,9 @@ class Experiment:
         self._done_s = 0.0
         self._broker_kind: str | None = None
         self._broker_label: str | None = None
+        self._media: Media | None = None
+        self._bounds = BoundsTally()
+        self._tally = Tally()
 
     async def run(self) -> Results:
         """Runs all groups.
@@ -131,7 +151,12 @@ class Experiment:
                 raise
         self.results.seconds = round(time.monotonic() - begun, 1)
         self.results.settings = self._settings()
-        predict((*self.results.runs, *self.results.floor0), self.results.separations)
+        results = self.results
+        predict((*results.runs, *results.floor0, *results.floors), results.separations)
+        results.law, results.thresholds = law_cells(results), thresholds(results)
+        results.confusion = [*self._tally.rows(), *results.confusion]
+        if "tag" in self.options.modes:
+            results.heuristics = compared(seed=self.options.seed) + results.heuristics
         self.results.checks = claims(self.results)
         return self.results
 
@@ -148,9 +173,24 @@ class Experiment:
         display.step("choosing files, and asking the model what is right for each")
         preparing = asyncio.create_task(self._prepare(items, children))
         stack.push_async_callback(_ended, preparing)
+        if "aeron" in options.transports:
+            display.step("starting Aeron's media driver" if options.aeron_dir is None else "looking for Aeron's driver")
+            self._media = await start_media(
+                children, directory, options.aeron_dir, options.aeron_channel, time.time_ns() // 1_000_000
+            )
+            self.results.versions["aeron"] = self._media.version
         addresses = {mode: await collector.listen(mode, FORWARD[mode]) for mode in (*options.modes, DIRECT)}
-        nodes = Nodes(directory, children, skewed=options.stage, reference=options.reference)
+        drift_ppb = -options.drift_ppb if options.direction == "behind" else options.drift_ppb
+        nodes = Nodes(
+            directory,
+            children,
+            skewed=options.stage,
+            reference=options.reference,
+            drift_ppb=drift_ppb if options.duration_ns is not None else 0,
+        )
         direct = addresses.pop(DIRECT)
+        if options.inband_only:
+            nodes.only = await self._in_band(broker, children)
         clocks = asyncio.create_task(nodes.start_clocks(addresses, direct, progress=display.step))
         stack.push_async_callback(_ended, clocks)
         # Together, so that a model that cannot be loaded is not first waited for by twenty processes.
@@ -161,6 +201,7 @@ class Experiment:
         if broker is not None:
             opened = await children.unless_failed(broker.broker())
             self._broker_kind, self._broker_label = str(opened.kind), str(opened.label)
+            self.results.versions[f"kafka broker ({opened.kind})"] = str(opened.version)
             if opened.kind == "mock":
                 display.line(f"  Kafka is a MOCK in this run: {opened.label}; {opened.reason}")
             run_id = f"skewd-{os.getpid()}-{time.time_ns() // 1_000_000:x}"
@@ -177,8 +218,10 @@ class Experiment:
                 topic = topics[(upstream, downstream)]
                 found.append(
                     {"transport": "kafka", "upstream": upstream, "downstream": downstream, "bootstrap": bootstrap,
-                     "topic": topic}
+                     "topic": topic, "clients": options.kafka_clients}
                 )  # fmt: skip
+            if self._media is not None:
+                found.append(self._media.hop(upstream, downstream))
             return found
 
         display.step("connecting the stages")
@@ -188,6 +231,24 @@ class Experiment:
         await self._probe("no daemon", self._nobody(directory), children)
         for group in self.groups:
             await self._group(group, nodes, collector, children, count)
+        for cell in over_time(options):
+            self.display.busy(f"{cell.transport} over time", self._at())
+            await self._over_time(cell, nodes, collector, children, count)
+        statuses = [await nodes.status(name) for name in STAGES]
+        used = {transport: messages_used(statuses) for transport in options.transports if options.inband_only}
+        self.results.bounds = self._bounds.bounds(
+            inband_only=options.inband_only, reference=options.reference, used=used
+        )
+
+    async def _in_band(self, broker: BrokerHandle | None, children: Children) -> InBand:
+        """How the nodes of this run hear each other, over its one transport."""
+        (transport,) = self.options.transports
+        if broker is None:
+            return InBand(transport)
+        opened = await children.unless_failed(broker.broker())
+        topic = f"{CLOCK_TOPIC}-{os.getpid()}-{time.time_ns() // 1_000_000:x}"
+        await asyncio.to_thread(opened.create_topics, [topic])
+        return InBand(transport, str(opened.bootstrap), topic)
 
     async def _group(self, group: Group, nodes: Nodes, collector: Collector, children: Children, items: int) -> None:
         options = self.options
@@ -199,13 +260,61 @@ class Experiment:
             self.display.busy(f"{cell.transport} at {cell.skew_ns / 1e6:g} ms: {cell.purpose}", self._at())
             await self._cell(cell, nodes, collector, children, items)
             self._done_s += seconds([Group(0, (cell,), False)]) - seconds([])
-        if group.probe:
+        # In-band a bound may be too wide to prove what the check is asked for; that is not the check's fault.
+        if group.probe and not options.inband_only:
             await self._probe(f"{group.skew_ns / 1e6:g} ms", nodes.parts[options.stage].config, children)
 
     def _at(self) -> float:
         return self._done_s + seconds([]) * 0.75
 
+    async def _calls(self, cell: CellPlan, nodes: Nodes, collector: Collector, children: Children) -> None:
+        """The reference's stage calls the skewed one; only the comparison with heuristics wants to know."""
+        command: dict[str, Any] = {
+            "name": cell.name,
+            "transport": cell.transport,
+            "messages": cell.messages,
+            "floor_ns": cell.floor_ns,
+            "exporters": list(cell.exporters),
+            "rate": cell.rate,
+        }
+        server, client = nodes.stage(self.options.stage), nodes.stage(self.options.reference)
+        server.tell({"do": "serve-calls", **command})
+        serving = await children.unless_failed(server.answer(CELL_GRACE_S, event="serving"))
+        client.tell({"do": "call", "address": serving["address"], **command})
+        limit_s = CELL_GRACE_S + LATE_FACTOR[False] * cell.messages / (cell.rate or 30.0)
+        done = await children.unless_failed(client.answer(limit_s, event="done"))
+        for stage in (client, server):
+            stage.tell({"do": "finish"})
+            await children.unless_failed(stage.answer(FLUSH_LIMIT_S, event="finished"))
+        spans = _of_cell(collector.take("tag"), cell.name)
+        found = compare(REAL_CALLS, cell.skew_ns / 1e6, call_traces(spans, nodes.truth_ns()))
+        self.results.heuristics += found
+        self.display.line(calls_line(found, cell.skew_ns / 1e6, done["answered"]))
+
     async def _cell(self, cell: CellPlan, nodes: Nodes, collector: Collector, children: Children, items: int) -> None:
+        if cell.purpose == "calls":
+            await self._calls(cell, nodes, collector, children)
+            return
+        async with self._overloaded(children) if cell.purpose == "overload" else contextlib.nullcontext():
+            outcome = await self._messages(cell, nodes, children, items)
+        spans = {name: _of_cell(collector.take(name), cell.name) for name in (*self.options.modes, DIRECT)}
+        if cell.purpose == "warm-up":
+            return
+        self._record(cell, outcome, spans, nodes.truth_ns())
+
+    async def _messages(
+        self,
+        cell: CellPlan,
+        nodes: Nodes,
+        children: Children,
+        items: int,
+        meanwhile: Callable[[], Coroutine[Any, Any, None]] | None = None,
+    ) -> dict[str, Any]:
+        """Sends a cell's messages through, flushes every exporter, and returns what the consumer says of it.
+
+        Args:
+            meanwhile: what is to be done while the messages are under way; given up when they have arrived.
+        """
         command: dict[str, Any] = {
             "do": "cell",
             "name": cell.name,
@@ -222,24 +331,95 @@ class Experiment:
         for follower in followers:
             await children.unless_failed(follower.answer(CELL_GRACE_S, event="armed"))
         producer.tell({**command, "items": cell.items(items)})
-        limit_s = CELL_GRACE_S + 3 * cell.messages / (cell.rate or 30.0)
+        limit_s = CELL_GRACE_S + LATE_FACTOR[cell.purpose == "over-time"] * cell.messages / (cell.rate or 30.0)
         late = False
+        outcome: dict[str, Any] = {"received": 0, "correct": 0, "first_ns": 0, "last_ns": 0}
+        beside = asyncio.create_task(meanwhile()) if meanwhile is not None else None
         try:
-            outcome = await children.unless_failed(_within(limit_s, consumer.answers, "done"))
+            outcome |= await children.unless_failed(_within(limit_s, consumer.answers, "done"))
         except TimeoutError:
-            late, outcome = True, {}
+            late = True
+        finally:
+            if beside is not None:
+                if beside.done():
+                    beside.result()
+                await _ended(beside)
         for stage in (producer, *followers):
             stage.tell({"do": "finish"})
         for stage in (producer, *followers):
             await children.unless_failed(stage.answer(FLUSH_LIMIT_S, event="finished"))
             if late and stage is consumer:
                 self.display.line(f"  {cell.name}: not all messages arrived within {limit_s:.0f} s")
-        spans = {name: _of_cell(collector.take(name), cell.name) for name in (*self.options.modes, DIRECT)}
-        if cell.purpose == "warm-up":
-            return
-        if late:
-            outcome = {"received": 0, "correct": 0, "first_ns": 0, "last_ns": 0, **outcome}
-        self._record(cell, outcome, spans, nodes.truth_ns())
+        return outcome
+
+    @contextlib.asynccontextmanager
+    async def _overloaded(self, children: Children) -> AsyncIterator[None]:
+        """Twice as many busy processes as there are cores, at the stages' own priority."""
+        count = BURNERS_PER_CORE * len(os.sched_getaffinity(0))
+        burners = [await children.start(f"burner-{number}", ("-c", "while True: pass")) for number in range(count)]
+        try:
+            yield
+        finally:
+            await children.end(burners)
+
+    # -- over time -----------------------------------------------------------------------------------------------
+
+    async def _over_time(
+        self, cell: CellPlan, nodes: Nodes, collector: Collector, children: Children, items: int
+    ) -> None:
+        """Messages for as long as was asked, while the clock's story is played; spans are counted as they come."""
+        options = self.options
+        assert options.duration_ns is not None, "planned only with a duration"
+        await nodes.step(0)
+        changes = schedule(options.duration_ns, options.drift_ppb, options.direction)
+        deviation = Trajectory()
+        begin_ns, deviation_ns, rate_ppb = nodes.deviates()
+        deviation.line(begin_ns, deviation_ns, rate_ppb)
+        story = Story(
+            run=f"{cell.transport}{f' ({self._broker_kind})' if cell.transport == 'kafka' else ''}",
+            transport=cell.transport,
+            stage=options.stage,
+            deviation=deviation,
+            begin_ns=begin_ns,
+            duration_ns=options.duration_ns,
+            known={
+                (each.rule, each.edge): each.separations_ns
+                for each in self.results.separations
+                if each.edge is not None and (each.transport, each.floor_ms) == (cell.transport, cell.floor_ns / 1e6)
+            },
+        )
+
+        def take() -> None:
+            for mode in cell.exporters:
+                story.add(mode, _of_cell(collector.take(mode), cell.name))
+
+        async def play() -> None:
+            waiting = list(changes)
+            while True:
+                at_ns = nodes.deviates()[0] - begin_ns
+                while waiting and at_ns >= waiting[0].at_ns:
+                    change = waiting.pop(0)
+                    nodes.change(step_ns=change.step_ns, steer_ppb=change.steer_ppb)
+                    deviation.line(*nodes.deviates(), step=bool(change.step_ns))
+                    self.display.line(f"{cell.transport:<19} {at_ns / 1e9:5.0f} s: the clock is {change.text}")
+                take()
+                next_ns = waiting[0].at_ns - at_ns if waiting else PLAY_NS
+                await asyncio.sleep(min(PLAY_NS, max(next_ns, 1_000_000)) / 1e9)
+
+        await self._messages(cell, nodes, children, items, play)
+        take()
+        record(
+            self.results,
+            story,
+            changes,
+            options,
+            transport=cell.transport,
+            broker=self._broker_kind if cell.transport == "kafka" else None,
+            simulated=False,
+        )
+        self.display.line(over_time_line(self.results.long_runs[-1], self.results.windows))
+        # Where it would have been had nothing been played, for the next transport's turn.
+        nodes.change(step_ns=0, steer_ppb=changes[-1].steer_ppb)
 
     def _record(
         self, cell: CellPlan, outcome: dict[str, Any], spans: dict[str, list[SpanRecord]], truth_ns: dict[str, int]
@@ -276,18 +456,48 @@ class Experiment:
             messages=cell.messages,
             outputs_correct=round(outcome["correct"] / cell.messages, 6),
             throughput_per_s=delivered,
+            client={"kafka": options.kafka_clients, "aeron": options.aeron_channel}.get(cell.transport),
         )
+        if "tag" in cell.exporters:
+            situation = "overloaded" if cell.purpose == "overload" else "skewed" if cell.skew_ns else "synchronized"
+            confuse(self._tally, spans["tag"], facts, situation)
+        if cell.purpose == "overload":
+            self.display.line(overload_line(self._tally.rows(), cell.transport))
+            return
+        if "tag" in cell.exporters and cell.purpose == "sweep" and cell.skew_ns / 1e6 in COMPARED_SKEWS_MS:
+            name = f"the pipeline's, {cell.transport}{f' ({facts.broker})' if facts.broker else ''}"
+            self.results.heuristics += compare(name, cell.skew_ns / 1e6, pipeline_traces(spans["tag"], facts))
         found = analyse({mode: spans[mode] for mode in cell.exporters}, facts)
-        (self.results.floor0 if cell.purpose == "floor0" else self.results.runs).extend(found.rows)
-        if cell.skew_ns == 0 or cell.purpose == "floor0":
-            self.results.separations.extend(
-                Separations(
-                    transport=cell.transport, rule=rule, floor_ms=cell.floor_ns / 1e6, separations_ns=separations
-                )
-                for rule, separations in found.separations_ns.items()
-            )
+        mode = next((mode for mode in ("tag", "rewrite") if mode in cell.exporters), None)
+        if mode is not None:
+            self._bounds.add(cell.transport, facts.broker, spans[mode], truth_ns, found.rows)
+        if cell.skew_ns == 0:
+            self._keep_separations(cell, found)
+        if cell.purpose == "again":
+            self.display.line(f"{cell_line(found.rows)}, again")
+            return
+        rows = {"floor0": self.results.floor0, "floor": self.results.floors}.get(cell.purpose, self.results.runs)
+        rows.extend(found.rows)
         if found.rows:
             self.display.line(cell_line(found.rows))
+
+    def _keep_separations(self, cell: CellPlan, found: CellAnalysis) -> None:
+        """Of a synchronized cell; those of one that is run again are taken together with the first."""
+        known = {(each.transport, each.rule, each.floor_ms, each.edge): each for each in self.results.separations}
+        for (rule, edge), separations in found.by_edge_ns.items():
+            before = known.get((cell.transport, rule, cell.floor_ns / 1e6, edge))
+            if before is not None:
+                before.separations_ns = sorted([*before.separations_ns, *separations])
+                continue
+            self.results.separations.append(
+                Separations(
+                    transport=cell.transport,
+                    rule=rule,
+                    edge=edge,
+                    floor_ms=cell.floor_ns / 1e6,
+                    separations_ns=separations,
+                )
+            )
 
     async def _prepare(self, items: Path, children: Children) -> int:
         arguments = ["-m", "skewd_pipeline.prepare", str(items), str(self.options.seed)]
@@ -337,7 +547,13 @@ class Experiment:
             "seed": options.seed,
             "reference": options.reference,
             "service_floor_ms": options.service_floor_ns / 1e6,
+            "floors_ms": [floor / 1e6 for floor in options.floors_ns],
+            "duration_s": options.duration_ns / 1e9 if options.duration_ns else None,
+            "drift_ppm": options.drift_ppb / 1e3 if options.duration_ns else None,
             "broker": self._broker_label,
+            "kafka_clients": options.kafka_clients if "kafka" in options.transports else None,
+            "aeron_channel": options.aeron_channel if "aeron" in options.transports else None,
+            "inband_only": int(options.inband_only),
             "model": options.model or "magika",
             "demo": int(options.demo),
             "cells": len(cells_of(self.groups)),

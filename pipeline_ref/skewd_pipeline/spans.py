@@ -25,6 +25,14 @@ CELL = "skewd.experiment.cell"
 MESSAGE_ID = "messaging.message.id"
 SENT = "message.sent"
 RECEIVED = "message.received"
+NOTED = "message.noted"
+"""Stamped after the transport had taken the message: the late stamp that a loaded machine makes come out backwards."""
+ROLE = "skewd.experiment.role"
+"""Of a span of a call: ``request``, ``client``, ``server``, ``audit``."""
+HOST_RAW = "skewd.experiment.host_raw_ns"
+"""The host's raw clock at the span's start. No node's clock is in it: it is the truth's, and nothing corrects by it."""
+HOST_RAW_SENT = "skewd.experiment.host_raw_sent_ns"
+"""The same at the send."""
 
 
 @dataclass(frozen=True, slots=True)

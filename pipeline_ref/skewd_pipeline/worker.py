@@ -3,14 +3,17 @@ its node's clock before anything here was imported.
 
 Two stamps deserve care, since one rule of violation rests on them: ``message.sent`` is made just before the message
 is handed to the transport, ``message.received`` just after it was handed to us. So an edge's true gap is never
-negative, whatever the scheduler does. While a stage has nothing to do it waits in the transport (``pump``), which
-also carries the clocks' conversation.
+negative, whatever the scheduler does. ``message.noted`` is what many programs do instead: stamped once the
+transport has taken the message, which on a busy machine may be after the receiver had it. While a stage has nothing
+to do it waits in the transport (``pump``), which also carries the clocks' conversation.
 
 | command | answer |
 | --- | --- |
 | ``{"do": "listen", "hops": [hop, ...]}`` | ``{"event": "listening", "addresses": {transport: address}}`` |
 | ``{"do": "connect", "hops": [hop, ...]}`` | ``{"event": "connected"}``: outboxes opened |
 | ``{"do": "cell", ...}`` (see `Cell`) | ``{"event": "armed"}``, later ``{"event": "done", ...}`` |
+| ``{"do": "serve-calls", ...}`` (see `calls_stage.py`) | ``{"event": "serving", "address": address}`` |
+| ``{"do": "call", "address": address, ...}`` | ``{"event": "done", "answered": count}`` |
 | ``{"do": "finish"}`` | ends the cell if it still runs; spans flushed; ``{"event": "finished", ...}`` |
 
 Limits: one cell at a time; messages of another cell are counted and dropped; a message that cannot be worked on is
@@ -26,6 +29,8 @@ import sys
 import threading
 import time
 import zlib
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +43,9 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from skewd_pipeline.calls_stage import make_calls, serve_calls
 from skewd_pipeline.items import digest_of
+from skewd_pipeline.spans import HOST_RAW, HOST_RAW_SENT
 from skewd_pipeline.stages import StageConfig
 from skewd_pipeline.transports import HopConfig, Inbox, Message, Outbox, open_inbox, open_outbox
 
@@ -60,7 +67,7 @@ CELL_HEADER = "skewd-cell"
 ID_HEADER = "skewd-message"
 ITEM_HEADER = "skewd-item"
 
-_MESSAGING_SYSTEM = {"zmq": "zeromq", "kafka": "kafka"}
+_MESSAGING_SYSTEM = {"zmq": "zeromq", "kafka": "kafka", "aeron": "aeron"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +79,7 @@ class Cell:
         exporters: which of the stage's exporters get this cell's spans.
         rate: messages a second; None sends as fast as the pipeline takes them.
         items: the producer's: which item each message carries, in order.
+        idle_limit_s: a stage that hears nothing for so long ends the cell with what it has; None: it is told.
     """
 
     name: str
@@ -81,14 +89,21 @@ class Cell:
     exporters: list[str]
     rate: float | None = None
     items: list[int] | None = None
+    idle_limit_s: float | None = None
 
 
 class Commands:
-    """The input's lines, read by a thread of their own so that a running cell can be finished."""
+    """The input's lines, read by a thread of their own so that a running cell can be finished.
 
-    def __init__(self) -> None:
+    Args:
+        reads: whether there are any; else somebody else sets ``finish``.
+    """
+
+    def __init__(self, *, reads: bool = True) -> None:
         self._queue: queue.Queue[dict[str, Any] | None] = queue.Queue(COMMANDS_MAX)
         self.finish = threading.Event()
+        if not reads:
+            return
         threading.Thread(target=self._read, name="commands", daemon=True).start()
 
     def _read(self) -> None:
@@ -160,7 +175,10 @@ class Work:
     def correct(self, digest: str, body: bytes) -> bool:
         """The consumer's: whether the answer is the expected one, and about the item that was sent."""
         answer = json.loads(body)
-        return answer["item"] == digest and self._expected[digest].is_correct(answer["digest"], answer["label"])
+        expected = self._expected.get(digest)
+        if expected is None:
+            raise ValueError("not one of the items here; give the producer and the consumer the same file of items")
+        return answer["item"] == digest and expected.is_correct(answer["digest"], answer["label"])
 
 
 class Telemetry:
@@ -208,6 +226,7 @@ class Stage:
         self._telemetry = Telemetry(config)
         self._inboxes: dict[str, Inbox] = {}
         self._outboxes: dict[str, Outbox] = {}
+        self._stamp_offset_ns = config.stamp_offset_ns
 
     def run(self) -> None:
         """Follows commands until the input ends."""
@@ -224,39 +243,112 @@ class Stage:
             self._obey(command)
 
     def _idle_end(self) -> Inbox | Outbox | None:
-        # Only ZeroMQ's ends carry the clocks' conversation; one turns all that this thread opened.
-        return self._inboxes.get("zmq") or self._outboxes.get("zmq")
+        # ZeroMQ's and Aeron's ends carry the clocks' conversation; one turns all that this thread opened.
+        ends = (open_ends.get(name) for name in ("zmq", "aeron") for open_ends in (self._inboxes, self._outboxes))
+        return next((end for end in ends if end is not None), None)
 
     def _obey(self, command: dict[str, Any]) -> None:
         match command.pop("do", None):
             case "listen":
                 for hop in command["hops"]:
-                    self._inboxes[hop["transport"]] = open_inbox(HopConfig.from_dict(hop))
+                    self.listen(HopConfig.from_dict(hop))
                 say("listening", addresses={name: inbox.address for name, inbox in self._inboxes.items()})
             case "connect":
                 for hop in command["hops"]:
-                    self._outboxes[hop["transport"]] = open_outbox(HopConfig.from_dict(hop))
+                    self.connect(HopConfig.from_dict(hop))
                 say("connected")
             case "cell":
-                self._cell(Cell(**command))
+                say("done", **self.cell(Cell(**command), armed=lambda name: say("armed", cell=name)))
+            case "serve-calls":
+                self._serve_calls(Cell(**command))
+            case "call":
+                self._call(command.pop("address"), Cell(**command))
             case "finish":
                 self._commands.finish.clear()
-                say("finished", flushed=self._telemetry.flush())
+                say("finished", flushed=self.flush())
             case other:
                 raise ValueError(f"unknown command {other!r}")
 
-    def _cell(self, cell: Cell) -> None:
+    def listen(self, hop: HopConfig) -> None:
+        """Opens the inbox of a hop.
+
+        Raises:
+            TransportError: it cannot be.
+        """
+        self._inboxes[hop.transport] = open_inbox(hop)
+
+    def connect(self, hop: HopConfig) -> None:
+        """Opens the outbox of a hop.
+
+        Raises:
+            TransportError: it cannot be.
+        """
+        self._outboxes[hop.transport] = open_outbox(hop)
+
+    def flush(self) -> bool:
+        """Exports the spans that wait; True when all of it was acknowledged in time."""
+        return self._telemetry.flush()
+
+    def _ends(self) -> list[Inbox | Outbox]:
+        return [*self._outboxes.values(), *self._inboxes.values()]
+
+    def counters(self) -> dict[str, int]:
+        """What the ends counted, summed by name."""
+        total: Counter[str] = Counter()
+        for end in self._ends():
+            total.update(end.counters)
+        return dict(total)
+
+    def close(self) -> None:
+        """Delivers what was sent and gives all ends back.
+
+        Raises:
+            TransportError: something could not be delivered.
+        """
+        for end in self._ends():
+            end.close()
+
+    def cell(self, cell: Cell, *, armed: Callable[[str], None]) -> dict[str, int]:
+        """Carries one cell's messages; what became of them. ``armed`` is called when the first may come.
+
+        Raises:
+            TransportError: a hop is broken.
+        """
         self._telemetry.use(cell.exporters)
         # What start-up left behind need not be looked at again by the collector in the middle of a message.
         gc.collect()
         gc.freeze()
-        say("armed", cell=cell.name)
-        if self.name == "producer":
-            self._produce(cell)
-        else:
-            self._follow(cell)
+        armed(cell.name)
+        return self._produce(cell) if self.name == "producer" else self._follow(cell)
 
-    def _produce(self, cell: Cell) -> None:
+    def _stamp(self) -> int | None:
+        """The time now as this application stamps it; None leaves it to the SDK, which reads the wall clock."""
+        return None if self._stamp_offset_ns == 0 else time.time_ns() + self._stamp_offset_ns
+
+    def _serve_calls(self, cell: Cell) -> None:
+        self._telemetry.use(cell.exporters)
+        idle = self._idle_end()
+        serve_calls(
+            cell,
+            self._telemetry,
+            listening=lambda address: say("serving", address=address),
+            ended=self._commands.finish.is_set,
+            idle=lambda: idle.pump(0) if idle is not None else None,
+        )
+
+    def _call(self, address: str, cell: Cell) -> None:
+        self._telemetry.use(cell.exporters)
+        idle = self._idle_end()
+        right = make_calls(
+            cell,
+            self._telemetry,
+            address,
+            ended=self._commands.finish.is_set,
+            wait=idle.pump if idle is not None else time.sleep,
+        )
+        say("done", answered=right)
+
+    def _produce(self, cell: Cell) -> dict[str, int]:
         outbox = self._outboxes[cell.transport]
         begun_ns = time.monotonic_ns()
         sent = 0
@@ -268,30 +360,36 @@ class Stage:
             if self._commands.finish.is_set():
                 break
             message_id = f"{cell.name}/{number}"
-            span = self._telemetry.tracer.start_span("producer send", kind=SpanKind.PRODUCER)
+            host_raw_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW)
+            span = self._telemetry.tracer.start_span("producer send", kind=SpanKind.PRODUCER, start_time=self._stamp())
             floor_ends_ns = time.monotonic_ns() + cell.floor_ns
-            self._describe(span, cell, message_id)
+            self._describe(span, cell, message_id, host_raw_ns)
             digest, body = self._work.first(index)
             headers = {CELL_HEADER: cell.name, ID_HEADER: message_id, ITEM_HEADER: digest}
             self._send(outbox, span, Message(headers, body), floor_ends_ns)
             sent += 1
         outbox.flush()
-        say("done", sent=sent)
+        return {"sent": sent}
 
-    def _follow(self, cell: Cell) -> None:
+    def _follow(self, cell: Cell) -> dict[str, int]:
         inbox, outbox = self._inboxes[cell.transport], self._outboxes.get(cell.transport)
         received = correct = strange = failed = 0
         first_ns = last_ns = 0
+        heard_ns = time.monotonic_ns()
         while received < cell.messages and not self._commands.finish.is_set():
             message = inbox.receive(IDLE_S)
             if message is None:
+                if cell.idle_limit_s is not None and time.monotonic_ns() - heard_ns > cell.idle_limit_s * 1e9:
+                    break
                 continue
-            received_ns = time.time_ns()
+            received_ns = time.time_ns() + self._stamp_offset_ns
+            host_raw_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW)
             now_ns = time.monotonic_ns()
             if message.headers.get(CELL_HEADER) != cell.name:
                 strange += 1
                 continue
             received += 1
+            heard_ns = now_ns
             first_ns, last_ns = first_ns or now_ns, now_ns
             span = self._telemetry.tracer.start_span(
                 f"{self.name} process",
@@ -300,7 +398,7 @@ class Stage:
                 start_time=received_ns,
             )
             span.add_event("message.received", timestamp=received_ns)
-            self._describe(span, cell, message.headers.get(ID_HEADER, ""))
+            self._describe(span, cell, message.headers.get(ID_HEADER, ""), host_raw_ns)
             digest = message.headers.get(ITEM_HEADER, "")
             try:
                 body = self._work.do(digest, message.body)
@@ -310,33 +408,33 @@ class Stage:
                 failed += 1
                 span.record_exception(error)
                 span.set_status(Status(StatusCode.ERROR, str(error)[:200]))
-                span.end()
+                span.end(self._stamp())
                 print(f"{self.name}: {type(error).__name__} on {digest[:12]}: {error}", file=sys.stderr, flush=True)
                 continue
             if outbox is None:
                 inbox.pump(max(0, now_ns + cell.floor_ns - time.monotonic_ns()) / 1e9)
-                span.end()
+                span.end(self._stamp())
             else:
                 forwarded = {key: message.headers[key] for key in (CELL_HEADER, ID_HEADER, ITEM_HEADER)}
                 self._send(outbox, span, Message(forwarded, body), now_ns + cell.floor_ns)
         if outbox is not None:
             outbox.flush()
-        say(
-            "done",
-            received=received,
-            correct=correct,
-            strange=strange,
-            failed=failed,
-            first_ns=first_ns,
-            last_ns=last_ns,
-        )
+        return {
+            "received": received,
+            "correct": correct,
+            "strange": strange,
+            "failed": failed,
+            "first_ns": first_ns,
+            "last_ns": last_ns,
+        }
 
-    def _describe(self, span: Span, cell: Cell, message_id: str) -> None:
+    def _describe(self, span: Span, cell: Cell, message_id: str, host_raw_ns: int) -> None:
         span.set_attributes(
             {
                 "skewd.experiment.cell": cell.name,
                 "messaging.message.id": message_id,
                 "messaging.system": _MESSAGING_SYSTEM[cell.transport],
+                HOST_RAW: host_raw_ns,
             }
         )
 
@@ -344,10 +442,13 @@ class Stage:
         self._telemetry.propagator.inject(message.headers, context=set_span_in_context(span))
         rest_ns = floor_ends_ns - time.monotonic_ns()
         if rest_ns > 0:
-            outbox.pump(rest_ns / 1e9)
-        span.add_event("message.sent")
+            outbox.pump(rest_ns / 1e9, before_send=True)
+        host_raw_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW)
+        span.add_event("message.sent", timestamp=self._stamp())
         outbox.send(message)
-        span.end()
+        span.add_event("message.noted", timestamp=self._stamp())
+        span.set_attribute(HOST_RAW_SENT, host_raw_ns)
+        span.end(self._stamp())
 
 
 def serve(config: StageConfig) -> None:

@@ -6,7 +6,8 @@ way; a sidecar that took it for its own next hop would send every request to its
 connection. So a destination is compared with the listeners' own addresses, after resolution, before it is used.
 
 Schemes: ``grpc://``, ``grpcs://`` (port 4317 unless given), ``http://``, ``https://`` (80 and 443, as for any URL;
-``/v1/traces`` and its like are appended). From the environment: the endpoints (per signal too), protocol, headers,
+``/v1/traces`` and its like are appended), ``kafka://`` (brokers with commas between, port 9092; the traces' topic as
+path, the others' as query). From the environment: the endpoints (per signal too), protocol, headers,
 timeout (milliseconds, as specified), compression, certificate, client key and client certificate; all but endpoint
 and protocol also apply to a next hop given by other means. With no protocol given, ``http/protobuf`` as specified,
 except towards port 4317, which is registered for gRPC.
@@ -17,16 +18,32 @@ Limits: a loop through a second sidecar or a load balancer is not seen here. Pur
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
-from skewd.ports import format_address
+from skewd.ports import format_address, split_address
 from skewd_sidecar.gateway import Signal
 
 TIMEOUT_S = 10.0
 """How long the next hop may take, unless the environment says otherwise: the specification's default."""
 
+MAX_BYTES = {"grpc": 4 * 1024 * 1024, "http": 0, "kafka": 1_000_000}
+"""The largest request that receivers take by default: gRPC's libraries; no common limit; Kafka's clients."""
+
+HOPS_MAX = 64
+KAFKA_TOPICS = {
+    Signal.TRACES: "otlp_spans",
+    Signal.METRICS: "otlp_metrics",
+    Signal.LOGS: "otlp_logs",
+    Signal.PROFILES: "otlp_profiles",
+}
+"""Topics unless others are named: those of the OpenTelemetry Collector's Kafka exporter and receiver."""
+
+_KAFKA_PORT = 9092
+_TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
+_HEADER = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]+")
 _ENV = "OTEL_EXPORTER_OTLP_"
 
 
@@ -46,6 +63,9 @@ class Destination:
         headers: sent with every request, names in lower case.
         timeout_s: limit for one request.
         gzip: whether requests are compressed.
+        max_bytes: the largest request it takes, not compressed; 0 for no known limit.
+        brokers: for Kafka, all of them: ``host:port``, with commas between.
+        topic: for Kafka.
         certificate, client_key, client_certificate: PEM files; None for the system's roots, and no client side.
     """
 
@@ -60,6 +80,9 @@ class Destination:
     certificate: str | None = None
     client_key: str | None = None
     client_certificate: str | None = None
+    max_bytes: int = 0
+    brokers: str = ""
+    topic: str = ""
 
     @property
     def target(self) -> str:
@@ -67,6 +90,8 @@ class Destination:
         return format_address(self.host, self.port)
 
     def __str__(self) -> str:
+        if self.protocol == "kafka":
+            return f"kafka://{self.brokers}/{self.topic}"
         return f"{self.protocol}{'s' if self.secure else ''}://{self.target}{self.path}"
 
 
@@ -93,14 +118,39 @@ def destinations(forward: str | None, environment: Mapping[str, str]) -> dict[Si
     return found
 
 
+def next_hops(
+    forward: str | Sequence[str] | None, environment: Mapping[str, str], max_bytes: int = 0
+) -> dict[Signal, tuple[Destination, ...]]:
+    """The next hops of each signal; a signal that has none is left out.
+
+    Args:
+        forward: one address with its scheme, or several; none to take the environment's.
+        environment: for ``OTEL_EXPORTER_OTLP_*``.
+        max_bytes: the largest request they take; 0 for what is usual: ``MAX_BYTES`` of the protocol.
+
+    Raises:
+        EndpointError: no next hop at all, or one that cannot be used.
+    """
+    several: list[str | None] = [forward] if forward is None or isinstance(forward, str) else [*forward] or [None]
+    if len(several) > HOPS_MAX:
+        raise EndpointError(f"forward: there are {len(several)} addresses; at most {HOPS_MAX}")
+    found: dict[Signal, list[Destination]] = {}
+    for each in several:
+        for signal, destination in destinations(each, environment).items():
+            known = found.setdefault(signal, [])
+            destination = replace(destination, max_bytes=max_bytes or MAX_BYTES[destination.protocol])
+            if destination in known:
+                raise EndpointError(f"forward: '{each}' is given twice; remove one")
+            known.append(destination)
+    return {signal: tuple(each) for signal, each in found.items()}
+
+
 def _split(text: str, origin: str, schemes: tuple[str, ...]) -> tuple[SplitResult, str, int | None]:
     try:
         url = urlsplit(text)
         host, port = url.hostname, url.port
     except ValueError as error:
         raise EndpointError(f"{origin}: '{text}' is not an address: {error}") from None
-    if url.scheme == "kafka":
-        raise EndpointError(f"{origin}: forwarding to Kafka is not built yet; use grpc, grpcs, http or https")
     if url.scheme not in schemes or not host or "://" not in text:
         example = "grpc://collector:4317" if "grpc" in schemes else "http://collector:4318"
         raise EndpointError(f"{origin}: '{text}' is not an address this can send to; write for example {example}")
@@ -110,6 +160,8 @@ def _split(text: str, origin: str, schemes: tuple[str, ...]) -> tuple[SplitResul
 
 
 def _named(forward: str, signal: Signal) -> Destination:
+    if forward.startswith("kafka://"):
+        return _kafka(forward, signal)
     url, host, port = _split(forward, "forward", ("grpc", "grpcs", "http", "https"))
     path = url.path.rstrip("/")
     if url.scheme.startswith("grpc"):
@@ -122,6 +174,42 @@ def _named(forward: str, signal: Signal) -> Destination:
             raise EndpointError(f"forward: '{forward}' names one signal's path, which is appended here; write {base}")
     secure = url.scheme == "https"
     return Destination("http", secure, host, port or (443 if secure else 80), path + signal.http_path)
+
+
+def _kafka(forward: str, signal: Signal) -> Destination:
+    """``kafka://host:port,host:port/topic?metrics=topic&logs=topic``; the path's topic is the traces'."""
+    url = urlsplit(forward)
+    example = "kafka://broker:9092/otlp_spans"
+    brokers = []
+    for each in url.netloc.split(","):
+        try:
+            brokers.append(split_address(each, _KAFKA_PORT))
+        except ValueError as error:
+            raise EndpointError(f"forward: '{forward}': {error}; write for example {example}") from None
+    if "@" in url.netloc or url.fragment or not all(host for host, _ in brokers):
+        raise EndpointError(
+            f"forward: '{forward}' is not an address of brokers; write for example {example}, and credentials in "
+            "[sidecar] kafka_properties"
+        )
+    topics = {str(each): topic for each, topic in KAFKA_TOPICS.items()}
+    if path := url.path.strip("/"):
+        topics["traces"] = path
+    for name, topic in parse_qsl(url.query, keep_blank_values=True):
+        if name not in topics:
+            raise EndpointError(f"forward: '{forward}': '{name}' is no signal; choose from {', '.join(topics)}")
+        topics[name] = topic
+    for topic in topics.values():
+        if not _TOPIC.fullmatch(topic) or topic in (".", ".."):
+            raise EndpointError(f"forward: '{topic}' is no topic's name; use letters, digits, '.', '_' or '-'")
+    host, port = brokers[0]
+    return Destination(
+        "kafka",
+        False,
+        host,
+        port,
+        brokers=",".join(format_address(*each) for each in brokers),
+        topic=topics[signal],
+    )
 
 
 def _setting(environment: Mapping[str, str], signal: Signal, name: str) -> tuple[str, str] | None:
@@ -165,7 +253,10 @@ def _with_environment(destination: Destination, environment: Mapping[str, str], 
                 continue
             if not equals or not name.strip():
                 raise EndpointError(f"{setting[0]}: '{name.strip()}' has no value; write name=value,name=value")
-            headers[unquote(name.strip()).lower()] = unquote(value.strip())
+            name, value = unquote(name.strip()).lower(), unquote(value.strip())
+            if not _HEADER.fullmatch(name) or not value.isascii() or not value.isprintable():
+                raise EndpointError(f"{setting[0]}: '{name[:80]}' is not a header of printable ASCII; mend it")
+            headers[name] = value
     setting = _setting(environment, signal, "TIMEOUT")
     if setting is not None:
         if not setting[1].isascii() or not setting[1].isdecimal() or int(setting[1]) == 0:

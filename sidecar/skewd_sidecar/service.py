@@ -16,23 +16,29 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from skewd.bounds.history import CorrectionSource
-from skewd_sidecar.endpoint import EndpointError, destinations
+from skewd_sidecar.counts import Reading
+from skewd_sidecar.endpoint import EndpointError, next_hops
 from skewd_sidecar.forward import Forwarders
+from skewd_sidecar.forward.dead_letters import MAX_BYTES as DEAD_LETTER_MAX_BYTES
+from skewd_sidecar.forward.hops import RETRY_S
+from skewd_sidecar.forward.retry import Balance
 from skewd_sidecar.gateway import BODY_MAX_BYTES, Gateway
 from skewd_sidecar.health import Health
 from skewd_sidecar.kernel import Choice, choose
 from skewd_sidecar.patch import Incoming, Mode, PatchOptions, Placement
-from skewd_sidecar.receive.listen import Address, show_address
+from skewd_sidecar.receive.listen import UNIX, Address, show_address
 from skewd_sidecar.receive.tls import ServerTls, TlsError, TlsFiles
-from skewd_sidecar.relay import Relay
+from skewd_sidecar.relay import BYTES_MAX, Relay
 from skewd_sidecar.source import StaticSource
+from skewd_sidecar.transport import Transport, use_native
 
-__all__ = ["EndpointError", "SidecarSettings", "StaticSource", "TlsError", "TlsFiles", "serve"]
+__all__ = ["EndpointError", "SidecarSettings", "StaticSource", "TlsError", "TlsFiles", "Transport", "serve"]
 
 STOP_S = 5.0
 """How long requests under way may take to finish once the sidecar is told to stop."""
@@ -51,8 +57,15 @@ class SidecarSettings:
     Attributes:
         grpc, http: ``host:port`` to listen on (port 0 picks one), or ``unix:///path``; None for none.
         metrics_listen: ``host:port``; None for none.
-        forward: the next hop, ``grpc://``, ``grpcs://``, ``http://`` or ``https://``; None for
-            ``OTEL_EXPORTER_OTLP_*``.
+        forward: the next hop, ``grpc://``, ``grpcs://``, ``http://``, ``https://`` or ``kafka://``, or several; none
+            for ``OTEL_EXPORTER_OTLP_*``.
+        balance: how several next hops share the work.
+        retry_s: how long the sidecar itself tries again, within the exporter's time.
+        forward_max_bytes: the largest request the next hop takes; 0 for what is usual for its protocol.
+        max_bytes: memory for requests under way.
+        dead_letter: a file for requests that were refused for good; None for none.
+        dead_letter_max_bytes: how long it may get.
+        kafka_properties: a file of the Kafka client's settings for TLS and SASL.
         mode: what is done to spans.
         keep_original: whether rewritten spans carry their times from before.
         attributes: where our attributes go.
@@ -61,6 +74,7 @@ class SidecarSettings:
         attribute_prefix: what our attributes begin with.
         node: whose spans these are; empty for the name that the source gives (this host's until it gives one).
         source: what the node's stamps deserve.
+        transport: who speaks gRPC.
         tls: the files of both listeners' certificates; None for none.
         max_request_bytes: the largest request taken, before and after decompression.
         metadata: the names, in lower case, of request headers that go on with a request.
@@ -69,7 +83,14 @@ class SidecarSettings:
     source: CorrectionSource
     grpc: str | None = None
     http: str | None = None
-    forward: str | None = None
+    forward: str | Sequence[str] | None = None
+    balance: Balance = Balance.ROUND_ROBIN
+    retry_s: float = RETRY_S
+    forward_max_bytes: int = 0
+    max_bytes: int = BYTES_MAX
+    dead_letter: Path | None = None
+    dead_letter_max_bytes: int = DEAD_LETTER_MAX_BYTES
+    kafka_properties: Path | None = None
     mode: Mode = Mode.TAG
     keep_original: bool = True
     attributes: Placement = Placement.SPAN
@@ -78,12 +99,19 @@ class SidecarSettings:
     attribute_prefix: str = "clock."
     node: str = ""
     metrics_listen: str | None = None
+    transport: Transport = Transport.AUTO
     tls: TlsFiles | None = None
     max_request_bytes: int = BODY_MAX_BYTES
     metadata: tuple[str, ...] = ()
 
 
-async def serve(settings: SidecarSettings, ready: Callable[[dict[str, str | None]], None], stop: asyncio.Event) -> None:
+async def serve(
+    settings: SidecarSettings,
+    ready: Callable[[dict[str, str | None]], None],
+    stop: asyncio.Event,
+    *,
+    spoken: Callable[[dict[str, str]], None] = lambda transports: None,
+) -> None:
     """Runs a sidecar until ``stop`` is set.
 
     Args:
@@ -91,6 +119,8 @@ async def serve(settings: SidecarSettings, ready: Callable[[dict[str, str | None
         ready: called once when all listeners listen, with their addresses: ``{"grpc": "127.0.0.1:4317", "http": ...,
             "metrics": ...}``, None for those that are not wanted.
         stop: ends it.
+        spoken: called before ``ready``, with who speaks gRPC: ``{"receive": "native", "forward": "grpcio"}``, without
+            the sides that don't speak it.
 
     Raises:
         ValueError: settings that cannot work (``EndpointError`` for those about the next hop, ``TlsError`` for those
@@ -100,7 +130,7 @@ async def serve(settings: SidecarSettings, ready: Callable[[dict[str, str | None
     """
     if settings.grpc is None and settings.http is None:
         raise ValueError("nothing to listen on; give --grpc 127.0.0.1:4317, --http 127.0.0.1:4318, or both")
-    hops = destinations(settings.forward, os.environ)
+    hops = next_hops(settings.forward, os.environ, settings.forward_max_bytes)
     options = PatchOptions(
         settings.mode,
         settings.node,
@@ -110,18 +140,33 @@ async def serve(settings: SidecarSettings, ready: Callable[[dict[str, str | None
         settings.incoming,
     )
     gateway = Gateway(options, settings.source, socket.gethostname(), choose(settings.kernel))
+    native = use_native(settings.transport)
     tls = ServerTls(settings.tls) if settings.tls is not None else None
-    forwarders = Forwarders(hops)
+    forwarders = Forwarders(
+        hops,
+        balance=settings.balance,
+        retry_s=settings.retry_s,
+        dead_letter=settings.dead_letter,
+        dead_letter_max_bytes=settings.dead_letter_max_bytes,
+        kafka_properties=kafka_settings(settings.kafka_properties),
+        native=native,
+    )
+    gateway.counts.readings += forwarders.readings()
     health = Health()
+    grpc_by = {"receive": set[str](), "forward": forwarders.grpc_by}
     listeners: dict[str, _Listener | None] = {"grpc": None, "http": None, "metrics": None}
     grace_s = 0.0
     try:
-        relay = Relay(gateway, forwarders)
+        relay = Relay(gateway, forwarders, bytes_max=settings.max_bytes)
         # What listens is imported here, so that nothing unused is loaded.
         if settings.grpc is not None:
-            from skewd_sidecar.receive.grpc import GrpcReceiver
+            receive_native = native and tls is None and _fits(settings)
+            if receive_native:
+                from skewd_sidecar.receive.grpc_native import NativeGrpcReceiver as Receiver
+            else:
+                from skewd_sidecar.receive.grpc import GrpcReceiver as Receiver  # type: ignore[assignment]
 
-            listeners["grpc"] = await GrpcReceiver.open(
+            listeners["grpc"] = await Receiver.open(
                 settings.grpc,
                 relay,
                 body_max_bytes=settings.max_request_bytes,
@@ -129,6 +174,7 @@ async def serve(settings: SidecarSettings, ready: Callable[[dict[str, str | None
                 tls=tls,
                 counts=gateway.counts,
             )
+            grpc_by["receive"] = {"native" if receive_native else "grpcio"}
         if settings.http is not None:
             from skewd_sidecar.receive.http import HttpReceiver
 
@@ -146,6 +192,8 @@ async def serve(settings: SidecarSettings, ready: Callable[[dict[str, str | None
             listeners["metrics"] = await MetricsListener.open(settings.metrics_listen, gateway, health)
         addresses = {name: None if each is None else each.address for name, each in listeners.items()}
         await forwarders.refuse_itself([each for each in addresses.values() if isinstance(each, tuple)])
+        gateway.counts.readings.append(_transport_reading(grpc_by))
+        spoken({side: "+".join(sorted(by)) for side, by in grpc_by.items() if by})
         health.ready, health.why = True, ""
         ready({name: None if each is None else show_address(each) for name, each in addresses.items()})
         await stop.wait()
@@ -158,6 +206,31 @@ async def serve(settings: SidecarSettings, ready: Callable[[dict[str, str | None
         except asyncio.CancelledError:
             await closing  # bounded by the grace: half a stop would leave ports and connections behind
             raise
+
+
+def kafka_settings(path: Path | None) -> dict[str, str]:
+    """The Kafka client's settings for TLS and SASL, from a file; none without one.
+
+    Raises:
+        ValueError: the file cannot be read, or has something else in it.
+    """
+    if path is None:
+        return {}
+    from skewd.links.kafka import read_properties
+
+    return read_properties(path)
+
+
+def _fits(settings: SidecarSettings) -> bool:
+    """Whether the native transport may have the listener: see its text about Unix sockets."""
+    assert settings.grpc is not None
+    return not settings.grpc.startswith(UNIX) or settings.transport == Transport.NATIVE
+
+
+def _transport_reading(by: Mapping[str, set[str]]) -> Reading:
+    pairs = [(side, transport) for side, transports in by.items() for transport in sorted(transports)]
+    about = "Always 1; who speaks gRPC on each side."
+    return Reading("skewd_transport_info", about, "gauge", ("side", "transport"), lambda: dict.fromkeys(pairs, 1.0))
 
 
 async def _close(listeners: Mapping[str, _Listener | None], forwarders: Forwarders, grace_s: float) -> None:

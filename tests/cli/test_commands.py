@@ -312,6 +312,9 @@ class TestUsage:
             (["sidecar", "--forward", "collector:4317"], "--forward: 'collector:4317' has no scheme"),
             (["sidecar", "--node", "a b"], "--node: 'a b' is not a node name"),
             (["sidecar", "--forward", ""], "--forward: it is empty"),
+            (["sidecar", "--forward", "grpc://a", "--forward", "grpc://a"], "--forward: 'grpc://a' is given twice"),
+            (["sidecar", "--balance", "fail"], "--balance: 'fail' is unknown"),
+            (["sidecar", "--dead-letter", ""], "--dead-letter: it is empty"),
             (["sidecar", "--tls-key", ""], "--tls-key: it is empty"),
             (["sidecar", "--tls-key", "k.pem"], "--tls-key: is useless without tls_certificate; give both"),
             (

@@ -159,6 +159,11 @@ AERON = '[[link]]\ntransport = "aeron"\n'
         ),
         ('[sidecar]\nforward = "ftp://x"', "'ftp://' is unknown; choose grpc://"),
         ('[sidecar]\nforward = "grpc://"', "has no host"),
+        ('[sidecar]\nforward = ["grpc://a:1", "grpc://a:1"]', "'grpc://a:1' is given twice; remove one"),
+        ("[sidecar]\nforward = []", "the list is empty; write an address"),
+        ("[sidecar]\nforward = 1", 'is not text or a list of texts; write it as "..." or ["...", "..."]'),
+        ('[sidecar]\nbalance = "random"', "choose round_robin or failover"),
+        ('[sidecar]\nretry = "2m"', "2m is out of range; choose from 0s to 60s"),
         ('[sidecar]\nattribute_prefix = "clock"', "is not an attribute prefix; write letters and a dot, as clock."),
         ('[sidecar]\ngrpc = "unix:otlp.sock"', "has no absolute path; write unix:///run/skewd/otlp.sock"),
         ('[sidecar]\nhttp = "unix:///' + "x" * 110 + '"', "is longer than 107 bytes, Linux's limit"),
@@ -333,8 +338,16 @@ VALUES: dict[str, tuple[str, Any]] = {
     "sidecar.max_request_bytes": ("70000", 70_000),
     "sidecar.metadata": ('["X-Scope-OrgID"]', ("x-scope-orgid",)),
     "sidecar.forward": ("grpc://127.0.0.1:9", "grpc://127.0.0.1:9"),
+    "sidecar.balance": ("failover", "failover"),
+    "sidecar.retry": ("0s", 0),
+    "sidecar.forward_max_bytes": ("5000", 5000),
+    "sidecar.max_bytes": ("2000000", 2_000_000),
+    "sidecar.dead_letter": ("/tmp/letters", Path("/tmp/letters")),
+    "sidecar.dead_letter_max_bytes": ("70000", 70_000),
+    "sidecar.kafka_properties": ("/tmp/kafka.properties", Path("/tmp/kafka.properties")),
     "sidecar.mode": ("rewrite", "rewrite"),
     "sidecar.stamps": ("wall", "wall"),
+    "sidecar.transport": ("python", "python"),
     "sidecar.keep_original": ("false", False),
     "sidecar.attributes": ("minimal", "minimal"),
     "sidecar.incoming": ("replace", "replace"),
@@ -529,3 +542,10 @@ def test_links_of_every_transport() -> None:
     assert receiving.direction == "receive"
     assert (shared.stream, shared.directory) == (7, Path("/dev/shm/aeron-app"))
     assert (unicast.stream, unicast.directory, len(unicast.peers)) == (None, None, 2)
+
+
+def test_several_next_hops_are_a_list_in_the_file_and_json_in_the_environment() -> None:
+    wanted = ("grpc://a:1", "kafka://b:2/spans")
+    assert read('[sidecar]\nforward = ["grpc://a:1", "kafka://b:2/spans"]').sidecar.forward == wanted
+    given = {"SKEWD_SIDECAR__FORWARD": '["grpc://a:1", "kafka://b:2/spans"]'}
+    assert load_config(None, given).sidecar.forward == wanted

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skewd_pipeline.options import TRANSPORTS, ExperimentOptions, default_reference, parse_names, parse_skews
+from skewd_pipeline.options import (
+    TRANSPORTS,
+    ExperimentOptions,
+    default_reference,
+    parse_drift_ppb,
+    parse_floors,
+    parse_names,
+    parse_skews,
+)
 
 
 def test_defaults() -> None:
@@ -67,9 +76,26 @@ def test_any_text_is_skews_or_a_clear_error(text: str) -> None:
     assert all(0 <= skew <= 3_600_000 for skew in skews)
 
 
+def test_floors_and_drifts_have_units() -> None:
+    assert parse_floors("0ms, 2ms,3500us") == (0, 2_000_000, 3_500_000)
+    assert [parse_drift_ppb(text) for text in ("50ppm", "0.5ppm", "700ppb")] == [50_000, 500, 700]
+    for parse, text in (
+        (parse_floors, "2"),
+        (parse_floors, "2ms,,"),
+        (parse_drift_ppb, "50"),
+        (parse_drift_ppb, "xppm"),
+    ):
+        with pytest.raises(ValueError, match=r"--(floors|drift): "):
+            parse(text)
+
+
 def test_names() -> None:
     assert parse_names("--transports", "kafka, zmq", TRANSPORTS) == ("kafka", "zmq")
-    for text, says in (("tcp", "'tcp' is unknown; choose zmq or kafka"), ("zmq,zmq", "twice"), ("zmq,", "empty entry")):
+    for text, says in (
+        ("tcp", "'tcp' is unknown; choose zmq, kafka or aeron"),
+        ("zmq,zmq", "twice"),
+        ("zmq,", "empty entry"),
+    ):
         with pytest.raises(ValueError, match="--transports") as refused:
             parse_names("--transports", text, TRANSPORTS)
         assert says in str(refused.value)
@@ -88,11 +114,28 @@ def test_names() -> None:
         ({"stage": "consumer", "direction": "ahead"}, "write --direction behind"),
         ({"transports": ()}, "--transports: nothing is chosen"),
         ({"modes": ("on",)}, "--modes: 'on' is unknown"),
+        ({"kafka_clients": "fast"}, "--kafka-clients: 'fast' is unknown; choose latency or default"),
+        ({"aeron_channel": "tcp"}, "--aeron-channel: 'tcp' is unknown; choose ipc or udp"),
         ({"messages": 0}, "--messages: 0"),
         ({"rate": 0.0}, "--rate: 0"),
         ({"rate": float("nan")}, "--rate: nan"),
         ({"seed": -1}, "--seed: -1"),
         ({"service_floor_ns": -1}, "--service-floor"),
+        ({"floors_ns": (3_500_000,)}, "--floors: a floor is given twice, or is --service-floor's"),
+        ({"floors_ns": (-1,)}, "--floors: choose from 0ms"),
+        ({"floors_ns": tuple(range(9))}, "--floors: give at most 8"),
+        ({"duration_ns": 1}, "--duration: choose from 10s"),
+        ({"drift_ppb": 200_000}, "--drift: choose from 1ppb to 90ppm"),
+        ({"simulated": True}, "--simulated: say for how long"),
+        ({"separations": Path("x")}, "write --simulated too"),
+        (
+            {"duration_ns": 60_000_000_000, "stage": "consumer"},
+            "choose --stage preprocess, inference or postprocess",
+        ),
+        (
+            {"duration_ns": 60_000_000_000, "simulated": True, "reference": "producer"},
+            "choose preprocess or postprocess",
+        ),
         ({"kafka_bootstrap": "broker"}, "--kafka-bootstrap: 'broker' is not host:port"),
         ({"model": "my model"}, "--model: 'my model' is not module:callable"),
     ],

@@ -206,6 +206,21 @@ def test_the_sidecar_takes_what_its_file_says(services: Any, config: Path, colle
     assert not path.exists()
 
 
+def test_dead_letters_are_replayed(config: Path, collector: Collector, capsys: pytest.CaptureFixture[str]) -> None:
+    path = config.parent / "letters"
+    words = ["sidecar", "--config", str(config), "--forward", collector.url, "--replay", str(path)]
+    assert main(words) == 1
+    assert f"--replay: [Errno 2] No such file or directory: '{path}'" in capsys.readouterr().err
+    path.write_bytes(
+        b'{"time_unix_nano": 1, "signal": "traces", "bytes": 2, "code": 3, "http_status": 400, "message": "",'
+        b' "metadata": [["tenant", "seven"]]}\n\x0a\x00\n'
+    )
+    assert main(words) == 0
+    assert capsys.readouterr().out == "1 taken, 0 refused, 0 not delivered\n"
+    assert (collector.bodies, collector.headers[0]["tenant"]) == ([b"\x0a\x00"], "seven")
+    assert not path.exists()
+
+
 def test_a_static_offset_needs_no_daemon_and_is_said(services: Any, config: Path, collector: Collector) -> None:
     words = "--grpc 127.0.0.1:0 --http off --static-offset 3ms --static-uncertainty 50us --mode rewrite"
     sidecar = services("sidecar", "--config", str(config), *words.split(), "--forward", collector.url)

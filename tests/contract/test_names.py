@@ -86,6 +86,7 @@ def told() -> dict[str, Any]:
         (("sidecar",), {"--config", "--forward", "--static-offset", "--static-uncertainty"}),
         (("experiment", "run"), set()),
         (("experiment", "report"), set()),
+        (("experiment", "stage"), {"name", "--config"}),
     ],
 )
 def test_commands_and_their_options(words: tuple[str, ...], options: set[str]) -> None:
@@ -168,7 +169,7 @@ KEYS = {
     "source": "name type address interval smear",
     "mesh": "listen key_file peers dns interval fanout reference",
     "link": "transport address topic peers",
-    "sidecar": "grpc http forward mode keep_original attributes attribute_prefix",
+    "sidecar": "grpc http forward mode keep_original attributes attribute_prefix transport",
     "spool": "path max_bytes",
     "metrics": "listen",
     "check": "warning critical",

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from skewd.clock import HostClock, VirtualClock, VirtualPage, WallSample, clock_from_option, read_wall
 from skewd.interval import Interval
+from skewd.kernel_clock import frequency_of
 from skewd.wall import SLEW_MAX_PPM, WallMap
 
 SECOND = 1_000_000_000
@@ -136,3 +137,19 @@ def test_the_slew_allowance_settles() -> None:
     for i in range(1, 1_000):
         wall.sample(reading(i * 20 * MS, 0))
     assert wall.slew_ppb() < 1_250
+
+
+def test_whoever_made_the_page_can_ask_how_far_off_it_is() -> None:
+    page = VirtualPage.create(None, offset_ns=5 * MS, drift_ppb=-50_000, steerable=True)
+    at = HostClock().raw_ns()
+    page.adjust(frequency=frequency_of(50_000))
+    assert abs(page.rate_ppb()) <= 3, "the steering makes up for the drift"
+    assert abs(page.deviation_ns(at + 100 * SECOND) - page.deviation_ns(at)) < 500
+    page.adjust(frequency=0)
+    assert page.rate_ppb() == -50_000
+    page.step_to(-7 * MS)
+    now = HostClock().raw_ns()
+    assert page.deviation_ns(now + 100 * SECOND) - page.deviation_ns(now) == -5 * MS
+    seen = page.wall_ns() - HostClock().wall_ns()
+    assert abs(seen - page.deviation_ns(HostClock().raw_ns())) < MS
+    assert VirtualPage.create(None, offset_ns=3, drift_ppb=7).rate_ppb() == 7

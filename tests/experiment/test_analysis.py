@@ -16,12 +16,11 @@ from skewd_pipeline.analysis import (
     durations_changed,
     edges,
     order_changed,
-    predict,
-    predicted_rate,
     quantile,
 )
+from skewd_pipeline.law import predict
 from skewd_pipeline.results import RULES, STAGES, Run, Separations
-from skewd_pipeline.spans import RECEIVED, SENT, SpanRecord
+from skewd_pipeline.spans import HOST_RAW, HOST_RAW_SENT, RECEIVED, SENT, SpanRecord
 
 MS = 1_000_000
 US = 1_000
@@ -208,8 +207,6 @@ def test_changed_times_durations_and_order_are_noticed() -> None:
 
 
 def test_prediction_is_the_share_of_shorter_separations() -> None:
-    assert predicted_rate([], 5) is None
-    assert [predicted_rate([1, 2, 3, 4], skew) for skew in (0, 1, 3, 9)] == [0, 0, 0.5, 1]
     cell = facts(5 * MS, messages=4)
     rows = analyse(all_modes(cell), cell).rows
     known = [Separations(transport="zmq", rule="span-start", floor_ms=3.5, separations_ns=[4 * MS, 6 * MS])]
@@ -218,6 +215,35 @@ def test_prediction_is_the_share_of_shorter_separations() -> None:
     assert found["off", "span-start"] == found["tag", "span-start"] == 0.5
     assert found["rewrite", "span-start"] is None
     assert found["off", "send-receive"] is None
+
+
+def test_separations_are_kept_for_every_edge_whatever_the_skew() -> None:
+    skewed, straight = facts(7 * MS, messages=3), facts(0, messages=3)
+    found = analyse(all_modes(skewed, messages=3), skewed)
+    assert found.by_edge_ns == analyse(all_modes(straight, messages=3), straight).by_edge_ns
+    assert {edge for _, edge in found.by_edge_ns} == {">".join(pair) for pair in pairwise(STAGES)}
+    assert found.by_edge_ns["span-start", "preprocess>inference"] == found.separations_ns["span-start"]
+
+
+def test_the_hosts_raw_clock_says_which_edges_were_closer_together_than_the_skew() -> None:
+    cell = facts(5 * MS, messages=6)
+
+    def noted(slow: int, *, boot_ns: int = 0) -> list[SpanRecord]:
+        """Raw readings as if the first ``slow`` messages' work before the skewed stage had taken 9 ms."""
+        found = []
+        for span in raw_spans(cell, messages=6):
+            place, number = STAGES.index(span.stage), int(span.trace_id, 16)
+            begun = number * 25 * MS + place * 3_700 * US + (place >= 2 and number < slow) * 9 * MS
+            other = boot_ns if span.stage == "inference" else 0
+            raw: dict[str, str | bool | int | float] = {HOST_RAW: begun + other, HOST_RAW_SENT: begun + 3_500 * US}
+            found.append(replace(span, attributes=raw))
+        return found
+
+    rows = rows_of({"off": noted(2)}, cell)
+    assert rows["off", "span-start"].shorter_separations == 4
+    assert rows["off", "send-receive"].shorter_separations == 4
+    assert rows_of({"off": raw_spans(cell, messages=6)}, cell)["off", "span-start"].shorter_separations is None
+    assert rows_of({"off": noted(2, boot_ns=10**15)}, cell)["off", "span-start"].shorter_separations is None
 
 
 def test_without_raw_modes_the_separations_come_from_the_recovered_originals() -> None:

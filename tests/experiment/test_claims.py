@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 
 import pytest
+from msgspec.structs import replace as replaced
 
 from skewd_pipeline.claims import claims, failed
-from skewd_pipeline.results import AllEdges, Results, Run
-from tests.experiment.made_results import made_results
+from skewd_pipeline.results import MODES, RULES, AllEdges, Results, Run
+from tests.experiment.made_results import SKEWS, made_results, run_of
 
 
 def rows(results: Results, **wanted: object) -> list[Run]:
@@ -16,7 +18,9 @@ def rows(results: Results, **wanted: object) -> list[Run]:
 
 
 def test_a_good_run_bears_out_every_claim() -> None:
-    checks = claims(made_results())
+    results = made_results()
+    results.runs += [run_of("aeron", skew, mode, rule) for skew in SKEWS for mode in MODES for rule in RULES]
+    checks = claims(results)
     assert failed(checks) == []
     assert all(check.passed for check in checks)
     assert len({check.name for check in checks}) == len(checks)
@@ -72,9 +76,70 @@ def quiet_check(results: Results) -> None:
     results.probes[2].exit_code = 1
 
 
+def another_machine(results: Results) -> None:
+    for cell in results.law[:3]:
+        cell.agrees = False
+
+
+def another_law(results: Results) -> None:
+    results.law[0].own_rate = 0.123
+
+
+def window_broken(results: Results) -> None:
+    results.windows = deepcopy(results.windows)
+    next(window for window in results.windows if window.mode == "rewrite").violations = 1
+
+
+def another_drift(results: Results) -> None:
+    results.windows = deepcopy(results.windows)
+    for window in results.windows:
+        if window.mode == "off" and window.start_s < 5:
+            window.violations, window.own_rate = window.edges, 1.0
+
+
+def another_law_over_time(results: Results) -> None:
+    results.windows = deepcopy(results.windows)
+    for window in results.windows:
+        if window.mode == "off" and window.violations:
+            window.own_rate = 0.0
+
+
+def bound_missed_over_time(results: Results) -> None:
+    results.long_runs = deepcopy(results.long_runs)
+    results.long_runs[0].bound_misses = 1
+
+
+def false_alarm(results: Results) -> None:
+    results.long_runs = deepcopy(results.long_runs)
+    results.long_runs[0].false_alarms = 1
+
+
+def wrong_verdict(results: Results) -> None:
+    results.confusion[0] = replaced(results.confusion[0], truth="not the clock")
+
+
+def blamed_under_load(results: Results) -> None:
+    results.confusion[4] = replaced(results.confusion[4], truth="clock", verdict="skewed")
+
+
+def changed_ours(results: Results, **changes: object) -> None:
+    results.heuristics = [replaced(row, **changes) if row.method == "measured" else row for row in results.heuristics]
+
+
 @pytest.mark.parametrize(
     ("damage", "name"),
     [
+        (another_machine, "law"),
+        (another_law, "law-edges"),
+        (window_broken, "over-time-rewrite"),
+        (another_drift, "over-time-law"),
+        (another_law_over_time, "over-time-edges"),
+        (bound_missed_over_time, "over-time-bounds"),
+        (false_alarm, "over-time-signal"),
+        (wrong_verdict, "blame"),
+        (blamed_under_load, "blame-overloaded"),
+        (lambda results: changed_ours(results, rms_us=300.0), "heuristics-error"),
+        (lambda results: changed_ours(results, introduced=1), "heuristics-introduced"),
         (set_rate, "raw-zmq-5ms"),
         (early, "raw-below-floor"),
         (left_over, "rewrite-span-start"),

@@ -7,14 +7,19 @@ from dataclasses import replace
 import pytest
 
 from skewd_pipeline.options import ExperimentOptions
-from skewd_pipeline.plan import DIRECT, cells_of, page_offset_ns, plan, seconds, truth_ns, with_demo
+from skewd_pipeline.plan import DIRECT, cells_of, over_time, page_offset_ns, plan, seconds, truth_ns, with_demo
 
 USUAL = ExperimentOptions()
 
 
 def test_each_skew_is_one_group_with_a_cell_for_each_transport() -> None:
-    groups = plan(USUAL)
+    *groups, again = plan(USUAL)
     assert [group.skew_ns / 1e6 for group in groups] == list(USUAL.skews_ms)
+    # What predicts is measured first and last.
+    assert again.skew_ns == 0
+    assert [(cell.transport, cell.floor_ns) for cell in again.cells] == [
+        ("zmq", 3_500_000), ("kafka", 3_500_000),
+    ]  # fmt: skip
     for group in groups:
         assert [cell.transport for cell in group.cells if cell.purpose == "sweep"] == ["zmq", "kafka"]
         assert all(cell.skew_ns == group.skew_ns for cell in group.cells)
@@ -26,12 +31,38 @@ def test_every_cell_has_a_name_of_its_own() -> None:
     assert len(set(names)) == len(names)
 
 
-def test_the_cell_without_floor_has_the_largest_skew_that_the_floor_hides() -> None:
-    (zmq, kafka) = [cell for cell in cells_of(plan(USUAL)) if cell.purpose == "floor0"]
-    assert (zmq.transport, kafka.transport) == ("zmq", "kafka")
-    assert (zmq.floor_ns, zmq.skew_ns) == (0, 3_000_000)
+def test_the_cell_without_floor_has_the_largest_skew_that_the_floor_hides_and_a_synchronized_one_predicts_it() -> None:
+    found = [cell for cell in cells_of(plan(USUAL)) if cell.purpose == "floor0"]
+    assert [(cell.transport, cell.skew_ns, cell.floor_ns) for cell in found] == [
+        ("zmq", 0, 0), ("kafka", 0, 0), ("zmq", 3_000_000, 0), ("kafka", 3_000_000, 0),
+    ]  # fmt: skip
     none = plan(replace(USUAL, service_floor_ns=0))
     assert not [cell for cell in cells_of(none) if cell.purpose == "floor0"]
+
+
+def test_other_floors_are_swept_at_every_skew() -> None:
+    *groups, again = plan(replace(USUAL, floors_ns=(0, 8_000_000), transports=("zmq",)))
+    assert [cell.floor_ns for cell in again.cells] == [3_500_000, 0, 8_000_000]
+    for group in groups:
+        assert [cell.floor_ns for cell in group.cells if cell.purpose == "floor"] == [0, 8_000_000]
+    assert not [cell for cell in cells_of(groups) if cell.purpose == "floor0"]
+
+
+def test_the_overloaded_cell_has_synchronized_clocks() -> None:
+    cells = cells_of(plan(replace(USUAL, overload=True, transports=("zmq",))))
+    assert [cell.skew_ns for cell in cells if cell.purpose == "overload"] == [0]
+
+
+def test_stages_call_each_other_where_heuristics_are_compared() -> None:
+    cells = [cell for cell in cells_of(plan(USUAL)) if cell.purpose == "calls"]
+    assert [(cell.skew_ns, cell.exporters) for cell in cells] == [(0, ("tag",)), (5_000_000, ("tag",))]
+    assert not [cell for cell in cells_of(plan(replace(USUAL, modes=("off",)))) if cell.purpose == "calls"]
+
+
+def test_the_long_run_has_a_cell_for_each_transport() -> None:
+    assert over_time(USUAL) == []
+    cells = over_time(replace(USUAL, duration_ns=600_000_000_000))
+    assert [(cell.transport, cell.messages) for cell in cells] == [("zmq", 24_000), ("kafka", 24_000)]
 
 
 def test_throughput_is_compared_without_skew() -> None:
@@ -43,7 +74,7 @@ def test_throughput_is_compared_without_skew() -> None:
         ("saturated", ("tag",), None),
     }
     skewed_only = cells_of(plan(replace(USUAL, skews_ms=(5.0,))))
-    assert {cell.purpose for cell in skewed_only} == {"warm-up", "sweep"}
+    assert {cell.purpose for cell in skewed_only} == {"warm-up", "sweep", "calls"}
 
 
 def test_the_demo_adds_two_large_skews_and_stays_below_two_minutes() -> None:
@@ -73,3 +104,14 @@ def test_the_same_seed_gives_the_same_schedule() -> None:
 def test_truth_is_what_the_reference_has_more(direction: str, truth: int) -> None:
     offsets = {"producer": 0, "inference": page_offset_ns(5, direction)}
     assert truth_ns(offsets, "producer") == {"producer": 0, "inference": truth}
+
+
+def test_a_transport_that_cannot_be_run_here_is_left_out_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    from skewd_pipeline import transports
+    from skewd_pipeline.experiment import possible
+
+    monkeypatch.setattr(transports, "aeron_missing", lambda: "Aeron needs Python 3.12 or newer")
+    assert possible(("zmq", "aeron")) == (("zmq",), {"aeron": "Aeron needs Python 3.12 or newer"})
+    assert possible(("kafka",)) == (("kafka",), {})
+    monkeypatch.setattr(transports, "aeron_missing", lambda: None)
+    assert possible(("zmq", "aeron")) == (("zmq", "aeron"), {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import csv
 import re
 from html import unescape
 from html.parser import HTMLParser
@@ -14,7 +15,7 @@ import pytest
 
 from skewd_pipeline import report
 from skewd_pipeline.results import Results, load, save, skew_label
-from tests.experiment.made_results import made_results
+from tests.experiment.made_results import made_page, made_results, over_time
 
 CONTRACT = {
     *("transport", "broker", "stage", "direction", "skew_ms", "mode", "rule", "messages", "edges", "violations"),
@@ -79,7 +80,7 @@ def test_a_file_of_something_else_or_of_the_future_is_refused(tmp_path: Path) ->
 
 
 def test_the_report_says_the_threshold_first_and_calls_a_mock_a_mock() -> None:
-    page = report.render(made_results())
+    page = made_page()
     text = re.sub(r"<svg.*?</svg>|<style.*?</style>|<title.*?</title>", "", page, flags=re.DOTALL)
     words = [line for line in unescape(re.sub(r"<[^>]*>", "\n", text)).splitlines() if line.strip()]
     assert words[0] == (
@@ -89,14 +90,14 @@ def test_the_report_says_the_threshold_first_and_calls_a_mock_a_mock() -> None:
     assert "mock cluster, not a broker" in page
     assert "kafka (mock)" in page
     assert ">kafka<" not in page
-    assert "The same skew, without the floor" in page
+    assert "Change the floor and the threshold moves with it" in page
     assert "a &lt;claim&gt;" in page
     assert "3 &amp; 4" in page
 
 
 def test_the_report_needs_nothing_from_elsewhere() -> None:
     pytest.importorskip("matplotlib")
-    page = report.render(made_results())
+    page = made_page()
     reader = Reader()
     reader.feed(page)
     assert reader.open == []
@@ -106,15 +107,18 @@ def test_the_report_needs_nothing_from_elsewhere() -> None:
     assert "<script" not in page
     assert "url(http" not in page
     assert "@import" not in page
-    assert page.count("<svg") == 3
+    # Two rules on two transports, the cells, the floors on ZeroMQ, a story twice, two of heuristics, tags and bounds.
+    assert page.count("<svg") == 4 + 1 + 1 + 2 + 2 + 2 + 2
     assert "var(--raw)" in page
 
 
 def test_the_same_results_give_the_same_report() -> None:
-    assert report.render(made_results()) == report.render(made_results())
+    assert report.render(made_results()) == made_page()
 
 
-def test_without_matplotlib_the_tables_stand_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if matplotlib were not installed."""
     original = builtins.__import__
 
     def without(name: str, *rest: Any) -> Any:
@@ -123,17 +127,95 @@ def test_without_matplotlib_the_tables_stand_alone(monkeypatch: pytest.MonkeyPat
         return original(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    page = report.render(made_results())
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_without_matplotlib_the_tables_stand_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report.write(made_results(), tmp_path / "page.html", exports=tmp_path / "files")
+    page = (tmp_path / "page.html").read_text()
     assert "No pictures: the package matplotlib is not installed" in page
     assert "<table>" in page
+    assert "no PNG" in capsys.readouterr().err
+    assert (tmp_path / "files" / "rows.csv").exists()
 
 
 def test_an_empty_run_still_makes_a_page() -> None:
     assert "No cell was run" in report.render(Results(runs=[], host={}, versions={}))
 
 
+def test_the_report_tells_the_whole_of_it() -> None:
+    page = unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", made_page())))
+    for words in (
+        "P(violation | s ) = F( s )",
+        "32 of 32 cells are inside their 99% interval",
+        "together than the skew are as many as were violated, to 0.0% in every one of 32 cells",
+        "stepped by +20 ms: now ahead",
+        "0 of 1 200 say something that is not so",
+        "stamped backwards, and no clock did it",
+        "client-server (Zipkin's rule)",
+        "librdkafka mock (a mock)",
+        "python 3.13.0",
+        "The same seed gives the same schedule of work",
+    ):
+        assert words in page, words
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_exceptions_of_the_law_are_listed() -> None:
+    results = made_results()
+    results.law[3].agrees = False
+    page = report.render(results)
+    assert "the exceptions are listed" in page
+    assert page.count("<td>NO</td>") == 1
+    assert page.count("<th>own separations</th>") == 2, "those by themselves, and among all"
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_simulated_run_has_a_report_too() -> None:
+    page = report.render(over_time())
+    assert "Simulated: true time" in page
+    assert "A clock drifts, is stepped and slewed" in page
+    assert "No cell was run" not in page
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_two_runs_make_one_report_and_two_of_the_same_do_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, other = made_results(), made_results()
+    one.runs = [run for run in one.runs if run.transport == "zmq"]
+    other.runs = [run for run in other.runs if run.transport == "kafka"]
+    other.windows, other.long_runs, other.confusion, other.heuristics = [], [], [], []
+    for name, results in (("one", one), ("other", other)):
+        save(results, tmp_path / name / "results.json")
+    assert report.build([tmp_path / "one", tmp_path / "other"], tmp_path / "both.html") == 0
+    page = (tmp_path / "both.html").read_text()
+    assert "kafka (mock)" in page
+    assert "<td>zmq</td>" in page
+    assert report.build([tmp_path / "one", tmp_path / "one"], None) == 1
+    assert "two of the results have the row" in capsys.readouterr().err
+
+
+def test_exports_are_tables_and_pictures(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    results = made_results()
+    results.runs = [run for run in results.runs if (run.transport, run.rule) == ("zmq", "span-start")]
+    results.floor0, results.heuristics = [], []
+    save(results, tmp_path / "results.json")
+    assert report.build([tmp_path], None, exports=tmp_path / "files") == 0
+    names = {path.name for path in (tmp_path / "files").iterdir()}
+    assert {"rows.csv", "law.csv", "windows.csv", "clock.csv", "separations.csv"} <= names
+    assert {"law-zmq-behind-span-start.png", "agreement.png", "story-model-simulated-wide.png"} <= names
+    with (tmp_path / "files" / "law.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 32
+    assert rows[0]["edge"] == "preprocess>inference"
+    for path in (tmp_path / "files").glob("*.png"):
+        assert path.read_bytes().startswith(b"\x89PNG")
+
+
 def test_rebuilding_from_a_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    save(made_results(), tmp_path / "results.json")
+    save(Results(runs=[], host={}, versions={}), tmp_path / "results.json")
     assert report.main([str(tmp_path)]) == 0
     assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
     assert report.main([str(tmp_path / "nothing.json")]) == 1

@@ -12,12 +12,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
 import pytest
 
-from skewd_pipeline.results import Run, load
+from skewd_pipeline.confusion import wrong
+from skewd_pipeline.heuristics import REAL_CALLS
+from skewd_pipeline.results import STAGES, Run, load
 
 RUN = [sys.executable, "-m", "skewd", "experiment", "run", "--transports", "zmq"]
 
@@ -58,7 +61,7 @@ def read_until(process: subprocess.Popen[str], words: str, limit_s: float) -> li
 
 
 def test_a_short_sweep(scratch: Path) -> None:
-    process = started(scratch, "--skews", "0,5", "--messages", "20")
+    process = started(scratch, "--skews", "0,5", "--messages", "20", "--floors", "0ms", "--overload")
     try:
         output, _ = process.communicate(timeout=240)
     finally:
@@ -92,12 +95,94 @@ def test_a_short_sweep(scratch: Path) -> None:
         assert fixed.all.violations == 0
         for row in (tag, fixed):
             assert (row.bound_misses, row.spans_unsynchronized) == (0, 0)
+    # By the host's raw clock, in which the skewed one has no part, as many edges were closer together as are violated.
+    for cell in results.law:
+        assert cell.own_rate is not None
+        assert abs(cell.own_rate - cell.measured_rate) <= 0.1, "readings beside the stamps, 20 messages"
+    assert {(cell.rule, cell.floor_ms) for cell in results.law} == {
+        (rule, floor) for rule in ("send-receive", "span-start") for floor in (0.0, 3.5)
+    }
+    assert {len(each.separations_ns) for each in results.separations} == {40}, "first and last, taken together"
+    assert {each.edge for each in results.separations} == {">".join(pair) for pair in pairwise(STAGES)}
+    assert {row.situation for row in results.confusion} == {"synchronized", "skewed", "overloaded"}
+    assert wrong(results.confusion) == []
+    calls = [row for row in results.heuristics if row.traces == REAL_CALLS and row.method == "measured"]
+    assert {(row.edges, row.skew_ms) for row in calls} == {
+        (edges, skew) for edges in ("synchronous", "asynchronous") for skew in (0.0, 5.0)
+    }
+    assert all((row.spans, row.left, row.introduced) == (20, 0, 0) for row in calls)
+    assert all(row.rms_us < 1000 for row in calls)
+    pipelines = [row for row in results.heuristics if row.traces == "the pipeline's, zmq" and row.method == "measured"]
+    assert pipelines
+    assert sum(row.left + row.introduced for row in pipelines) == 0
     probes = {probe.situation: probe for probe in results.probes}
     assert {name: probe.exit_code for name, probe in probes.items()} == {"no daemon": 3, "0 ms": 0, "5 ms": 2}
     assert re.search(r"\b(4\.9\d*|5(\.\d+)?) ms behind", probes["5 ms"].line)
     assert all(probe.perfdata for probe in probes.values())
     assert {path.name for path in scratch.iterdir()} == {"out"}
     assert {path.name for path in (scratch / "out").iterdir()} == {"results.json", "report.html"}
+
+
+def test_in_band_only_over_aeron(scratch: Path) -> None:
+    pytest.importorskip("pyaeron", reason="pyaeron is not here: it needs Python 3.12 and x86_64")
+    process = started(
+        scratch, "--transports", "aeron", "--inband-only", "--skews", "5", "--messages", "15", "--modes", "tag,rewrite"
+    )
+    try:
+        output, _ = process.communicate(timeout=240)
+    finally:
+        process.kill()
+    assert process.returncode in (0, 1), output
+    assert "UDP is off" in output
+    results = load(scratch / "out" / "results.json")
+    assert {(row.transport, row.client) for row in results.runs} == {("aeron", "ipc")}
+    assert all(row.outputs_correct == 1.0 and row.bound_misses == 0 for row in results.runs)
+    (bounds,) = results.bounds
+    assert (bounds.path, bounds.coverage, bounds.spans_unsynchronized) == ("in-band only", 1.0, 0)
+    assert bounds.width_ns is not None
+    assert set(bounds.width_p50_ns) == {"producer", "inference", "postprocess", "consumer"}
+    assert bounds.messages["stamps"] > 0
+    assert bounds.messages["accepted"] > bounds.messages["replies"]
+    assert "aeron" in results.versions
+    assert {path.name for path in scratch.iterdir()} == {"out"}
+
+
+def test_a_short_story_of_a_drifting_clock(scratch: Path) -> None:
+    process = started(scratch, "--messages", "20", "--duration", "12s", "--drift", "90ppm", "--rate", "20")
+    try:
+        output, _ = process.communicate(timeout=240)
+    finally:
+        process.kill()
+    assert process.returncode in (0, 1), output
+    assert "stepped by +20 ms: now ahead" in output
+    results = load(scratch / "out" / "results.json")
+    (long_run,) = results.long_runs
+    assert not long_run.simulated
+    assert [event.what for event in long_run.events] == ["drift", "step", "step", "slew", "hold"]
+    assert (long_run.bound_misses, long_run.false_alarms, long_run.spans_unsynchronized) == (0, 0, 0)
+    assert long_run.spans > 12 * 20 * 5 * 2 * 0.9
+    raw = [window for window in results.windows if window.mode == "off" and window.own_rate is not None]
+    assert len(raw) == 4 * 12
+    # Readings lie beside the stamps, and a busy machine puts a stage aside in between now and then.
+    apart = sum(abs((window.own_rate or 0.0) - window.violation_rate) * window.edges for window in raw)
+    assert apart <= 0.05 * sum(window.edges for window in raw)
+    ahead = [window for window in results.windows if window.direction == "ahead" and window.rule == "send-receive"]
+    between = [window for window in ahead if window.mode == "off" and 5 <= window.start_s < 6]
+    assert [round(window.skew_ms[1]) for window in between] == [20]
+    assert sum(window.violations for window in between) > 0, "20 ms ahead, and no hop of 20 messages took less"
+    assert sum(window.violations for window in results.windows if window.mode == "rewrite") == 0
+    assert wrong(results.confusion) == []
+
+
+def test_a_simulated_story_starts_no_process(scratch: Path) -> None:
+    process = started(scratch, "--simulated", "--duration", "20s", "--rate", "10")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert "no process is started" in output
+    results = load(scratch / "out" / "results.json")
+    assert results.long_runs[0].simulated
+    assert results.settings["separations"] == "of a model"
+    assert (scratch / "out" / "report.html").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -117,7 +117,7 @@ def third_party_imports(folder: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("package", OURS)
 def test_every_import_of_a_shipped_package_is_a_declared_dependency(package: str) -> None:
-    declared = asked_for("pipeline", "aeron")  # all extras but the one for development
+    declared = asked_for("pipeline", "aeron", "native")  # all extras but the one for development
     for module, path in third_party_imports(ROOT / OURS[package]).items():
         # What this Python can't have is named as its module.
         providers = {canonicalize_name(name) for name in packages_distributions().get(module, [module])}

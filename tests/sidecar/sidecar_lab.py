@@ -11,12 +11,36 @@ from typing import Any
 
 import grpc
 import grpc.aio
+import pytest
 from aiohttp import web
 
 from skewd_sidecar.gateway import Signal
-from skewd_sidecar.service import SidecarSettings, StaticSource, serve
+from skewd_sidecar.service import SidecarSettings, StaticSource, Transport, serve
+from skewd_sidecar.transport import missing
 
 LIMIT_S = 20.0
+
+NATIVE_MISSING = missing()
+needs_native = pytest.mark.skipif(NATIVE_MISSING is not None, reason=str(NATIVE_MISSING))
+TRANSPORTS = [pytest.param(Transport.NATIVE, marks=needs_native), Transport.PYTHON]
+
+
+@dataclass
+class Chosen:
+    """Who speaks gRPC in the sidecars that are started: see the fixture ``transport``."""
+
+    transport: Transport = Transport.AUTO
+
+
+chosen = Chosen()
+
+
+@pytest.fixture(params=TRANSPORTS)
+def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Transport:
+    """Runs a test with each transport, in the sidecars that :func:`sidecar` starts."""
+    monkeypatch.setattr(chosen, "transport", request.param)
+    assert isinstance(request.param, Transport)
+    return request.param
 
 
 @dataclass
@@ -32,11 +56,13 @@ class Received:
 class Collector:
     """What both test collectors are.
 
-    ``fail_grpc``/``fail_http`` make the answer a failure; ``hold`` makes requests wait until it is set.
+    ``fail_grpc``/``fail_http`` make the answer a failure, ``refuse`` makes it one for some bodies (over gRPC); ``hold``
+    makes requests wait until it is set.
     """
 
     requests: list[Received] = field(default_factory=list)
     answer: bytes = b""
+    refuse: Callable[[bytes], tuple[grpc.StatusCode, str, tuple[tuple[str, bytes], ...]] | None] | None = None
     fail_grpc: tuple[grpc.StatusCode, str, tuple[tuple[str, bytes], ...]] | None = None
     fail_http: Callable[[], web.Response] | None = None
     hold: asyncio.Event | None = None
@@ -54,20 +80,25 @@ class Collector:
 
 
 @contextlib.asynccontextmanager
-async def grpc_collector(port: int = 0, credentials: grpc.ServerCredentials | None = None) -> AsyncIterator[Collector]:
+async def grpc_collector(
+    port: int = 0, credentials: grpc.ServerCredentials | None = None, max_bytes: int = -1
+) -> AsyncIterator[Collector]:
     collector = Collector()
 
     def export(signal: Signal) -> Any:
         async def handle(request: bytes, context: Any) -> bytes:
             metadata = {key: value for key, value in context.invocation_metadata() if isinstance(value, str)}
             await collector.take(Received(signal, request, metadata))
+            refusal = collector.refuse(request) if collector.refuse is not None else None
+            if refusal is not None:
+                await context.abort(*refusal)
             if collector.fail_grpc is not None:
                 await context.abort(*collector.fail_grpc)
             return collector.answer
 
         return grpc.unary_unary_rpc_method_handler(handle)
 
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", -1)])
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", max_bytes)])
     server.add_generic_rpc_handlers(
         tuple(grpc.method_handlers_generic_handler(s.grpc_service, {"Export": export(s)}) for s in Signal)
     )
@@ -82,18 +113,19 @@ async def grpc_collector(port: int = 0, credentials: grpc.ServerCredentials | No
 
 
 @contextlib.asynccontextmanager
-async def http_collector(port: int = 0, ssl: Any = None) -> AsyncIterator[Collector]:
+async def http_collector(port: int = 0, ssl: Any = None, max_bytes: int = 64 * 1024 * 1024) -> AsyncIterator[Collector]:
     collector = Collector()
 
     async def handle(request: web.BaseRequest) -> web.Response:
         signal = Signal(request.path.rpartition("/")[2])
         headers = {key.lower(): value for key, value in request.headers.items()}
-        await collector.take(Received(signal, await request.read(), headers))
+        body = await request.read()  # refused with 413 if it is larger than client_max_size
+        await collector.take(Received(signal, body, headers))
         if collector.fail_http is not None:
             return collector.fail_http()
         return web.Response(body=collector.answer, content_type="application/x-protobuf")
 
-    app = web.Application(client_max_size=64 * 1024 * 1024)
+    app = web.Application(client_max_size=max_bytes)
     app.router.add_post("/{path:.*}", handle)
     runner = web.AppRunner(app, shutdown_timeout=0.2)
     await runner.setup()
@@ -129,6 +161,7 @@ def settings(**more: Any) -> SidecarSettings:
         "grpc": "127.0.0.1:0",
         "http": "127.0.0.1:0",
         "source": StaticSource("node-a", -3_000_000, 50_000),
+        "transport": chosen.transport,
     }
     return SidecarSettings(**(given | more))
 

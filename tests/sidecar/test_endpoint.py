@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from skewd_sidecar.endpoint import Destination, EndpointError, destinations, reached_listener
+from skewd_sidecar.endpoint import Destination, EndpointError, destinations, next_hops, reached_listener
 from skewd_sidecar.gateway import Signal
 
 
@@ -12,6 +12,30 @@ def shown(forward: str | None, **environment: str) -> dict[str, str]:
     """Each signal's destination as text; the variables without their common beginning."""
     env = {f"OTEL_EXPORTER_OTLP_{name}": value for name, value in environment.items()}
     return {str(signal): str(each) for signal, each in destinations(forward, env).items()}
+
+
+def test_kafka_by_name() -> None:
+    assert shown("kafka://b") == {
+        "traces": "kafka://b:9092/otlp_spans",
+        "metrics": "kafka://b:9092/otlp_metrics",
+        "logs": "kafka://b:9092/otlp_logs",
+        "profiles": "kafka://b:9092/otlp_profiles",
+    }
+    several = shown("kafka://b:1,[::1]:2,c/spans?logs=l")
+    assert several["traces"] == "kafka://b:1,[::1]:2,c:9092/spans"
+    assert several["logs"] == "kafka://b:1,[::1]:2,c:9092/l"
+
+
+def test_several_next_hops() -> None:
+    found = next_hops(["grpc://a:1", "http://b:2"], {})[Signal.LOGS]
+    assert [str(each) for each in found] == ["grpc://a:1", "http://b:2/v1/logs"]
+    assert [each.max_bytes for each in found] == [4 * 1024 * 1024, 0]
+    assert next_hops("grpc://a", {}, 1000)[Signal.LOGS][0].max_bytes == 1000
+    assert str(next_hops([], {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4317"})[Signal.LOGS][0]) == "grpc://c:4317"
+    with pytest.raises(EndpointError, match=r"'grpc://a:4317' is given twice"):
+        next_hops(["grpc://a", "grpc://a:4317"], {})
+    with pytest.raises(EndpointError, match="at most 64"):
+        next_hops([f"grpc://a:{port}" for port in range(1, 66)], {})
 
 
 def every(text: str) -> dict[str, str]:
@@ -96,7 +120,12 @@ def test_the_environments_other_settings_apply_to_any_next_hop() -> None:
         ("grpc://", {}, "write for example"),
         ("http://c:port", {}, "is not an address"),
         ("http://c:99999", {}, "is not an address"),
-        ("kafka://c:9092", {}, "Kafka is not built yet"),
+        ("kafka://", {}, "write for example kafka://broker:9092"),
+        ("kafka://c:x/t", {}, "write for example kafka://broker:9092"),
+        ("kafka://c,/t", {}, "write for example kafka://broker:9092"),
+        ("kafka://user@c/t", {}, "kafka_properties"),
+        ("kafka://c/a/b", {}, "'a/b' is no topic's name"),
+        ("kafka://c/t?spans=x", {}, "'spans' is no signal; choose from traces, metrics, logs"),
         ("grpc://c:4317/path", {}, "leave '/path' out"),
         ("http://c:4318/v1/traces", {}, "write http://c:4318$"),
         ("http://user@c:4318", {}, "HEADERS"),
@@ -106,6 +135,8 @@ def test_the_environments_other_settings_apply_to_any_next_hop() -> None:
         ("grpc://c", {"TIMEOUT": "10s"}, "OTEL_EXPORTER_OTLP_TIMEOUT: '10s' is not a number of milliseconds"),
         ("grpc://c", {"TIMEOUT": "0"}, "milliseconds"),
         ("grpc://c", {"HEADERS": "novalue"}, "OTEL_EXPORTER_OTLP_HEADERS: 'novalue' has no value"),
+        ("grpc://c", {"HEADERS": "tenant=%C3%A9"}, "OTEL_EXPORTER_OTLP_HEADERS: 'tenant' is not a header of printable"),
+        ("grpc://c", {"HEADERS": "a%20b=x"}, "'a b' is not a header"),
         ("grpc://c", {"COMPRESSION": "zstd"}, "write gzip or none"),
     ],
 )

@@ -45,7 +45,7 @@ from skewd.ports import ListenError, PortTaken
 from skewd_sidecar.gateway import Signal
 from skewd_sidecar.hop import HOP_HEADER
 from skewd_sidecar.patch import Mode
-from skewd_sidecar.service import TlsError, TlsFiles
+from skewd_sidecar.service import TlsError, TlsFiles, Transport
 from tests.sidecar.sidecar_lab import LIMIT_S, Collector, Running, free_port, grpc_collector, http_collector, sidecar
 
 T0 = 1_790_000_000_000_000_001
@@ -231,17 +231,25 @@ def delay_s(trailing: Any) -> int | None:
     return None
 
 
-async def test_a_delay_asked_for_over_grpc_reaches_an_exporter_over_http() -> None:
+@pytest.mark.parametrize(
+    ("code", "number", "status"),
+    [(grpc.StatusCode.UNAVAILABLE, 14, 503), (grpc.StatusCode.RESOURCE_EXHAUSTED, 8, 429)],
+)
+async def test_a_delay_asked_for_over_grpc_reaches_an_exporter_over_http(
+    code: grpc.StatusCode, number: int, status: int
+) -> None:
     async with grpc_collector() as behind, sidecar(forward=behind.url) as running:
-        for code, number, status in (
-            (grpc.StatusCode.UNAVAILABLE, 14, 503),
-            (grpc.StatusCode.RESOURCE_EXHAUSTED, 8, 429),
-        ):
-            behind.fail_grpc = (code, "later", retry_after(number, 7))
-            got, _, headers = await post(running, traces(), PROTOBUF)
-            assert (got, headers["Retry-After"]) == (status, "7")
-            name, _, trailing = await call(running, traces())
-            assert (name, delay_s(trailing)) == (code.name, 7)
+        behind.fail_grpc = (code, "later", retry_after(number, 7))
+        got, _, headers = await post(running, traces(), PROTOBUF)
+        assert (got, headers["Retry-After"]) == (status, "7")
+        # It is not asked again before that; who comes meanwhile is told the rest.
+        name, _, trailing = await call(running, traces())
+        assert (name, delay_s(trailing)) == (code.name, 7)
+        assert len(behind.requests) == 1
+
+
+async def test_a_quota_is_no_delay() -> None:
+    async with grpc_collector() as behind, sidecar(forward=behind.url) as running:
         behind.fail_grpc = (grpc.StatusCode.RESOURCE_EXHAUSTED, "too large", ())
         got, _, headers = await post(running, traces(), PROTOBUF)
         assert (got, "Retry-After" in headers) == (413, False)
@@ -254,8 +262,12 @@ async def test_a_delay_asked_for_over_http_reaches_an_exporter_over_grpc(status:
         name, _, trailing = await call(running, traces())
         assert (name, delay_s(trailing)) == ("UNAVAILABLE", 7)
         assert RpcStatus.FromString(trailing.get("grpc-status-details-bin")).code == 14
+
+
+async def test_a_delay_may_be_a_date_over_http() -> None:
+    async with http_collector() as behind, sidecar(forward=behind.url) as running:
         date = {"Date": "Fri, 31 Dec 1999 23:59:00 GMT", "Retry-After": "Fri, 31 Dec 1999 23:59:09 GMT"}
-        behind.fail_http = lambda: web.Response(status=status, headers=date)
+        behind.fail_http = lambda: web.Response(status=503, headers=date)
         assert delay_s((await call(running, traces()))[2]) == 9
 
 
@@ -606,8 +618,13 @@ async def test_connections_over_http_are_bounded(monkeypatch: pytest.MonkeyPatch
 
 
 async def test_connections_over_grpc_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("skewd_sidecar.receive.grpc.CONNECTIONS_MAX", 2)
-    async with grpc_collector() as behind, sidecar(forward=behind.url) as running, asyncio.timeout(LIMIT_S):
+    monkeypatch.setattr("skewd_sidecar.receive.grpc.CONNECTIONS_MAX", 2)  # for the native one see its own tests
+    python = Transport.PYTHON
+    async with (
+        grpc_collector() as behind,
+        sidecar(forward=behind.url, transport=python) as running,
+        asyncio.timeout(LIMIT_S),
+    ):
         host, _, port = running.grpc.rpartition(":")
         held = [await asyncio.open_connection(host, int(port)) for _ in range(2)]
         for reader, _ in held:
@@ -653,7 +670,7 @@ async def test_a_grpc_call_that_never_sends_its_request_is_ended(monkeypatch: py
     monkeypatch.setattr("skewd_sidecar.receive.grpc.CONNECTION_GRACE_S", 0.1)
     async with (
         grpc_collector() as behind,
-        sidecar(forward=behind.url) as running,
+        sidecar(forward=behind.url, transport=Transport.PYTHON) as running,
         grpc.aio.insecure_channel(running.grpc) as channel,
         asyncio.timeout(LIMIT_S),
     ):

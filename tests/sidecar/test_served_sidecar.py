@@ -52,7 +52,13 @@ from skewd_sidecar.endpoint import EndpointError
 from skewd_sidecar.gateway import Signal
 from skewd_sidecar.kernel import choose
 from skewd_sidecar.patch import Mode
+from skewd_sidecar.transport import Transport
+from tests.sidecar import sidecar_lab
 from tests.sidecar.sidecar_lab import LIMIT_S, Collector, Running, free_port, grpc_collector, http_collector, sidecar
+
+# Whoever speaks gRPC, all of this holds.
+transport = sidecar_lab.transport
+pytestmark = pytest.mark.usefixtures("transport")
 
 T0 = 1_790_000_000_000_000_000
 PROTOCOLS = ["grpc", "http"]
@@ -588,7 +594,7 @@ async def test_two_sidecars_do_not_share_a_port() -> None:
         ({"grpc": None, "http": None}, "nothing to listen on"),
         ({"forward": None}, "nowhere to forward to"),
         ({"forward": "collector:4317"}, "grpc://collector:4317"),
-        ({"forward": "kafka://broker:9092"}, "Kafka"),
+        ({"forward": ["grpc://c:1", "kafka://broker:port"]}, "write for example kafka://broker:9092"),
         ({"grpc": "4317"}, "host:port"),
         ({"http": "127.0.0.1:99999"}, "host:port"),
         ({"attribute_prefix": ""}, "prefix"),
@@ -683,6 +689,16 @@ async def test_metrics_count_spans_that_were_delivered() -> None:
     assert 'virtual="true"' in build, "a static offset is a test hook"
 
 
+async def test_the_metrics_say_who_speaks_grpc(transport: Transport) -> None:
+    by = "native" if transport is Transport.NATIVE else "grpcio"
+    async with sidecar(forward="grpc://localhost:1", metrics_listen="127.0.0.1:0") as running:
+        url = f"http://{running.addresses['metrics']}/metrics"
+        async with aiohttp.ClientSession() as session, session.get(url) as response:
+            lines = (await response.text()).splitlines()
+    for side in ("receive", "forward"):
+        assert f'skewd_transport_info{{side="{side}",transport="{by}"}} 1.0' in lines
+
+
 _SERVE = """
 import asyncio, json, signal, sys
 from skewd_sidecar.service import SidecarSettings, StaticSource, serve
@@ -705,7 +721,10 @@ asyncio.run(main())
         ('{"grpc": "127.0.0.1:0", "forward": "grpc://localhost:1"}', {"aiohttp", "prometheus_client"}),
     ],
 )
-async def test_it_loads_what_it_uses_and_ends_on_a_signal(given: str, unused: set[str]) -> None:
+async def test_it_loads_what_it_uses_and_ends_on_a_signal(given: str, unused: set[str], transport: Transport) -> None:
+    given = given.replace("{", f'{{"transport": "{transport}", ')
+    if transport is Transport.NATIVE:
+        unused = unused | {"grpc"}
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", _SERVE, given, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )

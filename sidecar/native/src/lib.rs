@@ -5,6 +5,7 @@
 
 mod patch;
 mod table;
+mod transport;
 mod wire;
 
 use pyo3::prelude::*;
@@ -16,5 +17,7 @@ fn skewd_native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<patch::Patcher>()?;
     module.add_class::<table::Table>()?;
     module.add("MalformedBody", module.py().get_type::<patch::MalformedBody>())?;
+    module.add("TRANSPORT_INTERFACE", transport::INTERFACE)?;
+    module.add_class::<transport::Transport>()?;
     Ok(())
 }

@@ -45,10 +45,11 @@ from skewd_sidecar.patch import MalformedRequest
 from skewd_sidecar.receive.listen import BACKLOG, UNIX, Address, UnixSocketFile, bind_tcp, bind_unix, name_of
 from skewd_sidecar.receive.metadata import MetadataPicker, MetadataRefused
 from skewd_sidecar.receive.tls import ServerTls
-from skewd_sidecar.relay import BYTES_MAX, REQUESTS_MAX, Handler
+from skewd_sidecar.relay import REQUESTS_MAX, Handler
 from skewd_sidecar.rpc_status import write_retry_after
 
 CONCURRENT_MAX = 4 * REQUESTS_MAX
+BYTES_MAX = 64 * 1024 * 1024
 CONNECTIONS_MAX = 1024
 READ_S = 30.0
 IDLE_S = 75.0

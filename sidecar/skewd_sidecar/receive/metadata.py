@@ -39,6 +39,11 @@ class MetadataPicker:
     def __init__(self, names: Iterable[str]) -> None:
         self._names = tuple(sorted({HOP_HEADER, *names}))
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all headers that are looked at."""
+        return self._names
+
     def of_http(self, headers: _Headers) -> Metadata:
         """From HTTP's headers, which are found by names of any case; a repeated one becomes one with commas.
 

@@ -1,0 +1,478 @@
+"""The long run in seconds: the code that ships, driven over simulated time, from a seed.
+
+The problem: ten minutes of drift take ten minutes, and a day takes a day; nobody waits that long to see an idea, and
+no test may. The insight: the estimator, the history of bounds and the writer of corrections are pure. So the true
+time, the clocks, the wires and the messages can be made up, and everything between them be the code of every real
+node: ``Node`` hears messages' proofs and readings of its own clocks, its knots go to ``History``, serialized OTLP goes
+through ``patch_traces``, and what comes out is read and judged as the real experiment's spans are.
+
+Three stages take part: the one whose clock moves, and its two neighbours, one of which is the reference. Separations
+are drawn from a model (a floor, a least hop, and tails), or from a synchronized run's own, when its results.json is
+given. The distribution that predicts is drawn apart from the one that is measured, as in a real run.
+
+`run` is the shell around it that says what it ran on.
+
+Limits: no queue, no scheduler, no loss: messages take what is drawn for them, and each on its own. A draw from
+measured separations takes hop and work independently. The bound's width follows from the simulated wire, not from
+this machine.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
+
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from skewd.bounds.history import Correction, History
+from skewd.clock import WallSample
+from skewd.config import Config, MeshConfig, NodeConfig
+from skewd.interval import Interval
+from skewd.links.protocol import Proofs
+from skewd.node import KNOT_PERIOD_NS, Node
+from skewd_pipeline.law import edge_name
+from skewd_pipeline.options import ExperimentOptions
+from skewd_pipeline.overtime import Change, Story, Trajectory, events, false_alarms, schedule
+from skewd_pipeline.results import MODES, STAGES, LongRun, Results, Separations
+from skewd_pipeline.spans import HOST_RAW, HOST_RAW_SENT, RECEIVED, SENT, STAGE, SpanRecord, spans_of
+from skewd_sidecar.patch import Mode, PatchOptions, patch_traces
+
+SECOND = 1_000_000_000
+BEGIN_WALL_NS = 1_700_000_000 * SECOND
+TICK_NS = 50_000_000
+INTERVAL_NS = 200_000_000
+EXPORT_NS = 5 * SECOND
+SETTLE_NS = 5 * SECOND
+"""Before the story begins, so that every clock is bounded, as the real run waits for it."""
+
+SANDWICH_NS = 200
+WIRE_LEAST_NS, WIRE_JITTER_NS = 40_000, 60_000
+KNOWN = 2_000
+"""Separations of each edge that a model's synchronized run has."""
+
+_PPB = 1_000_000_000
+
+Draw = Callable[[random.Random], tuple[int, int]]
+"""What a message takes on one edge: the sending stage's work and the hop, ns."""
+
+
+class SimulatedNode:
+    """One node: true clocks below, the shipped code above.
+
+    Args:
+        drift_ppb: of its oscillator.
+        deviation: of its wall clock, by true instants.
+        steer_ppb: what its kernel is told at a true instant.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        reference: str,
+        *,
+        drift_ppb: int,
+        deviation: Trajectory,
+        steer_ppb: Callable[[int], int],
+        epoch_ns: int,
+    ) -> None:
+        self.name = name
+        self._drift_ppb = drift_ppb
+        self._deviation = deviation
+        self._steer_ppb = steer_ppb
+        self._epoch_ns = epoch_ns
+        config = Config(node=NodeConfig(name=name), mesh=MeshConfig(reference=reference, interval=INTERVAL_NS))
+        self.node = Node(config, boot=name.encode().ljust(16)[:16], first=self._sandwich(0), virtual=True)
+        self.history = History(stamps="wall")
+        self._next_knot_ns = 0
+
+    def raw(self, true_ns: int) -> int:
+        return self._epoch_ns + true_ns + self._drift_ppb * true_ns // _PPB
+
+    def wall(self, true_ns: int) -> int:
+        """What this node's clock shows."""
+        return BEGIN_WALL_NS + true_ns + self._deviation.at(true_ns)
+
+    def _sandwich(self, true_ns: int) -> WallSample:
+        raw, wall = self.raw(true_ns), self.wall(true_ns)
+        return WallSample(raw, Interval(wall - raw - SANDWICH_NS // 2, wall - raw + SANDWICH_NS // 2))
+
+    def tick(self, true_ns: int) -> None:
+        """Reads its clocks, and makes a knot when one is due."""
+        stepped = self.node.on_wall(self._sandwich(true_ns), self._steer_ppb(true_ns))
+        raw = self.raw(true_ns)
+        if stepped or self.node.slew_began or raw >= self._next_knot_ns:
+            self._next_knot_ns = raw + KNOT_PERIOD_NS
+            knot = self.node.knot(raw)
+            if knot is not None:
+                self.history.append(knot)
+            self.history.tighten(self.node.tightened())
+
+    def exchange(self, peer: SimulatedNode, true_ns: int, choose: random.Random) -> None:
+        """Asks the peer once over a wire with a least delay and a jitter on top."""
+        t2 = true_ns + WIRE_LEAST_NS + round(choose.expovariate(1 / WIRE_JITTER_NS))
+        t3 = t2 + choose.randrange(5_000, 40_000)
+        t4 = t3 + WIRE_LEAST_NS + round(choose.expovariate(1 / WIRE_JITTER_NS))
+        proofs = Proofs(
+            peer=peer.node.describe(),
+            link="udp",
+            address=f"{peer.name}:9957",
+            outgoing=((self.raw(true_ns), peer.raw(t2)),),
+            incoming=((peer.raw(t3), self.raw(t4)),),
+            rtt_ns=(t4 - true_ns) - (t3 - t2),
+        )
+        self.node.on_proofs(proofs, self.raw(t4))
+
+
+class World:
+    """The nodes, and true time going on.
+
+    Args:
+        changes: what is done to the stage's clock, from ``SETTLE_NS`` on.
+        skew_ns: how far behind it is all the time (negative: ahead), beside what the changes do.
+    """
+
+    def __init__(
+        self,
+        *,
+        stage: str,
+        reference: str,
+        drift_ppb: int = 0,
+        changes: Sequence[Change] = (),
+        skew_ns: int = 0,
+        seed: str = "",
+    ) -> None:
+        at = STAGES.index(stage)
+        self.stages = (STAGES[at - 1], stage, STAGES[at + 1])
+        self.choose = random.Random(f"world/{seed}")
+        self.deviation = Trajectory()
+        steers = [(0, -drift_ppb)]
+        self.deviation.line(0, -skew_ns, 0)
+        for change in changes:
+            from_ns = SETTLE_NS + change.at_ns
+            steers.append((from_ns, change.steer_ppb))
+            self.deviation.line(
+                from_ns,
+                self.deviation.at(from_ns) + change.step_ns,
+                drift_ppb + change.steer_ppb,
+                step=bool(change.step_ns),
+            )
+        still = Trajectory()
+        self.nodes = {
+            name: SimulatedNode(
+                name,
+                reference,
+                drift_ppb=drift_ppb if name == stage else 0,
+                deviation=self.deviation if name == stage else still,
+                steer_ppb=(lambda true_ns: _latest(steers, true_ns)) if name == stage else (lambda true_ns: 0),
+                epoch_ns=(number + 1) * 3_600 * SECOND,
+            )
+            for number, name in enumerate(self.stages)
+        }
+        self._reference = self.nodes[reference]
+        self._now_ns = 0
+        self._next_exchange_ns = TICK_NS
+
+    def advance(self, to_ns: int) -> None:
+        """Lets true time go on."""
+        while self._now_ns + TICK_NS <= to_ns:
+            self._now_ns += TICK_NS
+            for node in self.nodes.values():
+                node.tick(self._now_ns)
+            if self._now_ns >= self._next_exchange_ns:
+                self._next_exchange_ns += INTERVAL_NS
+                for node in self.nodes.values():
+                    if node is not self._reference:
+                        at_ns = self._now_ns + self.choose.randrange(1_000_000, TICK_NS // 2)
+                        node.exchange(self._reference, at_ns, self.choose)
+
+    def correction(self, name: str, wall_ns: int) -> Correction:
+        """What a stamp of this node deserves, as its sidecar would be told."""
+        return self.nodes[name].history.at(wall_ns)
+
+
+def _latest(steers: Sequence[tuple[int, int]], true_ns: int) -> int:
+    return next(rate for from_ns, rate in reversed(steers) if from_ns <= true_ns)
+
+
+# -- messages ----------------------------------------------------------------------------------------------------------
+
+
+def model_draw(floor_ns: int) -> Draw:
+    """A stage's work and a hop like those of the pipeline over ZeroMQ: a least value, a body, a tail."""
+
+    def draw(choose: random.Random) -> tuple[int, int]:
+        work = floor_ns + 40_000 + choose.lognormvariate(11.0, 0.5)
+        hop = 90_000 + choose.lognormvariate(11.4, 0.6)
+        if choose.random() < 0.03:
+            work += choose.expovariate(1 / 2e6)
+        if choose.random() < 0.03:
+            hop += choose.expovariate(1 / 1.5e6)
+        return round(work), round(hop)
+
+    return draw
+
+
+def measured_draw(starts_ns: Sequence[int], hops_ns: Sequence[int]) -> Draw:
+    """Separations as a run measured them."""
+
+    def draw(choose: random.Random) -> tuple[int, int]:
+        start, hop = choose.choice(starts_ns), choose.choice(hops_ns)
+        return max(0, start - hop), min(hop, start)
+
+    return draw
+
+
+def draws_for(stages: Sequence[str], floor_ns: int, measured: Sequence[Separations], transport: str) -> dict[str, Draw]:
+    """By edge: from the measured separations of this transport and floor, else from the model.
+
+    Raises:
+        ValueError: there are separations, but none of this edge.
+    """
+    found = {}
+    for edge in pairwise(stages):
+        name = edge_name(edge)
+        if not measured:
+            found[name] = model_draw(floor_ns)
+            continue
+        mine = {
+            each.rule: each.separations_ns
+            for each in measured
+            if (each.transport, each.edge, each.floor_ms) == (transport, name, floor_ns / 1e6) and each.separations_ns
+        }
+        if len(mine) < 2:
+            raise ValueError(
+                f"--separations: that run has no separations of {name} on {transport} with a floor of "
+                f"{floor_ns / 1e6:g} ms; it has "
+                + ", ".join(sorted({f"{each.edge} on {each.transport} at {each.floor_ms:g} ms" for each in measured}))
+            )
+        found[name] = measured_draw(mine["span-start"], mine["send-receive"])
+    return found
+
+
+def _message(
+    stages: Sequence[str], begin_ns: int, draws: Mapping[str, Draw], choose: random.Random
+) -> Iterator[tuple[str, int, int, bytes, bytes, bytes]]:
+    """Each stage's part in a message: its name, true start, true send, trace, span and parent."""
+    trace, parent, at_ns = choose.randbytes(16), b"", begin_ns
+    edges = [edge_name((a, b)) for a, b in pairwise(stages)]
+    for name, edge in zip(stages, [*edges, edges[-1]], strict=True):
+        span = choose.randbytes(8)
+        work, hop = draws[edge](choose)
+        yield name, at_ns, at_ns + work, trace, span, parent
+        at_ns, parent = at_ns + work + hop, span
+
+
+class Traffic:
+    """Messages at an even rate through the three stages, their spans exported every ``EXPORT_NS`` in three modes."""
+
+    def __init__(self, world: World, draws: Mapping[str, Draw], rate: float, seed: str) -> None:
+        self._world = world
+        self._draws = draws
+        self._rate = rate
+        self._choose = random.Random(f"traffic/{seed}")
+        self._sent = 0
+
+    def until(self, begin_ns: int, to_ns: int) -> dict[str, list[SpanRecord]]:
+        """By mode, the spans of all messages that begin before ``to_ns``, as they come out of the sidecars.
+
+        True time goes on to where an exporter would have sent them.
+        """
+        requests = {name: ExportTraceServiceRequest() for name in self._world.stages}
+        scopes = {}
+        for name, request in requests.items():
+            resource = request.resource_spans.add()
+            attribute = resource.resource.attributes.add()
+            attribute.key, attribute.value.string_value = STAGE, name
+            scopes[name] = resource.scope_spans.add()
+        while (at_ns := begin_ns + round(self._sent / self._rate * SECOND)) < to_ns:
+            self._sent += 1
+            for name, start, sent, trace, span_id, parent in _message(
+                self._world.stages, at_ns, self._draws, self._choose
+            ):
+                node = self._world.nodes[name]
+                span = scopes[name].spans.add()
+                span.trace_id, span.span_id, span.parent_span_id = trace, span_id, parent
+                span.name = f"{name} process"
+                span.start_time_unix_nano = node.wall(start)
+                span.end_time_unix_nano = node.wall(sent + 15_000)
+                attribute = span.attributes.add()
+                attribute.key, attribute.value.int_value = HOST_RAW, start
+                attribute = span.attributes.add()
+                attribute.key, attribute.value.int_value = HOST_RAW_SENT, sent
+                if parent:
+                    event = span.events.add()
+                    event.name, event.time_unix_nano = RECEIVED, node.wall(start)
+                event = span.events.add()
+                event.name, event.time_unix_nano = SENT, node.wall(sent)
+        self._world.advance(to_ns + SECOND)
+        found: dict[str, list[SpanRecord]] = {mode: [] for mode in MODES}
+        for name, request in requests.items():
+            body = request.SerializeToString()
+            history = self._world.nodes[name].history
+            for mode in MODES:
+                patched = patch_traces(body, PatchOptions(mode=Mode(mode), node=name), history.at).body
+                found[mode] += spans_of(patched)
+        return found
+
+
+def known_separations(draws: Mapping[str, Draw], count: int, seed: str) -> dict[tuple[str, str], list[int]]:
+    """What a synchronized run would have measured, ascending, by rule and edge."""
+    choose = random.Random(f"known/{seed}")
+    found: dict[tuple[str, str], list[int]] = {}
+    for name, draw in draws.items():
+        drawn = [draw(choose) for _ in range(count)]
+        found["send-receive", name] = sorted(hop for _, hop in drawn)
+        found["span-start", name] = sorted(work + hop for work, hop in drawn)
+    return found
+
+
+def long_run(
+    options: ExperimentOptions, measured: Sequence[Separations], progress: Callable[[float], None] = lambda share: None
+) -> Results:
+    """The whole run, for each transport asked for when its separations were measured, else for one model.
+
+    Args:
+        progress: told the share that is done.
+
+    Raises:
+        ValueError: the measured separations do not fit the options.
+    """
+    assert options.duration_ns is not None, "the options refuse a simulated run without one"
+    results = Results(runs=[], host={}, versions={})
+    transports = tuple(dict.fromkeys(options.transports)) if measured else ("model",)
+    for number, transport in enumerate(transports):
+
+        def told(share: float, number: int = number) -> None:
+            progress((number + share) / len(transports))
+
+        _long_run(options, measured, transport, results, told)
+    return results
+
+
+def run(
+    options: ExperimentOptions, measured: Sequence[Separations], progress: Callable[[float], None] = lambda share: None
+) -> Results:
+    """The whole simulated experiment: the long run, its settings and its claims.
+
+    Raises:
+        ValueError: the measured separations do not fit the options.
+    """
+    from skewd_pipeline.calls import compared
+    from skewd_pipeline.claims import claims
+    from skewd_pipeline.run import host, versions
+
+    begun = time.monotonic()
+    results = long_run(options, measured, progress)
+    results.heuristics = compared(seed=options.seed)
+    results.host, results.versions = host(), versions()
+    results.settings = {
+        "simulated": 1,
+        "stage": options.stage,
+        "direction": options.direction,
+        "reference": options.reference,
+        "rate_per_s": options.rate,
+        "seed": options.seed,
+        "service_floor_ms": options.service_floor_ns / 1e6,
+        "duration_s": (options.duration_ns or 0) / 1e9,
+        "drift_ppm": options.drift_ppb / 1e3,
+        "separations": "as a run measured them" if measured else "of a model",
+    }
+    # All else follows from the seed.
+    results.stochastic = ["seconds", "host.load_1min_before"]
+    results.checks = claims(results)
+    results.seconds = round(time.monotonic() - begun, 1)
+    return results
+
+
+def _long_run(
+    options: ExperimentOptions,
+    measured: Sequence[Separations],
+    transport: str,
+    results: Results,
+    progress: Callable[[float], None],
+) -> None:
+    duration_ns = options.duration_ns or 0
+    seed = f"{options.seed}/{transport}"
+    changes = schedule(duration_ns, options.drift_ppb, options.direction)
+    world = World(
+        stage=options.stage,
+        reference=options.reference,
+        drift_ppb=-options.drift_ppb if options.direction == "behind" else options.drift_ppb,
+        changes=changes,
+        seed=seed,
+    )
+    draws = draws_for(world.stages, options.service_floor_ns, measured, transport)
+    known = known_separations(draws, KNOWN, seed)
+    if measured:
+        # What predicts is what that run measured: the draws are other samples of it.
+        known = {
+            (each.rule, each.edge): each.separations_ns
+            for each in measured
+            if each.edge is not None
+            and each.edge in draws
+            and (each.transport, each.floor_ms) == (transport, options.service_floor_ns / 1e6)
+        }
+    run = f"{transport}, simulated"
+    story = Story(
+        run=run,
+        transport=transport,
+        stage=options.stage,
+        deviation=world.deviation,
+        begin_ns=SETTLE_NS,
+        duration_ns=duration_ns,
+        known=known,
+    )
+    world.advance(SETTLE_NS)
+    traffic = Traffic(world, draws, options.rate, seed)
+    for to_ns in range(SETTLE_NS + EXPORT_NS, SETTLE_NS + duration_ns + EXPORT_NS, EXPORT_NS):
+        spans = traffic.until(SETTLE_NS, min(to_ns, SETTLE_NS + duration_ns))
+        for mode in MODES:
+            story.add(mode, spans[mode])
+        progress(min(1.0, (to_ns - SETTLE_NS) / duration_ns))
+    record(results, story, changes, options, transport=transport, broker=None, simulated=True)
+    results.separations += [
+        Separations(
+            transport=transport, rule=rule, edge=edge, floor_ms=options.service_floor_ns / 1e6, separations_ns=values
+        )
+        for (rule, edge), values in known.items()
+    ]
+
+
+def record(
+    results: Results,
+    story: Story,
+    changes: Sequence[Change],
+    options: ExperimentOptions,
+    *,
+    transport: str,
+    broker: str | None,
+    simulated: bool,
+) -> None:
+    """Adds a story to the results; the real long run's too."""
+    clock = story.clock()
+    results.windows += story.windows()
+    results.confusion += story.tally.rows()
+    results.long_runs.append(
+        LongRun(
+            run=story.run,
+            simulated=simulated,
+            transport=transport,
+            broker=broker,
+            stage=options.stage,
+            reference=options.reference,
+            duration_s=(options.duration_ns or 0) / 1e9,
+            window_s=story.window_ns / 1e9,
+            drift_ppm=options.drift_ppb / 1e3,
+            rate_per_s=options.rate,
+            floor_ms=options.service_floor_ns / 1e6,
+            seed=options.seed,
+            events=events(changes),
+            clock=clock,
+            spans=story.spans,
+            spans_unsynchronized=story.unsynchronized,
+            bound_misses=story.bound_misses,
+            false_alarms=false_alarms(clock),
+        )
+    )

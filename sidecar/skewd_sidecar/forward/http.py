@@ -1,0 +1,98 @@
+"""To an OTLP/HTTP endpoint, protobuf: one attempt, bytes out, bytes back.
+
+Limits: answers of ``ANSWER_MAX_BYTES``, ``CONNECTIONS_MAX`` connections. Requests are compressed on the loop's thread
+up to ``COMPRESS_HERE_BYTES``, larger ones on another. The environment's HTTP proxies are not used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+from typing import TYPE_CHECKING
+
+from skewd_sidecar.endpoint import Destination
+from skewd_sidecar.forward.transport import ANSWER_MAX_BYTES, tls_context
+from skewd_sidecar.gateway import Metadata
+from skewd_sidecar.outcome import INTERNAL, UNAVAILABLE, Outcome
+
+if TYPE_CHECKING:
+    import aiohttp
+
+CONNECTIONS_MAX = 64
+COMPRESS_HERE_BYTES = 32 * 1024
+_LEVEL = 1
+
+
+class HttpForwarder:
+    """One OTLP/HTTP endpoint and signal. Made within the running event loop.
+
+    Raises:
+        EndpointError: a certificate file cannot be read.
+    """
+
+    def __init__(self, destination: Destination) -> None:
+        import aiohttp
+        import yarl
+
+        self._destination = destination
+        self._errors = (aiohttp.ClientError, OSError)
+        scheme = "https" if destination.secure else "http"
+        self._url = yarl.URL(f"{scheme}://{destination.target}{destination.path}", encoded=True)
+        context = tls_context(destination) if destination.secure else True
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=CONNECTIONS_MAX, ssl=context),
+            headers={
+                "User-Agent": "skewd-sidecar",
+                **dict(destination.headers),
+                "Content-Type": "application/x-protobuf",
+                **({"Content-Encoding": "gzip"} if destination.gzip else {}),
+            },
+            cookie_jar=aiohttp.DummyCookieJar(),
+        )
+        self._own = {name.lower() for name in self._session.headers}
+        self._timeout = aiohttp.ClientTimeout
+
+    async def send(self, body: bytes, timeout_s: float | None, metadata: Metadata = ()) -> Outcome:
+        limit = self._destination.timeout_s if timeout_s is None else min(timeout_s, self._destination.timeout_s)
+        data = await _compressed(body) if self._destination.gzip else body
+        try:
+            async with self._session.post(
+                self._url,
+                data=data,
+                headers=[(name, value) for name, value in metadata if name not in self._own],
+                timeout=self._timeout(total=limit),
+                allow_redirects=False,
+            ) as response:
+                answer = bytearray()
+                async for chunk in response.content.iter_any():
+                    answer += chunk
+                    if len(answer) > ANSWER_MAX_BYTES:
+                        return Outcome.failed(
+                            INTERNAL, f"{self._destination}: its answer is longer than {ANSWER_MAX_BYTES} bytes"
+                        )
+                return self._outcome(response, bytes(answer))
+        except TimeoutError:
+            return Outcome.failed(UNAVAILABLE, f"{self._destination}: no answer within {limit:g} s")
+        except self._errors as error:
+            return Outcome.failed(UNAVAILABLE, f"{self._destination}: {error or type(error).__name__}")
+
+    def _outcome(self, response: aiohttp.ClientResponse, answer: bytes) -> Outcome:
+        protobuf = response.content_type == "application/x-protobuf"
+        if 200 <= response.status < 300:
+            return Outcome.delivered(answer if protobuf else b"")
+        return Outcome.failed_over_http(
+            response.status,
+            f"{self._destination}: HTTP {response.status} {response.reason or ''}".rstrip(),
+            answer if protobuf and answer else None,
+            response.headers.get("Retry-After"),
+            response.headers.get("Date"),
+        )
+
+    async def close(self) -> None:
+        await self._session.close()
+
+
+async def _compressed(body: bytes) -> bytes:
+    if len(body) <= COMPRESS_HERE_BYTES:
+        return gzip.compress(body, _LEVEL)
+    return await asyncio.to_thread(gzip.compress, body, _LEVEL)  # zlib lets go of the interpreter
