@@ -1,4 +1,8 @@
-"""What may be asked of a patch, and what it says of what it did."""
+"""What may be asked of a patch, and what it says of what it did.
+
+These are the values that cross its border, in configuration, counters and the native twin alike: everything else in
+the package depends on them, and they on nothing in it.
+"""
 
 from __future__ import annotations
 
