@@ -534,6 +534,9 @@ def sidecar(
             loop.add_signal_handler(number, stop.set)
         await serve(wanted, ready, stop, spoken=transports.update)
 
+    from skewd_sidecar.heap import keep_pages
+
+    keep_pages()
     try:
         asyncio.run(until_told_to_stop())
     except ValueError as error:
