@@ -399,7 +399,8 @@ def sidecar(
     forward: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="URL", help="Where spans go: grpc://, grpcs://, http://, https:// or kafka://; may be repeated."
+            metavar="URL",
+            help="Where spans go: grpc://, grpcs://, grpc+unix://, http://, https:// or kafka://; may be repeated.",
         ),
     ] = None,
     balance: Annotated[

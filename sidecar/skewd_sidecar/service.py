@@ -71,8 +71,8 @@ class SidecarSettings:
     Attributes:
         grpc, http: ``host:port`` to listen on (port 0 picks one), or ``unix:///path``; None for none.
         metrics_listen: ``host:port``; None for none.
-        forward: the next hop, ``grpc://``, ``grpcs://``, ``http://``, ``https://`` or ``kafka://``, or several; none
-            for ``OTEL_EXPORTER_OTLP_*``.
+        forward: the next hop, ``grpc://``, ``grpcs://``, ``grpc+unix://``, ``http://``, ``https://`` or
+            ``kafka://``, or several; none for ``OTEL_EXPORTER_OTLP_*``.
         balance: how several next hops share the work.
         retry_s: how long the sidecar itself tries again, within the exporter's time.
         forward_max_bytes: the largest request the next hop takes; 0 for what is usual for its protocol.
@@ -206,7 +206,7 @@ async def serve(
 
             listeners["metrics"] = await MetricsListener.open(settings.metrics_listen, gateway, health)
         addresses = {name: None if each is None else each.address for name, each in listeners.items()}
-        await forwarders.refuse_itself([each for each in addresses.values() if isinstance(each, tuple)])
+        await forwarders.refuse_itself([each for each in addresses.values() if each is not None])
         gateway.counts.readings.append(_transport_reading(grpc_by))
         spoken({side: "+".join(sorted(by)) for side, by in grpc_by.items() if by})
         health.ready, health.why = True, ""

@@ -59,4 +59,4 @@ def fits_native(destination: Destination, environment: Mapping[str, str]) -> boo
     """Whether the native transport can reach a destination: gRPC, in plaintext, and not through a proxy."""
     if destination.protocol != "grpc" or destination.secure:
         return False
-    return is_loopback(destination.host) or not any(environment.get(name) for name in _PROXIES)
+    return destination.unix or is_loopback(destination.host) or not any(environment.get(name) for name in _PROXIES)

@@ -56,6 +56,7 @@ def test_where_it_is_not_auto_goes_without_and_a_demand_is_refused(
         (Destination("http", False, "collector", 4318), {}, False),
         (Destination("grpc", False, "collector", 4317), {"http_proxy": "http://proxy:1"}, False),
         (Destination("grpc", False, "collector", 4317), {"grpc_proxy": ""}, True),
+        (Destination("grpc", False, "/run/otlp.sock", 0), {"grpc_proxy": "http://proxy:1"}, True),
         (Destination("grpc", False, "localhost", 4317), {"grpc_proxy": "http://proxy:1"}, True),
         (Destination("grpc", False, "127.0.0.1", 4317), {"https_proxy": "http://proxy:1"}, True),
     ],
