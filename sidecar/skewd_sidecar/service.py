@@ -254,13 +254,14 @@ async def _until(stop: asyncio.Event, grpc_by: Mapping[str, set[str]]) -> str:
 
     hub = Hub.running()
     assert hub is not None, "who uses it keeps it"
-    told = asyncio.ensure_future(stop.wait())
+    told, lost = asyncio.ensure_future(stop.wait()), asyncio.ensure_future(hub.until_lost())
+    either: set[asyncio.Future[Any]] = {told, lost}
     try:
-        either: set[asyncio.Future[Any]] = {told, hub.lost}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        return "" if told.done() else hub.lost.result()
+        return "" if told.done() else lost.result()
     finally:
-        told.cancel()
+        for each in either:
+            each.cancel()
 
 
 def _transport_reading(by: Mapping[str, set[str]]) -> Reading:

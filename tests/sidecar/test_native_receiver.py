@@ -542,17 +542,27 @@ async def fault(what: int) -> None:
         assert await serving.works()
         await serving.settled()
         assert serving.hub.stats["panics"] == 1
-        assert not serving.hub.lost.done()
+        assert not serving.hub.lost
 
 
 async def test_a_listener_that_ends_unbidden_is_told() -> None:
     async with served() as serving, connected(serving.address) as peer:
         peer.send(call(1, b"x"))
         await peer.until_end(1)
-        assert not serving.hub.lost.done()
+        assert not serving.hub.lost
         serving.hub._transport.panic_once(6)
         async with connected(serving.address):
-            assert "listener" in await serving.hub.lost
+            assert "listener" in await serving.hub.until_lost()
+
+
+async def test_a_listener_that_never_began_is_told() -> None:
+    hub = Hub.acquire()
+    hub._transport.panic_once(4)
+    receiver = await NativeGrpcReceiver.open("127.0.0.1:0", Handled())
+    async with asyncio.timeout(LIMIT_S):
+        assert "listener" in await hub.until_lost()
+    await receiver.close(0)
+    hub.release()
 
 
 def transport_threads() -> int:

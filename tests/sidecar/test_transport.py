@@ -111,7 +111,7 @@ async def test_a_sidecar_whose_transport_breaks_says_why_and_ends(what: int) -> 
         host, _, port = str(addresses["grpc"]).rpartition(":")
         with contextlib.suppress(OSError):
             (await asyncio.open_connection(host, int(port)))[1].close()
-        why = await hub.lost
+        why = await hub.until_lost()
         for path in ("healthz", "readyz"):
             while (await said(session, addresses, path)) != (503, f"{why}\n"):
                 await asyncio.sleep(0)
@@ -134,6 +134,7 @@ def test_the_command_fails_if_its_sidecar_breaks(
         raise SidecarBroken("the native transport has ended")
 
     monkeypatch.setattr("skewd_sidecar.service.serve", breaks)
+    monkeypatch.setattr("skewd.commands._configure_logs", lambda config: None)  # which would outlast this test
     words = ["sidecar", "--static-offset", "1ms", "--static-uncertainty", "1us", "--forward", "grpc://localhost:1"]
     assert dispatch(words) == 1
     assert "skewd: the native transport has ended" in capsys.readouterr().err

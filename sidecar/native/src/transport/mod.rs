@@ -151,7 +151,8 @@ impl Transport {
             return Err(PyValueError::new_err("not a socket"));
         }
         let names = metadata.iter().map(|name| HeaderName::from_bytes(name.as_bytes()));
-        let metadata = names.collect::<Result<_, _>>().map_err(|_| PyValueError::new_err("not the name of a header"))?;
+        let metadata =
+            names.collect::<Result<_, _>>().map_err(|_| PyValueError::new_err("not the name of a header"))?;
         // SAFETY: the caller gives the descriptor away, which nothing below fails to take.
         let owned = unsafe { OwnedFd::from_raw_fd(fd) };
         let listener = if unix {
@@ -315,10 +316,17 @@ async fn run(shared: Arc<Shared>) {
                 Command::Call { id, .. } | Command::Reply { id, .. } => Some(*id),
                 _ => None,
             };
+            let deaf = match &command {
+                Command::Listen { server, .. } => Some(server.id),
+                _ => None,
+            };
             let obeying = AssertUnwindSafe(|| obey(&shared, &mut servers, &mut channels, command));
             if catch_unwind(obeying).is_err() {
                 shared.stats.panics.fetch_add(1, Relaxed);
                 shared.tell(Event::Trouble { text: "a fault in the native transport: a command was lost".to_owned() });
+                if let Some(server) = deaf {
+                    shared.tell(Event::Deaf { server });
+                }
                 if let Some(id) = lost {
                     lock(&shared.waiting).remove(&id); // whoever waits there sees that no answer comes
                     shared.tell(Event::Answered { call: id, answer: Answer::failed(wire::INTERNAL, "a fault in it") });

@@ -166,7 +166,8 @@ impl Server {
             });
             let id = self.shared.new_id();
             lock(&self.connections).insert(id, connection.clone());
-            let listed = Listed { server: self.clone(), id, _counted: Counted::new(&self.shared.stats, |s| &s.connections) };
+            let listed =
+                Listed { server: self.clone(), id, _counted: Counted::new(&self.shared.stats, |s| &s.connections) };
             spawn(&self.shared, "a connection", async move {
                 let _listed = listed;
                 let phase = server.phase.subscribe();
@@ -259,14 +260,24 @@ impl Server {
         }
     }
 
-    fn begin(self: &Arc<Self>, connection: &Arc<Connection>, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
+    fn begin(
+        self: &Arc<Self>,
+        connection: &Arc<Connection>,
+        request: Request<RecvStream>,
+        respond: SendResponse<Bytes>,
+    ) {
         connection.used.store(used_now(), Relaxed);
         let under_way = UnderWay::new(self.clone(), connection.clone());
         let server = self.clone();
         spawn(&self.shared, "a request", async move { server.request(under_way, request, respond).await });
     }
 
-    async fn request(self: Arc<Self>, under_way: UnderWay, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+    async fn request(
+        self: Arc<Self>,
+        under_way: UnderWay,
+        request: Request<RecvStream>,
+        mut respond: SendResponse<Bytes>,
+    ) {
         let (head, mut body) = request.into_parts();
         let arrived = Instant::now();
         let received = self.receive(&under_way, &head, &mut body, arrived).await;
@@ -350,7 +361,10 @@ impl Server {
     fn check(&self, head: &http::request::Parts) -> Result<Head, Refusal> {
         let kind = head.headers.get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
         if !(kind.starts_with(b"application/grpc") && matches!(kind.get(16), None | Some(b'+' | b';'))) {
-            return Err(Refusal { http: 415, ..Refusal::new(wire::INTERNAL, "this is a gRPC server; the content type is not") });
+            return Err(Refusal {
+                http: 415,
+                ..Refusal::new(wire::INTERNAL, "this is a gRPC server; the content type is not")
+            });
         }
         if head.method != Method::POST {
             return Err(Refusal { http: 405, ..Refusal::new(wire::INTERNAL, "gRPC calls are POSTs") });

@@ -46,14 +46,33 @@ impl Answer {
 
 /// From the transport to Python.
 pub enum Event {
-    Request { server: u64, id: u64, path: u8, body: Vec<u8>, deadline: Option<Instant>, metadata: Metadata, held: Held },
+    Request {
+        server: u64,
+        id: u64,
+        path: u8,
+        body: Vec<u8>,
+        deadline: Option<Instant>,
+        metadata: Metadata,
+        held: Held,
+    },
     /// Nobody waits for the answer to a request any more.
-    Gone { id: u64 },
-    Answered { call: u64, answer: Answer },
-    Closed { server: u64 },
-    Trouble { text: String },
+    Gone {
+        id: u64,
+    },
+    Answered {
+        call: u64,
+        answer: Answer,
+    },
+    Closed {
+        server: u64,
+    },
+    Trouble {
+        text: String,
+    },
     /// A server listens no more, though nobody closed it.
-    Deaf { server: u64 },
+    Deaf {
+        server: u64,
+    },
 }
 
 /// From Python to the transport.
