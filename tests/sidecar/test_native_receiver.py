@@ -640,6 +640,17 @@ async def test_unix_sockets_are_served(tmp_path: Path) -> None:
     assert not Path(path).exists()
 
 
+async def test_what_cannot_be_served_leaves_nothing_behind(tmp_path: Path) -> None:
+    path = tmp_path / "otlp.sock"
+    before = len(os.listdir("/proc/self/fd"))
+    for where in (f"unix://{path}", "127.0.0.1:0"):
+        with pytest.raises(ValueError, match="not the name of a header"):
+            await NativeGrpcReceiver.open(where, Handled(), metadata=["a b"])
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert transport_threads() == 0
+    assert not path.exists()
+
+
 async def test_headers_that_cannot_go_on_refuse_their_request() -> None:
     async with served(metadata=["tenant"]) as serving, connected(serving.address) as peer:
         peer.send(call(1, b"x", ("tenant", "n\xe4")))

@@ -80,9 +80,11 @@ class HttpForwarder:
         protobuf = response.content_type == "application/x-protobuf"
         if 200 <= response.status < 300:
             return Outcome.delivered(answer if protobuf else b"")
+        # Bytes that are no UTF-8 come as lone surrogates, which neither protocol can pass on.
+        reason = (response.reason or "").encode(errors="replace").decode()
         return Outcome.failed_over_http(
             response.status,
-            f"{self._destination}: HTTP {response.status} {response.reason or ''}".rstrip(),
+            f"{self._destination}: HTTP {response.status} {reason}".rstrip(),
             answer if protobuf and answer else None,
             response.headers.get("Retry-After"),
             response.headers.get("Date"),

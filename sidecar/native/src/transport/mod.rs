@@ -132,7 +132,8 @@ impl Transport {
 
     /// Serves on a listening socket, which becomes the transport's own.
     ///
-    /// fd: of the socket. unix: of its family. Sizes in bytes. metadata: names of headers that are handed on.
+    /// fd: of the socket, closed if this fails. unix: of its family. Sizes in bytes. metadata: names of headers that are
+    /// handed on.
     #[pyo3(signature = (fd, *, unix, body_bytes, held_bytes, requests, connections, streams, read_s, metadata))]
     #[allow(clippy::too_many_arguments)]
     fn listen(
@@ -150,11 +151,11 @@ impl Transport {
         if fd < 0 {
             return Err(PyValueError::new_err("not a socket"));
         }
+        // SAFETY: the caller gives the descriptor away, whatever becomes of it here.
+        let owned = unsafe { OwnedFd::from_raw_fd(fd) };
         let names = metadata.iter().map(|name| HeaderName::from_bytes(name.as_bytes()));
         let metadata =
             names.collect::<Result<_, _>>().map_err(|_| PyValueError::new_err("not the name of a header"))?;
-        // SAFETY: the caller gives the descriptor away, which nothing below fails to take.
-        let owned = unsafe { OwnedFd::from_raw_fd(fd) };
         let listener = if unix {
             let listener = std::os::unix::net::UnixListener::from(owned);
             Listening::Unix(listener)
