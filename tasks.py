@@ -555,6 +555,16 @@ def run_simulate_mesh(arguments: list[str]) -> None:
     become("python", "-m", "tests.mesh.campaign", *arguments)
 
 
+def run_bench(arguments: list[str]) -> None:
+    """the sidecar against an OpenTelemetry Collector (built once, with Go); writes docs/reports/sidecar.md"""
+    become("python", "-m", "benchmarks.sidecar.compare", *arguments)
+
+
+def run_test_neighbours(arguments: list[str]) -> None:
+    """builds Jaeger and four languages' SDKs (once, minutes) and tests beside them; writes docs/reports/sidecar.md"""
+    become("python", "-m", "tests.sidecar.neighbours", *arguments)
+
+
 def run_lint(arguments: list[str]) -> None:
     """ruff"""
     become("ruff", "check", *(arguments or ["."]))
@@ -625,8 +635,8 @@ def run_pins(arguments: list[str]) -> None:
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "setup": run_setup, "demo": run_demo, "test": run_test, "lint": run_lint, "types": run_types, "wheel": run_wheel,
-    "simulate": run_simulate, "simulate-mesh": run_simulate_mesh, "fuzz": run_fuzz, "clean": run_clean,
-    "pins": run_pins,
+    "simulate": run_simulate, "simulate-mesh": run_simulate_mesh, "bench": run_bench,
+    "test-neighbours": run_test_neighbours, "fuzz": run_fuzz, "clean": run_clean, "pins": run_pins,
 }  # fmt: skip
 
 

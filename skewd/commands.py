@@ -528,6 +528,9 @@ def sidecar(
             loop.add_signal_handler(number, stop.set)
         await serve(wanted, ready, stop, spoken=transports.update)
 
+    from skewd_sidecar.heap import keep_pages
+
+    keep_pages()
     try:
         asyncio.run(until_told_to_stop())
     except ValueError as error:
@@ -592,7 +595,8 @@ def experiment_run(
     stage: Annotated[str, typer.Option(metavar="STAGE", help="The stage whose clock is skewed.")] = "inference",
     direction: Annotated[str, typer.Option(metavar="WAY", help="behind or ahead.")] = "behind",
     transports: Annotated[
-        str | None, typer.Option("--transports", "--transport", metavar="LIST", help="zmq,kafka; default both.")
+        str | None,
+        typer.Option("--transports", "--transport", metavar="LIST", help="zmq,kafka,aeron; default zmq,kafka."),
     ] = None,
     modes: Annotated[
         str | None, typer.Option("--modes", "--mode", metavar="LIST", help="off,tag,rewrite; default all.")
@@ -628,6 +632,16 @@ def experiment_run(
     kafka_bootstrap: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Use this broker instead of starting one.")
     ] = None,
+    kafka_clients: Annotated[
+        str, typer.Option(metavar="HOW", help="latency: nothing waits; default: the client's own waits (linger 5 ms).")
+    ] = "latency",
+    aeron_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Use this running Aeron media driver instead of starting one.")
+    ] = None,
+    aeron_channel: Annotated[str, typer.Option(metavar="MEDIUM", help="ipc or udp.")] = "ipc",
+    inband_only: Annotated[
+        bool, typer.Option("--inband-only", help="Compare clocks over the transport under test alone, UDP off.")
+    ] = False,
     model: Annotated[
         str | None, typer.Option(metavar="MODULE:CALLABLE", help="Your model: bytes in, a label out.")
     ] = None,
@@ -678,6 +692,10 @@ def experiment_run(
             simulated=simulated,
             separations=separations,
             kafka_bootstrap=kafka_bootstrap,
+            kafka_clients=kafka_clients,
+            aeron_dir=aeron_dir,
+            aeron_channel=aeron_channel,
+            inband_only=inband_only,
             model=model,
             out=out if out is not None else Path("out/demo" if demo else "out/experiment"),
             demo=demo,
@@ -691,6 +709,24 @@ def experiment_run(
         _missing(error)
     code = experiment.main(options)
     return code if isinstance(code, int) else 0
+
+
+@experiment_app.command("stage")
+def experiment_stage(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="producer, preprocess, inference, postprocess or consumer.")
+    ],
+    config: Annotated[Path, typer.Option("--config", metavar="FILE", help="One file for all stages and hosts.")],
+) -> int:
+    """Run one stage of the pipeline on this host, with the clock it has."""
+    try:
+        from skewd_pipeline import stage_run
+    except ModuleNotFoundError as error:
+        _missing(error)
+    try:
+        return stage_run.main(name, config)
+    except ModuleNotFoundError as error:
+        _missing(error)
 
 
 @experiment_app.command("report")

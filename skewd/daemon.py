@@ -403,7 +403,8 @@ class Daemon:
         if self._member is not None or self._mesh_complaint is not None:
             return
         from skewd.identity import IdentityError, PinsFile, load_identity
-        from skewd.records import MeshExtraMissing, RecordStore
+        from skewd.record_store import RecordStore
+        from skewd.records import MeshExtraMissing
 
         config = self.config
         try:
@@ -426,6 +427,7 @@ class Daemon:
             first_sequence=identity.first_sequence,
             say=lambda text, warning: self._log.warning(text) if warning else self._log.info(text),
         )
+        self._member.begin(self.clock.raw_ns())
 
     def _keep_pins(self) -> None:
         if self._member is None or self._pins is None:

@@ -65,6 +65,7 @@ class CellFacts:
     messages: int
     outputs_correct: float
     throughput_per_s: float
+    client: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,6 +280,7 @@ def _row(spans: Mapping[str, SpanRecord], duplicated: int, mode: str, rule: str,
     return Run(
         transport=facts.transport,
         broker=facts.broker,
+        client=facts.client,
         stage=facts.stage,
         direction=facts.direction,
         skew_ms=facts.skew_ns / 1e6,

@@ -56,7 +56,14 @@ def kafka_version(jar_names: Iterable[str]) -> str | None:
 
 
 def choose(
-    *, bootstrap: str | None, prefer: Prefer, java: int | None, kafka: str | None, libs: str, librdkafka: str
+    *,
+    bootstrap: str | None,
+    prefer: Prefer,
+    java: int | None,
+    kafka: str | None,
+    libs: str,
+    librdkafka: str,
+    not_fetched: str | None = None,
 ) -> Plan:
     """Decide.
 
@@ -67,6 +74,7 @@ def choose(
         kafka: version of the broker's jars that were found, if any.
         libs: where the jars were looked for, for the reason.
         librdkafka: version of the client library, which brings the mock.
+        not_fetched: why the jars could not be fetched, if that was tried.
 
     Raises:
         BrokerError: "apache" was asked for and is not possible.
@@ -81,7 +89,8 @@ def choose(
     elif java < MIN_JAVA:
         missing = f"Java {java} is too old for Apache Kafka (install >= {MIN_JAVA})"
     elif kafka is None:
-        missing = f"Apache Kafka's jars are not in {libs} (the set-up fetches them where Maven is installed)"
+        why = not_fetched or "the set-up fetches them where Maven is installed"
+        missing = f"Apache Kafka's jars are not in {libs} ({why})"
     if missing is None:
         return Plan("apache", str(kafka), f"Java {java} and the jars of Apache Kafka {kafka} are here")
     if prefer == "apache":

@@ -20,7 +20,7 @@ from skewd_pipeline.law import AGREEMENT_LEAST, edge_name, exceptions, predictio
 from skewd_pipeline.results import Check, LawCell, Results, Run
 
 # transport -> (at 5 ms, at 10 ms): the least raw span-start rate, with the default floor and inference behind.
-EXPECTED_RATES = {"zmq": (0.9, 0.95), "kafka": (0.1, 0.8)}
+EXPECTED_RATES = {"zmq": (0.9, 0.95), "kafka": (0.1, 0.8), "aeron": (0.9, 0.95)}
 EXPECTED_FLOOR_MS = 3.5
 INDETERMINATE_SHARE_MAX = 0.05
 THROUGHPUT_LOSS_MAX = 0.05
@@ -92,6 +92,8 @@ def _raw_rates(runs: list[Run]) -> list[Check]:
                 raw, transport=transport, skew_ms=skew_ms, floor_ms=EXPECTED_FLOOR_MS, stage="inference",
                 direction="behind",
             )  # fmt: skip
+            # Kafka's clients with their own waits have other separations: the law predicts those, no constant does.
+            cells = [run for run in cells if run.client != "default"]
             if not cells:
                 found.append(_not_applicable(name, statement, "no such cell in this run"))
                 continue

@@ -4,7 +4,7 @@ A measurement must not be disturbed by its own evaluation, so nothing is parsed 
 arrival, and read when a cell is over. Both of OTLP's protocols are spoken, because a sidecar must forward over both.
 
 Limits: bodies up to ``BODY_MAX``; ``BODIES_MAX_BYTES`` are kept per mode until they are taken, then more is refused
-(429 / RESOURCE_EXHAUSTED) rather than dropped. Loopback only.
+(429 / RESOURCE_EXHAUSTED) rather than dropped. Loopback, unless another host is named; nothing is authenticated.
 """
 
 from __future__ import annotations
@@ -40,10 +40,17 @@ class Collector:
             *(server.stop(grace=0) for server in self._servers), *(runner.cleanup() for runner in self._runners)
         )
 
-    async def listen(self, mode: str, protocol: Protocol) -> str:
-        """Opens one more address; the URL to forward this mode's spans to (``grpc://`` or ``http://``)."""
+    async def listen(self, mode: str, protocol: Protocol, *, host: str = "127.0.0.1", port: int = 0) -> str:
+        """Opens one more address; the URL to forward this mode's spans to (``grpc://`` or ``http://``).
+
+        Args:
+            host, port: for HTTP, where; port 0 picks one.
+
+        Raises:
+            OSError: it can't be listened on.
+        """
         self._bodies[mode], self._sizes[mode] = [], 0
-        return await (self._listen_http(mode) if protocol == "http" else self._listen_grpc(mode))
+        return await (self._listen_http(mode, host, port) if protocol == "http" else self._listen_grpc(mode))
 
     def take(self, mode: str) -> list[bytes]:
         """Everything that arrived for ``mode`` since the last call."""
@@ -57,7 +64,7 @@ class Collector:
         self._sizes[mode] += len(body)
         return True
 
-    async def _listen_http(self, mode: str) -> str:
+    async def _listen_http(self, mode: str, host: str, port: int) -> str:
         async def traces(request: web.Request) -> web.Response:
             body = await request.read()  # aiohttp has undone the compression
             if not self._keep(mode, body):
@@ -69,7 +76,7 @@ class Collector:
         runner = web.AppRunner(app, access_log=None)
         await runner.setup()
         self._runners.append(runner)
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        await web.TCPSite(runner, host, port).start()
         host, port = runner.addresses[0][:2]
         return f"http://{host}:{port}"
 

@@ -146,7 +146,7 @@ def table(results: Results) -> Table:
         bound = next((row.uncertainty_ns for row in rows.values() if row.uncertainty_ns), None)
         said = tag.violation_verdicts if tag else {}
         found.add_row(
-            transport_label(any_row) + ("" if floor_ms else "*"),
+            transport_label(any_row, wide=False) + ("" if floor_ms else "*"),
             skew_label(any_row.skew_ms),
             _percent(start.violation_rate if start else None),
             _percent(start.predicted_rate if start else None),
@@ -158,12 +158,35 @@ def table(results: Results) -> Table:
         )
     if any(not row.floor_ms for row in (*results.runs, *results.floor0)):
         found.caption = "* without the service floor"
+    if any(row.client == "default" for row in results.runs):
+        found.caption = f"{found.caption or ''}\nKafka's clients with their own waits (5 ms of linger)".strip()
     return found
 
 
-def transport_label(row: Run) -> str:
-    """``zmq``, ``kafka mock``: a mock is never shown without saying so."""
-    return f"{row.transport} {row.broker}" if row.broker else row.transport
+def bounds_table(results: Results) -> Table:
+    """What the bounds were worth, one line for each transport."""
+    found = Table(box=box.SIMPLE_HEAD, header_style="bold", padding=(0, 0, 0, 1), pad_edge=False)
+    for heading in ("transport", "clocks compared", "width p50", "max", "truth inside", "residual max", "beyond"):
+        found.add_column(heading, justify="left" if heading in ("transport", "clocks compared") else "right")
+    for row in results.bounds:
+        width = row.width_ns
+        found.add_row(
+            f"{row.transport} {row.broker}" if row.broker else row.transport,
+            row.path,
+            f"{width.p50 / 1e3:.0f} us" if width else "-",
+            f"{width.max / 1e3:.0f} us" if width else "-",
+            _percent(row.coverage),
+            f"{row.residual_max_ns / 1e3:.0f} us",
+            str(row.residuals_beyond),
+        )
+    return found
+
+
+def transport_label(row: Run, *, wide: bool = True) -> str:
+    """``zmq``, ``kafka mock``, ``aeron ipc``: a mock is never shown without saying so."""
+    unusual = row.client if row.client != "latency" and (wide or row.client != "default") else None
+    parts = (row.transport, row.broker, unusual)
+    return " ".join(part for part in parts if part)
 
 
 def _percent(share: float | None) -> str:

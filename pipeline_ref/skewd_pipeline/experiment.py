@@ -15,6 +15,7 @@ import contextlib
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,19 +35,31 @@ def main(options: ExperimentOptions) -> int:
     options = with_demo(options)
     if options.simulated:
         return _simulated(options)
+    runnable, missing = possible(options.transports)
+    for transport, reason in missing.items():
+        print(f"skewd experiment: {transport} is not run: {reason}", file=sys.stderr)
+    if not runnable:
+        return 1
+    options = replace(options, transports=runnable)
     groups = plan(options)
     print("\n".join(introduction(options, groups)), flush=True)
 
-    from skewd_pipeline.display import Display, table
+    from skewd_pipeline.display import Display, bounds_table, table
+    from skewd_pipeline.results import Missing
 
     with Display(seconds(groups) + _over_time_s(options)) as display:
-        results, code = _run(options, groups, display)
+        results, code = _run_all(options, groups, display)
         if results is None:
             return code
+        results.missing = [Missing(transport=transport, reason=reason) for transport, reason in missing.items()]
         display.step("writing the report")
         report = _write(results, options.out)
     display.console.print()
     display.console.print(table(results))
+    if results.bounds:
+        display.console.print(bounds_table(results))
+    for gone in results.missing:
+        display.line(f"{gone.transport} is missing: {gone.reason}")
     return _ending(results, report, options, display)
 
 
@@ -74,6 +87,7 @@ def introduction(options: ExperimentOptions, groups: Sequence[Group]) -> list[st
         f"  {len(cells_of(groups))} cells on {' and '.join(options.transports)}, {options.messages} messages each at "
         f"{options.rate:g}/s; modes {', '.join(options.modes)} side by side; "
         f"service floor {options.service_floor_ns / 1e6:g} ms",
+        *(["  clocks are compared over the transport under test alone; UDP is off"] if options.inband_only else []),
         *_long_run_said(options),
         f"  about {seconds(groups) + _over_time_s(options):.0f} s; results in {options.out}; "
         "Ctrl-C ends it and leaves nothing behind",
@@ -133,6 +147,37 @@ def farewell(out: Path, report: Path) -> list[str]:
         "  skewd experiment run --transports zmq --direction ahead --out out/ahead   # the other way round",
         "  skewd run   # bound this machine's own clock; then: skewd status, skewd check",
     ]
+
+
+def possible(transports: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Those of the transports that can be run here, and of the others what they lack."""
+    from skewd_pipeline.transports import aeron_missing
+
+    reason = aeron_missing() if "aeron" in transports else None
+    missing = {} if reason is None else {"aeron": reason}
+    return tuple(transport for transport in transports if transport not in missing), missing
+
+
+def _run_all(options: ExperimentOptions, groups: Sequence[Group], display: Display) -> tuple[Results | None, int]:
+    """One run, or in-band only one for each transport, with nodes of its own."""
+    if not options.inband_only or len(options.transports) == 1:
+        return _run(options, groups, display)
+    from skewd_pipeline.claims import claims
+    from skewd_pipeline.results import merged
+
+    parts = []
+    for transport in options.transports:
+        display.line(f"  in-band only: {transport}")
+        alone = replace(options, transports=(transport,))
+        results, code = _run(alone, plan(alone), display)
+        if results is None:
+            return None, code
+        parts.append(results)
+    whole = merged(parts)
+    # What does not depend on the run is in each part.
+    whole.heuristics = [row for number, row in enumerate(whole.heuristics) if row not in whole.heuristics[:number]]
+    whole.checks = claims(whole)
+    return whole, 0
 
 
 def _run(options: ExperimentOptions, groups: Sequence[Group], display: Display) -> tuple[Results | None, int]:

@@ -34,6 +34,7 @@ def tables(results: Results) -> dict[str, str]:
         "events": ({"run": run.run, **_flat(event)} for run in results.long_runs for event in run.events),
         "confusion": map(_flat, results.confusion),
         "heuristics": map(_flat, results.heuristics),
+        "bounds": map(_flat, results.bounds),
         "throughput": map(_flat, results.throughput),
         "claims": map(_flat, results.checks),
         "separations": (

@@ -36,6 +36,7 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from skewd_pipeline.broker_plan import (
+    MIN_JAVA,
     BrokerError,
     Kind,
     Plan,
@@ -49,7 +50,14 @@ from skewd_pipeline.broker_plan import (
     tail,
 )
 from skewd_pipeline.corpus import repository_root
-from skewd_pipeline.transports.kafka import COMMON, FETCH_WAIT_MS, consumer_settings, producer_settings
+from skewd_pipeline.kafka_jars import cache_libs, fetch
+from skewd_pipeline.transports.kafka import (
+    COMMON,
+    FETCH_WAIT_MS,
+    MOCK_CLUSTER,
+    consumer_settings,
+    producer_settings,
+)
 
 LIBS = Path("build/kafka/libs")
 LIBS_VARIABLE = "SKEWD_KAFKA_LIBS"
@@ -144,6 +152,24 @@ class Broker:
         return self._admin
 
 
+def external(bootstrap: str) -> Broker:
+    """The broker there, which somebody else runs and keeps.
+
+    Raises:
+        BrokerError: it does not answer.
+    """
+    broker = Broker("external", "unknown", bootstrap, f"the broker at {bootstrap} was given")
+    try:
+        cluster = broker._client().list_topics(timeout=REQUEST_LIMIT_S)
+    except ck.KafkaException as error:
+        raise BrokerError(
+            f"no Kafka broker answers at {bootstrap}: {error.args[0].str()}; see whether it runs and is reachable"
+        ) from error
+    if str(cluster.cluster_id).startswith(MOCK_CLUSTER):
+        broker.kind = "mock"
+    return broker
+
+
 @contextlib.contextmanager
 def open_broker(
     bootstrap: str | None = None,
@@ -167,17 +193,20 @@ def open_broker(
         BrokerError: it does not start or does not answer; with the end of its log.
     """
     libs = libs or default_libs()
+    java = None if bootstrap or prefer == "mock" else _find_java()
+    not_fetched = fetch(libs, _Slowly(progress)) if java is not None and java >= MIN_JAVA else None
     plan = choose(
         bootstrap=bootstrap,
         prefer=prefer,
-        java=None if bootstrap or prefer == "mock" else _find_java(),
+        java=java,
+        not_fetched=not_fetched,
         kafka=kafka_version(path.name for path in libs.glob("*.jar")),
         libs=str(libs),
         librdkafka=ck.libversion()[0],
     )
     if plan.kind == "external":
         assert bootstrap is not None, "choose() takes external only when a bootstrap address was given"
-        with _external(plan, bootstrap) as broker:
+        with _external(bootstrap) as broker:
             yield broker
     elif plan.kind == "apache":
         with _apache(plan, libs, _Slowly(progress)) as broker:
@@ -191,11 +220,13 @@ def open_broker(
 
 
 def default_libs() -> Path:
-    """Where the jars are: ``$SKEWD_KAFKA_LIBS``, else ``build/kafka/libs`` here or in the checkout."""
+    """Where the jars are: ``$SKEWD_KAFKA_LIBS``, else ``build/kafka/libs`` here or in the checkout, else the cache."""
     if named := os.environ.get(LIBS_VARIABLE):
         return Path(named)
+    if LIBS.is_dir():
+        return LIBS
     root = repository_root()
-    return root / LIBS if root is not None and not LIBS.is_dir() else LIBS
+    return root / LIBS if root is not None else cache_libs()
 
 
 class _Slowly:
@@ -213,14 +244,9 @@ class _Slowly:
 
 
 @contextlib.contextmanager
-def _external(plan: Plan, bootstrap: str) -> Iterator[Broker]:
-    broker = Broker("external", plan.version, bootstrap, plan.reason)
-    try:
-        broker._client().list_topics(timeout=REQUEST_LIMIT_S)
-    except ck.KafkaException as error:
-        raise BrokerError(
-            f"no Kafka broker answers at {bootstrap}: {error.args[0].str()}; see whether it runs and is reachable"
-        ) from error
+def _external(bootstrap: str) -> Iterator[Broker]:
+    broker = external(bootstrap)
+    broker.kind = "external"  # whatever speaks there: it was given, and results name it by its address
     try:
         yield broker
     finally:

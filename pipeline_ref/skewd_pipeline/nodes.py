@@ -6,7 +6,8 @@ loopback, and nothing else: no process of a node is told how far its clock is of
 the one hand on the pages.
 
 The mesh has the reference's address as every other node's one peer; the daemons also speak in-band, over the
-pipeline's own ZeroMQ hops, through an ipc socket that the stage connects to.
+pipeline's own ZeroMQ and Aeron hops, through an ipc socket that the stage connects to. In-band only (``inband.py``) the
+mesh has no UDP and no peer's address: what the stages and the run's broker carry is all there is.
 
 Limits: everything lives in one directory with a short path (a Unix socket's path must have less than 108 bytes);
 nodes settle within ``SETTLE_LIMIT_S`` or the run ends with what the daemon says of itself.
@@ -28,7 +29,9 @@ import aiohttp
 from skewd.clock import HostClock, VirtualPage
 from skewd.kernel_clock import frequency_of
 from skewd.keys import generate_key_file
+from skewd_pipeline import inband
 from skewd_pipeline.children import Child, ChildFailed, Children
+from skewd_pipeline.inband import InBand
 from skewd_pipeline.plan import truth_ns
 from skewd_pipeline.results import STAGES
 
@@ -62,16 +65,25 @@ class NodeParts:
 
 
 def node_toml(
-    name: str, directory: Path, *, key: Path, peers: Sequence[str], reference: str, link: str, forward: str = ""
+    name: str,
+    directory: Path,
+    *,
+    key: Path,
+    peers: Sequence[str],
+    reference: str,
+    link: str,
+    only: InBand | None = None,
 ) -> str:
     """A node's configuration. JSON's strings and lists of strings are TOML's too."""
+    # A chain of nodes has one path to each, and in this experiment nobody lies.
+    mesh = ['listen = "127.0.0.1:0"'] if only is None else ['listen = "off"', "liars = 0"]
     lines = [
         "[node]",
         f"name = {json.dumps(name)}",
         f"runtime_dir = {json.dumps(str(directory))}",
         f"state_dir = {json.dumps(str(directory))}",
         "[mesh]",
-        'listen = "127.0.0.1:0"',
+        *mesh,
         f"key_file = {json.dumps(str(key))}",
         f"peers = {json.dumps(list(peers))}",
         f'interval = "{MESH_INTERVAL}"',
@@ -79,6 +91,7 @@ def node_toml(
         "[[link]]",
         'transport = "zmq"',
         f"address = {json.dumps(link)}",
+        *([] if only is None else only.link_lines()),
         "[sidecar]",
         'grpc = "off"',
         'http = "127.0.0.1:0"',
@@ -104,6 +117,8 @@ class Nodes:
         self._children = children
         self._key = directory / "mesh.key"
         generate_key_file(self._key)
+        self.only: InBand | None = None
+        """How the nodes hear each other where that is in-band only; to be set before the clocks are started."""
         self.parts: dict[str, NodeParts] = {}
         for number, name in enumerate(STAGES):
             home = directory / name
@@ -137,7 +152,7 @@ class Nodes:
         reference.socket = str(ready["socket"])
         for parts in self.parts.values():
             if parts is not reference:
-                self._configure(parts, [str(ready["mesh"])])
+                self._configure(parts, [str(ready["mesh"])] if self.only is None else [])
                 await self._start_daemon(parts)
         progress(f"starting {len(STAGES)} daemons and {len(STAGES) * len(collectors)} sidecars")
         for parts in self.parts.values():
@@ -183,7 +198,13 @@ class Nodes:
     def _configure(self, parts: NodeParts, peers: Sequence[str]) -> None:
         parts.config.write_text(
             node_toml(
-                parts.name, parts.directory, key=self._key, peers=peers, reference=self.reference, link=parts.link
+                parts.name,
+                parts.directory,
+                key=self._key,
+                peers=peers,
+                reference=self.reference,
+                link=parts.link,
+                only=self.only,
             )
         )
 
@@ -218,7 +239,15 @@ class Nodes:
             await self._children.unless_failed(self.stage(upstream).answer(30, event="connected"))
 
     def _linked(self, hops: list[dict[str, Any]], node: str) -> list[dict[str, Any]]:
-        return [{**hop, "daemon_link": self.parts[node].link if hop["transport"] == "zmq" else None} for hop in hops]
+        carries_clocks = {"zmq", "aeron"} if self.only is None else {self.only.transport}
+        return [
+            {
+                **hop,
+                "daemon_link": self.parts[node].link if hop["transport"] in carries_clocks else None,
+                "stamps": self.only is not None,
+            }
+            for hop in hops
+        ]
 
     def stage(self, name: str) -> Child:
         """A stage's process."""
@@ -267,13 +296,14 @@ class Nodes:
             ChildFailed: they do not within ``SETTLE_LIMIT_S``; the message has what they say.
         """
         deadline = time.monotonic() + SETTLE_LIMIT_S
+        limit_ns = SETTLED_UNCERTAINTY_NS if self.only is None else inband.SETTLED_UNCERTAINTY_NS
         for name in names:
             while True:
                 status = await self._children.unless_failed(self.status(name))
                 uncertainty = status.get("uncertainty_ns")
                 if (
                     status.get("status") == "synchronized"
-                    and (name == self.reference or (uncertainty is not None and uncertainty < SETTLED_UNCERTAINTY_NS))
+                    and (name == self.reference or (uncertainty is not None and uncertainty < limit_ns))
                     and (after_era is None or status.get("era", 0) > after_era)
                 ):
                     break
@@ -281,7 +311,7 @@ class Nodes:
                     said = json.dumps({key: status.get(key) for key in ("status", "era", "uncertainty_ns", "messages")})
                     raise ChildFailed(
                         f"the daemon of {name} has no bound below "
-                        f"{SETTLED_UNCERTAINTY_NS / 1e6:g} ms after {SETTLE_LIMIT_S:.0f} s; it says {said}"
+                        f"{limit_ns / 1e6:g} ms after {SETTLE_LIMIT_S:.0f} s; it says {said}"
                         f"{_running(self.parts[name].daemon).tail()}"
                     )
                 await asyncio.sleep(POLL_S)

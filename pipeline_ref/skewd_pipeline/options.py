@@ -19,7 +19,9 @@ from skewd.durations import parse_duration_ns
 
 STAGES = ("producer", "preprocess", "inference", "postprocess", "consumer")
 DIRECTIONS = ("behind", "ahead")
-TRANSPORTS = ("zmq", "kafka")
+TRANSPORTS = ("zmq", "kafka", "aeron")
+KAFKA_CLIENTS = ("latency", "default")
+AERON_CHANNELS = ("ipc", "udp")
 MODES = ("off", "tag", "rewrite")
 
 SKEWS_MAX = 64
@@ -49,7 +51,7 @@ class ExperimentOptions:
         skews_ms: how far the skewed stage's clock is off, milliseconds, in the order they are run, none negative.
         stage: the stage whose node has the skewed clock.
         direction: ``behind`` (its clock shows too little) or ``ahead``.
-        transports: ``zmq``, ``kafka``.
+        transports: ``zmq``, ``kafka``, ``aeron``.
         modes: the sidecar modes that see the same traffic side by side: ``off``, ``tag``, ``rewrite``.
         messages: messages counted in each cell.
         rate: messages offered per second.
@@ -63,6 +65,10 @@ class ExperimentOptions:
         simulated: that run alone, and not on processes but on simulated time.
         separations: a results.json whose measured separations the simulated run draws from; None: a model's.
         kafka_bootstrap: ``host:port[,host:port]`` of a broker to use instead of one started for the run.
+        kafka_clients: ``latency`` (nothing waits for company) or ``default`` (librdkafka's own waits, 5 ms of linger).
+        aeron_dir: of a running media driver, instead of one started for the run.
+        aeron_channel: ``ipc`` (shared memory) or ``udp`` (on loopback).
+        inband_only: the clocks are compared over the transport under test and over nothing else.
         model: ``module:callable`` that takes bytes and returns a label, instead of the model that comes with it.
         out: the directory that results.json and report.html are written to.
         demo: run the short form that ``make demo`` runs.
@@ -88,6 +94,10 @@ class ExperimentOptions:
     simulated: bool = False
     separations: Path | None = None
     kafka_bootstrap: str | None = None
+    kafka_clients: str = "latency"
+    aeron_dir: Path | None = None
+    aeron_channel: str = "ipc"
+    inband_only: bool = False
     model: str | None = None
     out: Path = Path("out/experiment")
     demo: bool = False
@@ -133,6 +143,8 @@ class ExperimentOptions:
             _HOST_PORT.fullmatch(part) for part in self.kafka_bootstrap.split(",")
         ):
             raise ValueError(f"--kafka-bootstrap: '{self.kafka_bootstrap}' is not host:port; write 127.0.0.1:9092")
+        _one_of("--kafka-clients", self.kafka_clients, KAFKA_CLIENTS)
+        _one_of("--aeron-channel", self.aeron_channel, AERON_CHANNELS)
         if self.model is not None and not _MODEL.fullmatch(self.model):
             raise ValueError(f"--model: '{self.model}' is not module:callable; write mymodel:classify")
 

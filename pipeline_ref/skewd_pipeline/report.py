@@ -110,6 +110,7 @@ def _page(results: Results, drawn: _Drawn) -> str:
         ("blame", "Not every negative span is skew", _confusion(results.confusion)),
         ("heuristics", "Beside what trace tools do today", _heuristics(results, drawn)),
         ("tags", "What the tags say, and whether to believe them", _tags(drawn)),
+        ("worth", "What the bounds were worth, per transport", _worth(results)),
         ("monitoring", "What monitoring sees", _probes(results)),
         ("cost", "What it costs", _throughput(results)),
         ("claims", _claims_title(results.checks), _claims(results.checks)),
@@ -516,6 +517,32 @@ def _tags(drawn: _Drawn) -> str:
         "wrong. <b>indeterminate</b>: closer than the clocks can tell. <b>impossible</b> (a bug, not a clock) would be "
         "counted too. Bounds: only the experiment knows the injected offset, and a dot above its bar would be a bound "
         "that was wrong.",
+    )
+
+
+def _worth(results: Results) -> str:
+    body = [
+        (
+            f"{row.transport} ({row.broker})" if row.broker else row.transport,
+            row.path,
+            _microseconds(row.width_ns.p50 / 1e3) if row.width_ns else "-",
+            _microseconds(row.width_ns.max / 1e3) if row.width_ns else "-",
+            "-" if row.coverage is None else f"{row.coverage:.4%}",
+            _microseconds(row.residual_max_ns / 1e3),
+            str(row.residuals_beyond),
+        )
+        for row in results.bounds
+    ]
+    missing = "".join(f"<p>{escape(row.transport)} was not run: {escape(row.reason)}.</p>" for row in results.missing)
+    if not body:
+        return missing
+    head = ("transport", "clocks compared over", "width, median", "greatest", "truth inside", "residual", "beyond")
+    return (
+        missing
+        + _table(head, body, text_columns=(1,))
+        + "<p>The width is that of the whole interval on the nodes that are not the reference. A residual is a "
+        "send-receive gap that rewriting left negative, within the two spans' summed uncertainty; none may be "
+        "beyond.</p>"
     )
 
 

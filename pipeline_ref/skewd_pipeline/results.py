@@ -34,6 +34,7 @@ STOCHASTIC = (
     "uncertainty_ns",
     "error_ns",
     "all",
+    "bounds",
     "law.measured_*",
     "law.predicted_*",
     "law.agrees",
@@ -85,6 +86,7 @@ class Run(msgspec.Struct, kw_only=True):
     ``violation_verdicts`` are the verdicts of the violating edges, ``verdicts`` those of all counted ones.
     ``bound_misses``: tagged spans of the cell for which the injected offset lay outside
     ``clock.offset_ns`` +- ``clock.uncertainty_ns``; ``error_ns`` is the distance between the two.
+    ``client``: on Kafka, how its clients were set: ``latency`` or ``default``; on Aeron the medium.
     """
 
     transport: str
@@ -118,6 +120,7 @@ class Run(msgspec.Struct, kw_only=True):
     durations_changed: int | None = None
     order_changed: int | None = None
     all: AllEdges | None = None
+    client: str | None = None
     shorter_separations: int | None = None
     """How many of this cell's own edges were closer together than the skew, by the host's raw clock alone."""
 
@@ -314,6 +317,35 @@ class Heuristic(msgspec.Struct, kw_only=True):
     undecided: int = 0
 
 
+class Missing(msgspec.Struct, kw_only=True):
+    """A transport that was asked for and cannot be run here, and what it lacks."""
+
+    transport: str
+    reason: str
+
+
+class Bounds(msgspec.Struct, kw_only=True):
+    """What the clocks' bounds were worth on one transport, over the spans of its tagged cells.
+
+    ``width_ns`` is that of the whole interval (twice the uncertainty) on the nodes that are not the reference,
+    ``width_p50_ns`` the middle one by node; ``coverage`` the share of spans whose true offset lay inside (None: no span
+    had a bound); ``residual_max_ns`` the largest send-receive gap still negative after rewrite and within the summed
+    uncertainty, ``residuals_beyond`` how many were beyond it; ``messages`` what the daemons exchanged.
+    """
+
+    transport: str
+    broker: str | None
+    path: str
+    spans: int
+    spans_unsynchronized: int
+    coverage: float | None
+    width_ns: Spread | None
+    width_p50_ns: dict[str, int]
+    residual_max_ns: int
+    residuals_beyond: int
+    messages: dict[str, int]
+
+
 class Probe(msgspec.Struct, kw_only=True):
     """What ``skewd check`` said on the skewed node."""
 
@@ -352,6 +384,8 @@ class Results(msgspec.Struct, kw_only=True):
     confusion: list[Confusion] = []
     heuristics: list[Heuristic] = []
     separations: list[Separations] = []
+    bounds: list[Bounds] = []
+    missing: list[Missing] = []
     probes: list[Probe] = []
     checks: list[Check] = []
     stochastic: list[str] = msgspec.field(default_factory=lambda: list(STOCHASTIC))
@@ -398,11 +432,17 @@ def merged(parts: list[Results]) -> Results:
         return first
     runs = [run for part in parts for run in part.runs]
     seen: set[tuple[str, ...]] = set()
+    clients: dict[str, str | None] = {}
     for run in runs:
         cell = (run.transport, run.stage, run.direction, skew_label(run.skew_ms), run.mode, run.rule)
         if cell in seen:
             raise ValueError(f"two of the results have the row '{', '.join(cell)}'; give each its own report")
         seen.add(cell)
+        if (other := clients.setdefault(run.transport, run.client)) != run.client:
+            raise ValueError(
+                f"one of the results has {run.transport} with {other}, another with {run.client}: a page has one curve "
+                "for a transport; give each its own report"
+            )
     return Results(
         runs=runs,
         host=_joined([part.host for part in parts]),
@@ -418,6 +458,8 @@ def merged(parts: list[Results]) -> Results:
         confusion=[row for part in parts for row in part.confusion],
         heuristics=[row for part in parts for row in part.heuristics],
         separations=[row for part in parts for row in part.separations],
+        bounds=[row for part in parts for row in part.bounds],
+        missing=[row for part in parts for row in part.missing],
         probes=[row for part in parts for row in part.probes],
         checks=[row for part in parts for row in part.checks],
         stochastic=first.stochastic,

@@ -19,13 +19,11 @@ import asyncio
 import contextlib
 import json
 import os
-import platform
 import shutil
 import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -39,11 +37,15 @@ from skewd_pipeline.collector import Collector, Protocol
 from skewd_pipeline.confusion import Tally
 from skewd_pipeline.display import Display, calls_line, cell_line, over_time_line, overload_line
 from skewd_pipeline.heuristics import REAL_CALLS, call_traces, compare, pipeline_traces
+from skewd_pipeline.inband import CLOCK_TOPIC, BoundsTally, InBand, messages_used
 from skewd_pipeline.law import law_cells, predict, thresholds
+from skewd_pipeline.media import Media
+from skewd_pipeline.media import start as start_media
 from skewd_pipeline.nodes import Nodes
 from skewd_pipeline.options import ExperimentOptions
 from skewd_pipeline.overtime import Story, Trajectory, schedule
 from skewd_pipeline.plan import DIRECT, CellPlan, Group, cells_of, over_time, page_offset_ns, seconds
+from skewd_pipeline.ran_on import host, versions
 from skewd_pipeline.results import STAGES, Probe, Results, Separations, Throughput
 from skewd_pipeline.simulated import record
 from skewd_pipeline.spans import SpanRecord, spans_of
@@ -64,10 +66,6 @@ SHORT_PATH_MAX = 60
 
 # Both of OTLP's protocols are forwarded over: the modes differ in what they do to spans, not in how they send.
 FORWARD: dict[str, Protocol] = {"off": "http", "tag": "grpc", "rewrite": "http", DIRECT: "http"}
-PACKAGES = (
-    "skewd", "opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http", "grpcio", "aiohttp", "pyzmq",
-    "confluent-kafka", "magika", "onnxruntime",
-)  # fmt: skip
 
 
 class Interrupted(Exception):
@@ -124,6 +122,8 @@ class Experiment:
         self._done_s = 0.0
         self._broker_kind: str | None = None
         self._broker_label: str | None = None
+        self._media: Media | None = None
+        self._bounds = BoundsTally()
         self._tally = Tally()
 
     async def run(self) -> Results:
@@ -168,6 +168,12 @@ class Experiment:
         display.step("choosing files, and asking the model what is right for each")
         preparing = asyncio.create_task(self._prepare(items, children))
         stack.push_async_callback(_ended, preparing)
+        if "aeron" in options.transports:
+            display.step("starting Aeron's media driver" if options.aeron_dir is None else "looking for Aeron's driver")
+            self._media = await start_media(
+                children, directory, options.aeron_dir, options.aeron_channel, time.time_ns() // 1_000_000
+            )
+            self.results.versions["aeron"] = self._media.version
         addresses = {mode: await collector.listen(mode, FORWARD[mode]) for mode in (*options.modes, DIRECT)}
         drift_ppb = -options.drift_ppb if options.direction == "behind" else options.drift_ppb
         nodes = Nodes(
@@ -178,6 +184,8 @@ class Experiment:
             drift_ppb=drift_ppb if options.duration_ns is not None else 0,
         )
         direct = addresses.pop(DIRECT)
+        if options.inband_only:
+            nodes.only = await self._in_band(broker, children)
         clocks = asyncio.create_task(nodes.start_clocks(addresses, direct, progress=display.step))
         stack.push_async_callback(_ended, clocks)
         # Together, so that a model that cannot be loaded is not first waited for by twenty processes.
@@ -188,6 +196,7 @@ class Experiment:
         if broker is not None:
             opened = await children.unless_failed(broker.broker())
             self._broker_kind, self._broker_label = str(opened.kind), str(opened.label)
+            self.results.versions[f"kafka broker ({opened.kind})"] = str(opened.version)
             if opened.kind == "mock":
                 display.line(f"  Kafka is a MOCK in this run: {opened.label}; {opened.reason}")
             run_id = f"skewd-{os.getpid()}-{time.time_ns() // 1_000_000:x}"
@@ -204,8 +213,10 @@ class Experiment:
                 topic = topics[(upstream, downstream)]
                 found.append(
                     {"transport": "kafka", "upstream": upstream, "downstream": downstream, "bootstrap": bootstrap,
-                     "topic": topic}
+                     "topic": topic, "clients": options.kafka_clients}
                 )  # fmt: skip
+            if self._media is not None:
+                found.append(self._media.hop(upstream, downstream))
             return found
 
         display.step("connecting the stages")
@@ -218,6 +229,21 @@ class Experiment:
         for cell in over_time(options):
             self.display.busy(f"{cell.transport} over time", self._at())
             await self._over_time(cell, nodes, collector, children, count)
+        statuses = [await nodes.status(name) for name in STAGES]
+        used = {transport: messages_used(statuses) for transport in options.transports if options.inband_only}
+        self.results.bounds = self._bounds.bounds(
+            inband_only=options.inband_only, reference=options.reference, used=used
+        )
+
+    async def _in_band(self, broker: BrokerHandle | None, children: Children) -> InBand:
+        """How the nodes of this run hear each other, over its one transport."""
+        (transport,) = self.options.transports
+        if broker is None:
+            return InBand(transport)
+        opened = await children.unless_failed(broker.broker())
+        topic = f"{CLOCK_TOPIC}-{os.getpid()}-{time.time_ns() // 1_000_000:x}"
+        await asyncio.to_thread(opened.create_topics, [topic])
+        return InBand(transport, str(opened.bootstrap), topic)
 
     async def _group(self, group: Group, nodes: Nodes, collector: Collector, children: Children, items: int) -> None:
         options = self.options
@@ -229,7 +255,8 @@ class Experiment:
             self.display.busy(f"{cell.transport} at {cell.skew_ns / 1e6:g} ms: {cell.purpose}", self._at())
             await self._cell(cell, nodes, collector, children, items)
             self._done_s += seconds([Group(0, (cell,), False)]) - seconds([])
-        if group.probe:
+        # In-band a bound may be too wide to prove what the check is asked for; that is not the check's fault.
+        if group.probe and not options.inband_only:
             await self._probe(f"{group.skew_ns / 1e6:g} ms", nodes.parts[options.stage].config, children)
 
     def _at(self) -> float:
@@ -424,6 +451,7 @@ class Experiment:
             messages=cell.messages,
             outputs_correct=round(outcome["correct"] / cell.messages, 6),
             throughput_per_s=delivered,
+            client={"kafka": options.kafka_clients, "aeron": options.aeron_channel}.get(cell.transport),
         )
         if "tag" in cell.exporters:
             situation = "overloaded" if cell.purpose == "overload" else "skewed" if cell.skew_ns else "synchronized"
@@ -435,6 +463,9 @@ class Experiment:
             name = f"the pipeline's, {cell.transport}{f' ({facts.broker})' if facts.broker else ''}"
             self.results.heuristics += compare(name, cell.skew_ns / 1e6, pipeline_traces(spans["tag"], facts))
         found = analyse({mode: spans[mode] for mode in cell.exporters}, facts)
+        mode = next((mode for mode in ("tag", "rewrite") if mode in cell.exporters), None)
+        if mode is not None:
+            self._bounds.add(cell.transport, facts.broker, spans[mode], truth_ns, found.rows)
         if cell.skew_ns == 0:
             self._keep_separations(cell, found)
         if cell.purpose == "again":
@@ -515,6 +546,9 @@ class Experiment:
             "duration_s": options.duration_ns / 1e9 if options.duration_ns else None,
             "drift_ppm": options.drift_ppb / 1e3 if options.duration_ns else None,
             "broker": self._broker_label,
+            "kafka_clients": options.kafka_clients if "kafka" in options.transports else None,
+            "aeron_channel": options.aeron_channel if "aeron" in options.transports else None,
+            "inband_only": int(options.inband_only),
             "model": options.model or "magika",
             "demo": int(options.demo),
             "cells": len(cells_of(self.groups)),
@@ -562,27 +596,3 @@ def short_directory() -> Iterator[Path]:
     parent = usual if len(usual) <= SHORT_PATH_MAX - 20 else "/tmp"
     with tempfile.TemporaryDirectory(prefix="skewd-", dir=parent, ignore_cleanup_errors=True) as name:
         yield Path(name)
-
-
-def host() -> dict[str, str | int | float]:
-    """What the figures depend on that is not in the settings."""
-    cpu = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return {
-        "system": f"{platform.system()} {platform.release()}",
-        "machine": platform.machine(),
-        "cpu": cpu,
-        "cores": len(os.sched_getaffinity(0)),
-        "load_1min_before": round(os.getloadavg()[0], 2),
-    }
-
-
-def versions() -> dict[str, str]:
-    """Of Python and of the packages that take part."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
-    return found

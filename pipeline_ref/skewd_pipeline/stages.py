@@ -16,27 +16,9 @@ from __future__ import annotations
 import json
 import os
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
-
-@dataclass(frozen=True, slots=True)
-class StageConfig:
-    """What a stage's process is told once.
-
-    Attributes:
-        stage: its name; the node's too.
-        page: the node's clock (see ``skewd_pipeline.skew``).
-        exporters: OTLP/HTTP base address by name: one per sidecar, and ``direct`` to the collector.
-        model: ``module:callable`` or None, for the inference stage.
-        items: the file with the items and their expected labels (see ``corpus.py``).
-    """
-
-    stage: str
-    page: str
-    exporters: dict[str, str]
-    model: str | None
-    items: str
+from skewd_pipeline.stage_orders import StageConfig
 
 
 def main(arguments: list[str]) -> int:

@@ -11,7 +11,7 @@ to do it waits in the transport (``pump``), which also carries the clocks' conve
 | --- | --- |
 | ``{"do": "listen", "hops": [hop, ...]}`` | ``{"event": "listening", "addresses": {transport: address}}`` |
 | ``{"do": "connect", "hops": [hop, ...]}`` | ``{"event": "connected"}``: outboxes opened |
-| ``{"do": "cell", ...}`` (see `Cell`) | ``{"event": "armed"}``, later ``{"event": "done", ...}`` |
+| ``{"do": "cell", ...}`` (see `stage_orders.Cell`) | ``{"event": "armed"}``, later ``{"event": "done", ...}`` |
 | ``{"do": "serve-calls", ...}`` (see `calls_stage.py`) | ``{"event": "serving", "address": address}`` |
 | ``{"do": "call", "address": address, ...}`` | ``{"event": "done", "answered": count}`` |
 | ``{"do": "finish"}`` | ends the cell if it still runs; spans flushed; ``{"event": "finished", ...}`` |
@@ -29,29 +29,22 @@ import sys
 import threading
 import time
 import zlib
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-from opentelemetry.propagators.textmap import TextMapPropagator
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, set_span_in_context
-from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from skewd_pipeline.calls_stage import make_calls, serve_calls
 from skewd_pipeline.items import digest_of
 from skewd_pipeline.spans import HOST_RAW, HOST_RAW_SENT
-from skewd_pipeline.stages import StageConfig
+from skewd_pipeline.stage_orders import Cell, StageConfig
+from skewd_pipeline.telemetry import Telemetry
 from skewd_pipeline.transports import HopConfig, Inbox, Message, Outbox, open_inbox, open_outbox
 
 IDLE_S = 0.05
 """How long a stage waits in the transport before it looks for a command."""
-
-EXPORT_EVERY_MS = 5_000
-"""The SDK's own default."""
 
 SWITCH_S = 0.0005
 """How long the exporters' threads may keep the interpreter from the one that carries messages. Python's usual 5 ms
@@ -65,35 +58,21 @@ CELL_HEADER = "skewd-cell"
 ID_HEADER = "skewd-message"
 ITEM_HEADER = "skewd-item"
 
-_MESSAGING_SYSTEM = {"zmq": "zeromq", "kafka": "kafka"}
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """One run of messages.
-
-    Attributes:
-        name: told apart from other cells' messages and spans by this.
-        exporters: which of the stage's exporters get this cell's spans.
-        rate: messages a second; None sends as fast as the pipeline takes them.
-        items: the producer's: which item each message carries, in order.
-    """
-
-    name: str
-    transport: str
-    messages: int
-    floor_ns: int
-    exporters: list[str]
-    rate: float | None = None
-    items: list[int] | None = None
+_MESSAGING_SYSTEM = {"zmq": "zeromq", "kafka": "kafka", "aeron": "aeron"}
 
 
 class Commands:
-    """The input's lines, read by a thread of their own so that a running cell can be finished."""
+    """The input's lines, read by a thread of their own so that a running cell can be finished.
 
-    def __init__(self) -> None:
+    Args:
+        reads: whether there are any; else somebody else sets ``finish``.
+    """
+
+    def __init__(self, *, reads: bool = True) -> None:
         self._queue: queue.Queue[dict[str, Any] | None] = queue.Queue(COMMANDS_MAX)
         self.finish = threading.Event()
+        if not reads:
+            return
         threading.Thread(target=self._read, name="commands", daemon=True).start()
 
     def _read(self) -> None:
@@ -165,42 +144,10 @@ class Work:
     def correct(self, digest: str, body: bytes) -> bool:
         """The consumer's: whether the answer is the expected one, and about the item that was sent."""
         answer = json.loads(body)
-        return answer["item"] == digest and self._expected[digest].is_correct(answer["digest"], answer["label"])
-
-
-class Telemetry:
-    """The SDK with one batching exporter per destination; a cell says which of them its spans go to."""
-
-    def __init__(self, config: StageConfig) -> None:
-        self._batches = {
-            name: BatchSpanProcessor(
-                OTLPSpanExporter(endpoint=f"{address}/v1/traces", timeout=10),
-                max_queue_size=65_536,
-                schedule_delay_millis=EXPORT_EVERY_MS,
-            )
-            for name, address in config.exporters.items()
-        }
-        active = self._active = list[BatchSpanProcessor]()
-
-        class ToActive(SpanProcessor):
-            def on_end(self, span: ReadableSpan) -> None:
-                for batch in active:
-                    batch.on_end(span)
-
-        resource = Resource.create({"service.name": config.stage, "service.namespace": "skewd-experiment"})
-        self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-        self._provider.add_span_processor(ToActive())
-        self.tracer = self._provider.get_tracer("skewd_pipeline.stages")
-        self.propagator: TextMapPropagator = TraceContextTextMapPropagator()
-
-    def use(self, exporters: list[str]) -> None:
-        """From now on spans go to these."""
-        self._active[:] = [self._batches[name] for name in exporters]
-
-    def flush(self) -> bool:
-        """Exports what waits; True when all of it was acknowledged in time."""
-        done = [batch.force_flush(15_000) for batch in self._active]  # all of them, also after a failure
-        return all(done)
+        expected = self._expected.get(digest)
+        if expected is None:
+            raise ValueError("not one of the items here; give the producer and the consumer the same file of items")
+        return answer["item"] == digest and expected.is_correct(answer["digest"], answer["label"])
 
 
 class Stage:
@@ -213,6 +160,7 @@ class Stage:
         self._telemetry = Telemetry(config)
         self._inboxes: dict[str, Inbox] = {}
         self._outboxes: dict[str, Outbox] = {}
+        self._stamp_offset_ns = config.stamp_offset_ns
 
     def run(self) -> None:
         """Follows commands until the input ends."""
@@ -229,41 +177,87 @@ class Stage:
             self._obey(command)
 
     def _idle_end(self) -> Inbox | Outbox | None:
-        # Only ZeroMQ's ends carry the clocks' conversation; one turns all that this thread opened.
-        return self._inboxes.get("zmq") or self._outboxes.get("zmq")
+        # ZeroMQ's and Aeron's ends carry the clocks' conversation; one turns all that this thread opened.
+        ends = (open_ends.get(name) for name in ("zmq", "aeron") for open_ends in (self._inboxes, self._outboxes))
+        return next((end for end in ends if end is not None), None)
 
     def _obey(self, command: dict[str, Any]) -> None:
         match command.pop("do", None):
             case "listen":
                 for hop in command["hops"]:
-                    self._inboxes[hop["transport"]] = open_inbox(HopConfig.from_dict(hop))
+                    self.listen(HopConfig.from_dict(hop))
                 say("listening", addresses={name: inbox.address for name, inbox in self._inboxes.items()})
             case "connect":
                 for hop in command["hops"]:
-                    self._outboxes[hop["transport"]] = open_outbox(HopConfig.from_dict(hop))
+                    self.connect(HopConfig.from_dict(hop))
                 say("connected")
             case "cell":
-                self._cell(Cell(**command))
+                say("done", **self.cell(Cell(**command), armed=lambda name: say("armed", cell=name)))
             case "serve-calls":
                 self._serve_calls(Cell(**command))
             case "call":
                 self._call(command.pop("address"), Cell(**command))
             case "finish":
                 self._commands.finish.clear()
-                say("finished", flushed=self._telemetry.flush())
+                say("finished", flushed=self.flush())
             case other:
                 raise ValueError(f"unknown command {other!r}")
 
-    def _cell(self, cell: Cell) -> None:
+    def listen(self, hop: HopConfig) -> None:
+        """Opens the inbox of a hop.
+
+        Raises:
+            TransportError: it cannot be.
+        """
+        self._inboxes[hop.transport] = open_inbox(hop)
+
+    def connect(self, hop: HopConfig) -> None:
+        """Opens the outbox of a hop.
+
+        Raises:
+            TransportError: it cannot be.
+        """
+        self._outboxes[hop.transport] = open_outbox(hop)
+
+    def flush(self) -> bool:
+        """Exports the spans that wait; True when all of it was acknowledged in time."""
+        return self._telemetry.flush()
+
+    def _ends(self) -> list[Inbox | Outbox]:
+        return [*self._outboxes.values(), *self._inboxes.values()]
+
+    def counters(self) -> dict[str, int]:
+        """What the ends counted, summed by name."""
+        total: Counter[str] = Counter()
+        for end in self._ends():
+            total.update(end.counters)
+        return dict(total)
+
+    def close(self) -> None:
+        """Delivers what was sent and gives all ends back.
+
+        Raises:
+            TransportError: something could not be delivered.
+        """
+        for end in self._ends():
+            end.close()
+
+    def cell(self, cell: Cell, *, armed: Callable[[str], None]) -> dict[str, int]:
+        """Carries one cell's messages; what became of them. ``armed`` is called when the first may come.
+
+        Raises:
+            TransportError: a hop is broken.
+        """
         self._telemetry.use(cell.exporters)
         # What start-up left behind need not be looked at again by the collector in the middle of a message.
         gc.collect()
         gc.freeze()
-        say("armed", cell=cell.name)
-        if self.name == "producer":
-            self._produce(cell)
-        else:
-            self._follow(cell)
+        armed(cell.name)
+        return self._produce(cell) if self.name == "producer" else self._follow(cell)
+
+    def _stamp(self) -> int | None:
+        """The time now as this application stamps it; None leaves it to the SDK, which reads the wall clock."""
+        return None if self._stamp_offset_ns == 0 else time.time_ns() + self._stamp_offset_ns
 
     def _serve_calls(self, cell: Cell) -> None:
         self._telemetry.use(cell.exporters)
@@ -288,7 +282,7 @@ class Stage:
         )
         say("done", answered=right)
 
-    def _produce(self, cell: Cell) -> None:
+    def _produce(self, cell: Cell) -> dict[str, int]:
         outbox = self._outboxes[cell.transport]
         begun_ns = time.monotonic_ns()
         sent = 0
@@ -301,7 +295,7 @@ class Stage:
                 break
             message_id = f"{cell.name}/{number}"
             host_raw_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW)
-            span = self._telemetry.tracer.start_span("producer send", kind=SpanKind.PRODUCER)
+            span = self._telemetry.tracer.start_span("producer send", kind=SpanKind.PRODUCER, start_time=self._stamp())
             floor_ends_ns = time.monotonic_ns() + cell.floor_ns
             self._describe(span, cell, message_id, host_raw_ns)
             digest, body = self._work.first(index)
@@ -309,23 +303,27 @@ class Stage:
             self._send(outbox, span, Message(headers, body), floor_ends_ns)
             sent += 1
         outbox.flush()
-        say("done", sent=sent)
+        return {"sent": sent}
 
-    def _follow(self, cell: Cell) -> None:
+    def _follow(self, cell: Cell) -> dict[str, int]:
         inbox, outbox = self._inboxes[cell.transport], self._outboxes.get(cell.transport)
         received = correct = strange = failed = 0
         first_ns = last_ns = 0
+        heard_ns = time.monotonic_ns()
         while received < cell.messages and not self._commands.finish.is_set():
             message = inbox.receive(IDLE_S)
             if message is None:
+                if cell.idle_limit_s is not None and time.monotonic_ns() - heard_ns > cell.idle_limit_s * 1e9:
+                    break
                 continue
-            received_ns = time.time_ns()
+            received_ns = time.time_ns() + self._stamp_offset_ns
             host_raw_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW)
             now_ns = time.monotonic_ns()
             if message.headers.get(CELL_HEADER) != cell.name:
                 strange += 1
                 continue
             received += 1
+            heard_ns = now_ns
             first_ns, last_ns = first_ns or now_ns, now_ns
             span = self._telemetry.tracer.start_span(
                 f"{self.name} process",
@@ -344,26 +342,25 @@ class Stage:
                 failed += 1
                 span.record_exception(error)
                 span.set_status(Status(StatusCode.ERROR, str(error)[:200]))
-                span.end()
+                span.end(self._stamp())
                 print(f"{self.name}: {type(error).__name__} on {digest[:12]}: {error}", file=sys.stderr, flush=True)
                 continue
             if outbox is None:
                 inbox.pump(max(0, now_ns + cell.floor_ns - time.monotonic_ns()) / 1e9)
-                span.end()
+                span.end(self._stamp())
             else:
                 forwarded = {key: message.headers[key] for key in (CELL_HEADER, ID_HEADER, ITEM_HEADER)}
                 self._send(outbox, span, Message(forwarded, body), now_ns + cell.floor_ns)
         if outbox is not None:
             outbox.flush()
-        say(
-            "done",
-            received=received,
-            correct=correct,
-            strange=strange,
-            failed=failed,
-            first_ns=first_ns,
-            last_ns=last_ns,
-        )
+        return {
+            "received": received,
+            "correct": correct,
+            "strange": strange,
+            "failed": failed,
+            "first_ns": first_ns,
+            "last_ns": last_ns,
+        }
 
     def _describe(self, span: Span, cell: Cell, message_id: str, host_raw_ns: int) -> None:
         span.set_attributes(
@@ -379,13 +376,13 @@ class Stage:
         self._telemetry.propagator.inject(message.headers, context=set_span_in_context(span))
         rest_ns = floor_ends_ns - time.monotonic_ns()
         if rest_ns > 0:
-            outbox.pump(rest_ns / 1e9)
+            outbox.pump(rest_ns / 1e9, before_send=True)
         host_raw_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW)
-        span.add_event("message.sent")
+        span.add_event("message.sent", timestamp=self._stamp())
         outbox.send(message)
-        span.add_event("message.noted")
+        span.add_event("message.noted", timestamp=self._stamp())
         span.set_attribute(HOST_RAW_SENT, host_raw_ns)
-        span.end()
+        span.end(self._stamp())
 
 
 def serve(config: StageConfig) -> None:

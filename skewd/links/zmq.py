@@ -8,6 +8,10 @@ connection to the neighbour's application, which hands it to its daemon, and bac
 
     daemon A <-ipc-> application A <-- the work's own connection --> application B <-ipc-> daemon B
 
+An application may also ask for a *stamp* (the frame ``b"\x00stamp"``): it gets ``b"\x00stamp:"`` and a one-way message
+that says when this node sent it. It puts that into the next message of its own work, and the application that receives
+the work hands it to its daemon as any other frame: so the work itself proves one side of a bound.
+
 So the clocks are compared over the path that carries the work, through whatever carries it. The application needs no
 key and no trust: frames are authenticated end to end, and whatever it delays only widens. The name it gives is a
 label; who answers is known from the answer.
@@ -31,9 +35,10 @@ A ROUTER has one key at a time, that of the ring's first. A DEALER that gets no 
 rotation separates nobody. On this machine (``ipc://``, loopback) frames are plain: applications that attach have no
 key. A DEALER to loopback tries plain first and then CURVE, as the one there may listen beyond loopback too.
 
-Limits: 64 attachments, the least recently used gives way. Attaching is for this machine's applications: refused on a
-ROUTER that listens beyond it, and without a key (what is carried in-band leaves the machine). Frames of one
-multi-part message have no limit in libzmq: a member, or a process of this machine, could use that.
+Limits: 64 attachments, the least recently used gives way; 200 stamps a second for all applications together.
+Attaching, as asking for stamps, is for this machine's applications: refused on a ROUTER that listens beyond it, and
+without a key (what is carried in-band leaves the machine). Frames of one multi-part message have no limit in libzmq: a
+member, or a process of this machine, could use that.
 """
 
 from __future__ import annotations
@@ -54,6 +59,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from skewd.keys import KeyNeeded, KeyRing, MeshKey
 from skewd.links.protocol import LinkProtocol
 from skewd.links.shell import OnProofs, RawClock, Schedule, Shell
+from skewd.links.threaded import Budget
 from skewd.links.unavailable import LinkUnavailable
 from skewd.links.wire import is_name
 from skewd.ports import ListenError, PortTaken, is_loopback, split_address
@@ -61,13 +67,26 @@ from skewd.ports import ListenError, PortTaken, is_loopback, split_address
 if TYPE_CHECKING:
     import zmq
 
-__all__ = ["ATTACH", "MAX_ATTACHMENTS", "CurvePair", "LinkUnavailable", "ZmqLink", "client_pair", "server_pair"]
+__all__ = [
+    "ASK_STAMP",
+    "ATTACH",
+    "MAX_ATTACHMENTS",
+    "STAMP",
+    "CurvePair",
+    "LinkUnavailable",
+    "ZmqLink",
+    "client_pair",
+    "server_pair",
+]
 
 ATTACH = b"\x00attach:"
+ASK_STAMP = b"\x00stamp"
+STAMP = b"\x00stamp:"
 MAX_ATTACHMENTS = 64
 _MAX_FRAME_BYTES = 2048
 _BATCH = 64
 _TRIES_PER_KEY = 3
+_STAMPS_PER_WINDOW = 20
 _REBIND_S = 0.05
 _REBIND_TRIES = 100
 _S = 1_000_000_000
@@ -124,6 +143,7 @@ class ZmqLink:
     ) -> None:
         self._context, self._shell, self._keys = context, shell, keys
         self._schedule = Schedule(interval_ns / _S, random.random)
+        self._stamps = Budget(_STAMPS_PER_WINDOW)
         self._changed = asyncio.Event()
         self._router: _Socket | None = None
         self._attachable = False
@@ -187,6 +207,8 @@ class ZmqLink:
                 "attach_refused",
                 "attach_displaced",
                 "detached",
+                "stamps",
+                "stamps_refused",
                 "handshakes_failed",
                 "keys_tried",
             ),
@@ -361,6 +383,9 @@ class ZmqLink:
         if payload.startswith(ATTACH):
             self._attach(routing_id, payload[len(ATTACH) :])
             return
+        if payload == ASK_STAMP:
+            self._stamp(routing_id)
+            return
         entry = self._attached.get(routing_id)
         if entry is not None:
             self._attached.move_to_end(routing_id)
@@ -400,6 +425,17 @@ class ZmqLink:
             self._shell.count("attach_displaced")
         self._schedule.add(routing_id, asyncio.get_running_loop().time())
         self._changed.set()
+
+    def _stamp(self, routing_id: bytes) -> None:
+        if not self._attachable:
+            self._shell.count("attach_refused")
+            return
+        if self._stamps.spend(asyncio.get_running_loop().time()) > 0:
+            self._shell.count("stamps_refused")  # the application sends its work without one
+            return
+        build = self.protocol.prepare_one_way()
+        self._shell.count("stamps")
+        self._send(self._router, lambda now_raw_ns: STAMP + build(now_raw_ns), routing_id)
 
     def _detach(self, routing_id: bytes) -> None:
         entry = self._attached.pop(routing_id, None)

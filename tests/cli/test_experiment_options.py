@@ -91,7 +91,11 @@ def test_floors_and_drifts_have_units() -> None:
 
 def test_names() -> None:
     assert parse_names("--transports", "kafka, zmq", TRANSPORTS) == ("kafka", "zmq")
-    for text, says in (("tcp", "'tcp' is unknown; choose zmq or kafka"), ("zmq,zmq", "twice"), ("zmq,", "empty entry")):
+    for text, says in (
+        ("tcp", "'tcp' is unknown; choose zmq, kafka or aeron"),
+        ("zmq,zmq", "twice"),
+        ("zmq,", "empty entry"),
+    ):
         with pytest.raises(ValueError, match="--transports") as refused:
             parse_names("--transports", text, TRANSPORTS)
         assert says in str(refused.value)
@@ -110,6 +114,8 @@ def test_names() -> None:
         ({"stage": "consumer", "direction": "ahead"}, "write --direction behind"),
         ({"transports": ()}, "--transports: nothing is chosen"),
         ({"modes": ("on",)}, "--modes: 'on' is unknown"),
+        ({"kafka_clients": "fast"}, "--kafka-clients: 'fast' is unknown; choose latency or default"),
+        ({"aeron_channel": "tcp"}, "--aeron-channel: 'tcp' is unknown; choose ipc or udp"),
         ({"messages": 0}, "--messages: 0"),
         ({"rate": 0.0}, "--rate: 0"),
         ({"rate": float("nan")}, "--rate: nan"),

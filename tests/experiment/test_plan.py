@@ -104,3 +104,14 @@ def test_the_same_seed_gives_the_same_schedule() -> None:
 def test_truth_is_what_the_reference_has_more(direction: str, truth: int) -> None:
     offsets = {"producer": 0, "inference": page_offset_ns(5, direction)}
     assert truth_ns(offsets, "producer") == {"producer": 0, "inference": truth}
+
+
+def test_a_transport_that_cannot_be_run_here_is_left_out_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    from skewd_pipeline import transports
+    from skewd_pipeline.experiment import possible
+
+    monkeypatch.setattr(transports, "aeron_missing", lambda: "Aeron needs Python 3.12 or newer")
+    assert possible(("zmq", "aeron")) == (("zmq",), {"aeron": "Aeron needs Python 3.12 or newer"})
+    assert possible(("kafka",)) == (("kafka",), {})
+    monkeypatch.setattr(transports, "aeron_missing", lambda: None)
+    assert possible(("zmq", "aeron")) == (("zmq", "aeron"), {})

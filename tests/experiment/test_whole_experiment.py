@@ -123,6 +123,30 @@ def test_a_short_sweep(scratch: Path) -> None:
     assert {path.name for path in (scratch / "out").iterdir()} == {"results.json", "report.html"}
 
 
+def test_in_band_only_over_aeron(scratch: Path) -> None:
+    pytest.importorskip("pyaeron", reason="pyaeron is not here: it needs Python 3.12 and x86_64")
+    process = started(
+        scratch, "--transports", "aeron", "--inband-only", "--skews", "5", "--messages", "15", "--modes", "tag,rewrite"
+    )
+    try:
+        output, _ = process.communicate(timeout=240)
+    finally:
+        process.kill()
+    assert process.returncode in (0, 1), output
+    assert "UDP is off" in output
+    results = load(scratch / "out" / "results.json")
+    assert {(row.transport, row.client) for row in results.runs} == {("aeron", "ipc")}
+    assert all(row.outputs_correct == 1.0 and row.bound_misses == 0 for row in results.runs)
+    (bounds,) = results.bounds
+    assert (bounds.path, bounds.coverage, bounds.spans_unsynchronized) == ("in-band only", 1.0, 0)
+    assert bounds.width_ns is not None
+    assert set(bounds.width_p50_ns) == {"producer", "inference", "postprocess", "consumer"}
+    assert bounds.messages["stamps"] > 0
+    assert bounds.messages["accepted"] > bounds.messages["replies"]
+    assert "aeron" in results.versions
+    assert {path.name for path in scratch.iterdir()} == {"out"}
+
+
 def test_a_short_story_of_a_drifting_clock(scratch: Path) -> None:
     process = started(scratch, "--messages", "20", "--duration", "12s", "--drift", "90ppm", "--rate", "20")
     try:

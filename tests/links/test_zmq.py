@@ -14,7 +14,16 @@ import zmq.asyncio
 
 from skewd.keys import KeyNeeded, KeyRing, MeshKey
 from skewd.links.protocol import LinkProtocol, Proofs
-from skewd.links.zmq import ATTACH, MAX_ATTACHMENTS, LinkUnavailable, ZmqLink, client_pair, server_pair
+from skewd.links.zmq import (
+    ASK_STAMP,
+    ATTACH,
+    MAX_ATTACHMENTS,
+    STAMP,
+    LinkUnavailable,
+    ZmqLink,
+    client_pair,
+    server_pair,
+)
 from skewd.ports import ListenError, PortTaken
 from tests.links.link_bench import KEY, OTHER_KEY, HostTime, assert_true, described, until
 
@@ -262,6 +271,45 @@ async def test_without_a_key_nothing_is_carried_in_band(start: Start, dealer: De
     # Between daemons of this machine it serves.
     await b.open(address, listen=ipc(tmp_path, "b"))
     await until(lambda: b.complete("a") and a.complete("b"))
+
+
+async def test_a_stamp_for_the_work_proves_one_side_and_is_used_once(
+    start: Start, dealer: Dealer, tmp_path: Path
+) -> None:
+    a, b = start("a", HostTime()), start("b", HostTime(epoch_ns=7_000_000_000))
+    of_a, of_b = await a.open(listen=ipc(tmp_path, "a")), await b.open(listen=ipc(tmp_path, "b"))
+    sender, receiver = dealer(of_a), dealer(of_b)
+    await sender.send(ASK_STAMP)
+    answer = await sender.recv()
+    assert answer.startswith(STAMP)
+    # Nobody ever spoke with a: authentic, and perhaps from a boot long ago.
+    await receiver.send(answer.removeprefix(STAMP))
+    await until(lambda: b.link.counters["one_way_unconfirmed"] == 1)
+    assert b.proofs == []
+    await b.link.close()
+    await b.open(of_a, listen=ipc(tmp_path, "b2"))
+    await until(lambda: bool(b.complete("a")))
+    again = dealer(b.link.address)
+    await sender.send(ASK_STAMP)
+    stamp = (await sender.recv()).removeprefix(STAMP)
+    await again.send(stamp)
+    await until(lambda: any(proofs.address.startswith("zmq:") for proofs in b.proofs))
+    await again.send(stamp)
+    await until(lambda: b.link.counters["replay"] == 1)
+    for proofs in b.proofs:
+        assert_true(proofs, b.clock, a.clock)
+
+
+async def test_stamps_are_limited_and_need_a_key(start: Start, dealer: Dealer, tmp_path: Path) -> None:
+    a, keyless = start("a", HostTime()), start("b", HostTime(), key=None)
+    application = dealer(await a.open(listen=ipc(tmp_path, "a")))
+    for _ in range(1000):
+        await application.send(ASK_STAMP)
+    await until(lambda: a.link.counters["stamps"] + a.link.counters["stamps_refused"] == 1000)
+    assert 10 <= a.link.counters["stamps"] < 1000
+    await dealer(await keyless.open(listen=ipc(tmp_path, "b"))).send(ASK_STAMP)
+    await until(lambda: keyless.link.counters["attach_refused"] == 1)
+    assert keyless.link.counters["stamps"] == 0
 
 
 async def test_without_a_key_nothing_beyond_this_machine(start: Start) -> None:

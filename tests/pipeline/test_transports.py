@@ -1,12 +1,17 @@
-"""What every transport promises, asked of each: ZeroMQ, Kafka on the mock, Kafka on a real broker where one can run."""
+"""What every transport promises, asked of each: ZeroMQ, Kafka on the mock, Kafka on a real broker where one can run,
+Aeron over shared memory and over UDP where its binding is."""
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
+import sys
 import threading
 import time
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -20,16 +25,31 @@ from skewd_pipeline.transports import (
     TransportError,
     open_inbox,
     open_outbox,
+    why_no_aeron,
 )
 from skewd_pipeline.transports.base import MAX_BODY_BYTES, MAX_HEADER_BYTES, MAX_HEADERS
+from skewd_pipeline.transports.kafka import DEFAULT_LINGER_MS, consumer_settings, producer_settings
 
 LIMIT_S = 20.0
+_streams = itertools.count(100, 2)
 
 
-@pytest.fixture(params=["zmq", "kafka-mock", pytest.param("kafka-apache", marks=pytest.mark.real_kafka)])
+def aeron_hop(directory: Path, medium: str) -> HopConfig:
+    """A hop of its own on a driver that others use too."""
+    channel = "aeron:ipc" if medium == "ipc" else f"aeron:udp?endpoint=127.0.0.1:{free_ports(1)[0]}"
+    return HopConfig(
+        "aeron", "producer", "preprocess", directory=str(directory), channel=channel, stream=next(_streams)
+    )
+
+
+@pytest.fixture(
+    params=["zmq", "kafka-mock", pytest.param("kafka-apache", marks=pytest.mark.real_kafka), "aeron-ipc", "aeron-udp"]
+)
 def hop(request: pytest.FixtureRequest) -> HopConfig:
     if request.param == "zmq":
         return HopConfig("zmq", "producer", "preprocess", endpoint=f"tcp://127.0.0.1:{free_ports(1)[0]}")
+    if request.param.startswith("aeron"):
+        return aeron_hop(request.getfixturevalue("media_driver"), request.param.removeprefix("aeron-"))
     broker: Broker = request.getfixturevalue("mock_broker" if request.param == "kafka-mock" else "apache_broker")
     topic = f"hop-{uuid.uuid4().hex}"
     broker.create_topics([topic])
@@ -164,7 +184,14 @@ def test_a_configuration_survives_the_way_through_json(hop: HopConfig) -> None:
         ({"transport": "zmq"}, "needs 'downstream'"),
         ({"transport": "zmq", "upstream": "a", "downstream": "b"}, "zmq needs an endpoint"),
         ({"transport": "kafka", "upstream": "a", "downstream": "b", "topic": "t"}, "kafka needs a bootstrap"),
-        ({"transport": "aeron", "upstream": "a", "downstream": "b"}, "'aeron' is not a transport; write zmq or kafka"),
+        (
+            {"transport": "aeron", "upstream": "a", "downstream": "b", "channel": "aeron:ipc"},
+            "aeron needs a driver's dir",
+        ),
+        (
+            {"transport": "nng", "upstream": "a", "downstream": "b"},
+            "'nng' is not a transport; write zmq, kafka or aeron",
+        ),
         ({"transport": "zmq", "upstream": "a", "downstream": "b", "endpiont": "x"}, "unknown key 'endpiont'"),
     ],
 )
@@ -212,8 +239,12 @@ def test_what_a_broker_did_not_take_is_an_error_of_the_sender(monkeypatch: pytes
     assert "delivered" not in outbox_counters
 
 
-def test_an_end_belongs_to_its_thread() -> None:
-    config = HopConfig("zmq", "a", "b", endpoint="tcp://127.0.0.1:0")
+@pytest.mark.parametrize("transport", ["zmq", "aeron"])
+def test_an_end_belongs_to_its_thread(transport: str, request: pytest.FixtureRequest) -> None:
+    if transport == "zmq":
+        config = HopConfig("zmq", "a", "b", endpoint="tcp://127.0.0.1:0")
+    else:
+        config = aeron_hop(request.getfixturevalue("media_driver"), "ipc")
     inbox = open_inbox(config)
     caught: list[Exception] = []
 
@@ -228,3 +259,92 @@ def test_an_end_belongs_to_its_thread() -> None:
     thread.join()
     inbox.close()
     assert "belongs to the thread that opened it" in str(caught[0])
+
+
+def test_where_no_media_driver_runs_that_is_said(tmp_path: Path) -> None:
+    pytest.importorskip("pyaeron", reason="pyaeron is not here: it needs Python 3.12 and x86_64")
+    config = HopConfig("aeron", "a", "b", directory=str(tmp_path), channel="aeron:ipc")
+    for opening in (open_inbox, open_outbox):
+        with pytest.raises(TransportError, match=f"a-b: no Aeron media driver runs in {tmp_path}"):
+            opening(config)
+
+
+def test_a_channel_that_the_driver_refuses_is_explained(media_driver: Path) -> None:
+    config = HopConfig("aeron", "a", "b", directory=str(media_driver), channel="aeron:pigeon?loft=1")
+    with pytest.raises(TransportError, match="a-b: Aeron says: "):
+        open_inbox(config)
+
+
+@pytest.mark.parametrize(
+    ("version", "machine", "why"),
+    [
+        ((3, 11), "x86_64", "needs Python 3.12 or newer"),
+        ((3, 13), "aarch64", "no wheels for aarch64"),
+        ((3, 13), "x86_64", r"pip install 'skewd\[aeron\]'"),
+    ],
+)
+def test_what_aeron_lacks_is_named(version: tuple[int, int], machine: str, why: str) -> None:
+    assert re.search(why, why_no_aeron(version, machine))
+
+
+def test_without_the_binding_a_hop_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyaeron", None)
+    monkeypatch.delitem(sys.modules, "skewd_pipeline.transports.aeron", raising=False)
+    with pytest.raises(TransportError, match=r"a-b: .*Aeron needs"):
+        open_inbox(HopConfig("aeron", "a", "b", directory="/nowhere", channel="aeron:ipc"))
+
+
+def test_a_receiver_that_is_gone_is_an_error_of_the_sender(media_driver: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("skewd_pipeline.transports.aeron.SEND_LIMIT_S", 0.3)
+    outbox = open_outbox(aeron_hop(media_driver, "ipc"))
+    with pytest.raises(TransportError, match="preprocess took nothing for"):
+        outbox.send(Message({}, b"for nobody"))
+    outbox.close()
+
+
+def test_kafka_clients_as_they_come_wait_where_ours_do_not() -> None:
+    ours, usual = producer_settings("b:1"), producer_settings("b:1", "default")
+    assert (ours["linger.ms"], ours["acks"]) == (0, 1)
+    assert not {"linger.ms", "acks", "socket.nagle.disable"} & usual.keys()
+    assert "fetch.wait.max.ms" not in consumer_settings("b:1", None, "default")
+    assert consumer_settings("b:1", 20)["fetch.wait.max.ms"] == 20
+
+
+@pytest.mark.real_kafka
+def test_the_linger_of_default_clients_is_on_every_message(apache_broker: Broker) -> None:
+    topic = f"hop-{uuid.uuid4().hex}"
+    apache_broker.create_topics([topic])
+    config = HopConfig("kafka", "a", "b", bootstrap=apache_broker.bootstrap, topic=topic, clients="default")
+    inbox, outbox = open_inbox(config), open_outbox(config)
+    outbox.send(Message({}, b"the first finds its way"))
+    assert inbox.receive(LIMIT_S) is not None
+    for _ in range(5):
+        before = time.monotonic()
+        outbox.send(Message({}, b"x"))
+        assert inbox.receive(LIMIT_S) is not None
+        # The client counts whole milliseconds; that it waits at all is the point, however slow the machine.
+        assert time.monotonic() - before >= (DEFAULT_LINGER_MS - 1) / 1000
+    inbox.close()
+    outbox.close()
+
+
+def test_fragments_are_put_together_by_session_and_whatever_is_torn_is_dropped() -> None:
+    pytest.importorskip("pyaeron", reason="pyaeron is not here: it needs Python 3.12 and x86_64")
+    from skewd_pipeline.transports.aeron import SENDERS_MAX, Assembler
+
+    begin, end = 0x80, 0x40
+    assembler = Assembler()
+    assert assembler.add(1, begin | end, b"whole") == b"whole"
+    assert assembler.add(1, end, b"of a message that began before this one listened") is None
+    assert assembler.add(1, begin, b"a") is None
+    assert assembler.add(2, begin, b"x") is None
+    assert assembler.add(1, 0, b"b") is None
+    assert assembler.add(2, end, b"y") == b"xy"
+    assert assembler.add(1, end, b"c") == b"abc"
+    assert assembler.add(1, begin, b"torn") is None
+    assert assembler.add(1, begin, b"d") is None
+    assert assembler.add(1, end, b"e") == b"de"
+    for session in range(SENDERS_MAX + 1):
+        assembler.add(session, begin, b"s")
+    assert assembler.add(0, end, b"t") is None, "the oldest gave way"
+    assert assembler.add(SENDERS_MAX, end, b"t") == b"st"

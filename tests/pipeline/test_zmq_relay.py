@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import tempfile
 import threading
@@ -12,11 +13,24 @@ from typing import Generic, TypeVar
 
 import pytest
 import zmq
+from hypothesis import given
+from hypothesis import strategies as st
 
 from skewd_pipeline.kafka_broker import Broker, free_ports
 from skewd_pipeline.transports import HopConfig, Inbox, Message, Outbox, TransportError, open_inbox, open_outbox
 from skewd_pipeline.transports import zmq as zmq_transport
-from skewd_pipeline.transports.frames import MAX_CLOCK_BYTES
+from skewd_pipeline.transports.frames import (
+    ASK_STAMP,
+    MAX_CLOCK_BYTES,
+    MAX_FRAMES,
+    MalformedFrames,
+    decode,
+    encode_attach,
+    encode_work,
+    join,
+    split_stamp,
+    unjoin,
+)
 
 LIMIT_S = 20.0
 E = TypeVar("E", Inbox, Outbox)
@@ -418,3 +432,26 @@ def test_an_end_that_is_forgotten_blocks_nobody() -> None:
     collected.start()
     collected.join(LIMIT_S)
     assert not collected.is_alive()
+
+
+@given(st.lists(st.binary(max_size=300), min_size=1, max_size=MAX_FRAMES))
+def test_frames_survive_being_joined(frames: list[bytes]) -> None:
+    assert unjoin(join(frames)) == frames
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_frames_or_malformed(data: bytes) -> None:
+    with contextlib.suppress(MalformedFrames):
+        assert join(unjoin(data)) == data
+
+
+def test_a_stamp_is_taken_off_work_and_off_nothing_else() -> None:
+    work = encode_work(Message({"a": "b"}, b"body"), b"SKWDstamp")
+    frames, stamp = split_stamp(work)
+    assert (decode(frames), stamp) == (Message({"a": "b"}, b"body"), b"SKWDstamp")
+    assert split_stamp(frames) == (frames, None)
+    # What an application says to its own daemon is no stamp, whoever put it there.
+    for bad in (b"", encode_attach("x"), ASK_STAMP, bytes(MAX_CLOCK_BYTES + 1)):
+        assert split_stamp([*frames, bad])[1] is None
+        with pytest.raises(MalformedFrames):
+            decode([*frames, bad])

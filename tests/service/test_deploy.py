@@ -7,12 +7,15 @@ import re
 import tomllib
 from collections.abc import Iterator
 from importlib import metadata
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from skewd.config import load_config, parse_config
+from skewd_pipeline.options import STAGES
+from skewd_pipeline.stage_config import parse
 
 CHECKOUT = Path(__file__).parent.parent.parent
 CONTAINERFILE = CHECKOUT / "deploy" / "Containerfile"
@@ -177,8 +180,72 @@ def test_nodes_find_each_other_through_a_headless_service() -> None:
     )
 
 
+def experiment_specs() -> list[tuple[str, dict[str, Any]]]:
+    jobs = [document for document in documents("experiment.yaml") if document["kind"] == "Job"]
+    return [(job["metadata"]["name"], job["spec"]["template"]["spec"]) for job in jobs]
+
+
+def test_the_experiments_stages_are_all_there_and_read_a_file_that_is_right_for_each() -> None:
+    text = of_kind("experiment.yaml", "ConfigMap")["data"]["stages.toml"]
+    containers = [container for _, spec in experiment_specs() for container in spec["containers"]]
+    assert sorted(container["args"][2] for container in containers) == sorted(STAGES)
+    for container in containers:
+        assert container["args"][:2] == ["experiment", "stage"]
+        assert container["args"][3] == "--config"
+        mounts = [Path(mount["mountPath"]) for mount in container["volumeMounts"]]
+        assert Path(container["args"][4]).parent in mounts
+        told = parse(text, container["args"][2])
+        assert told.results.parent in mounts, "else nothing could be written there"
+        assert told.items.parent in mounts
+        assert told.stamp_offset_ns == 0
+
+
+def test_the_experiments_hops_lead_through_services_to_the_containers_that_listen() -> None:
+    text = of_kind("experiment.yaml", "ConfigMap")["data"]["stages.toml"]
+    services = {
+        doc["metadata"]["name"]: doc["spec"] for doc in documents("experiment.yaml") if doc["kind"] == "Service"
+    }
+    jobs = {doc["metadata"]["name"]: doc for doc in documents("experiment.yaml") if doc["kind"] == "Job"}
+    for service in services.values():
+        (job,) = [job for job in jobs.values() if service["selector"].items() <= labels(job).items()]
+        opened = {
+            port["containerPort"]
+            for container in job["spec"]["template"]["spec"]["containers"]
+            for port in container.get("ports", [])
+        }
+        assert {port["port"] for port in service["ports"]} <= opened
+    for upstream, downstream in pairwise(STAGES):
+        outbox, inbox = parse(text, upstream).outbox, parse(text, downstream).inbox
+        assert outbox is not None
+        assert inbox is not None
+        host, _, port = (outbox.endpoint or "").removeprefix("tcp://").partition(":")
+        assert int(port) in {one["port"] for one in services[host]["ports"]}
+        assert inbox.endpoint == f"tcp://0.0.0.0:{port}"
+        (job,) = [job for job in jobs.values() if services[host]["selector"].items() <= labels(job).items()]
+        assert downstream in [container["name"] for container in job["spec"]["template"]["spec"]["containers"]]
+
+
+def labels(job: dict[str, Any]) -> dict[str, str]:
+    found: dict[str, str] = job["spec"]["template"]["metadata"]["labels"]
+    return found
+
+
+def test_the_experiments_spans_pass_a_sidecar_on_their_way_to_the_consumer() -> None:
+    text = of_kind("experiment.yaml", "ConfigMap")["data"]["stages.toml"]
+    collect = parse(text, "consumer").collect
+    assert collect is not None
+    for name, spec in experiment_specs():
+        (sidecar,) = spec["initContainers"]
+        assert sidecar["restartPolicy"] == "Always", "else the job would never be complete"
+        told = load_config(None, environment(sidecar)).sidecar
+        assert parse(text, "inference").otlp == f"http://{told.http}"
+        assert told.forward == f"http://skewd-experiment-front:{collect.rpartition(':')[2]}", name
+        assert {"name": "skewd", "mountPath": "/run/skewd", "readOnly": True} in sidecar["volumeMounts"]
+        assert spec["affinity"]["podAntiAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+
+
 def test_no_container_holds_what_it_does_not_need() -> None:
-    for name, spec in pod_specs():
+    for name, spec in (*pod_specs(), *experiment_specs()):
         assert spec["automountServiceAccountToken"] is False
         assert spec["securityContext"]["runAsNonRoot"] is True
         assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}

@@ -88,7 +88,7 @@ def fields(data: bytes) -> list[Field]:
     return found
 
 
-_UNKNOWN = (
+UNKNOWN = (
     field(1000, VARINT, 7),
     field(1001, FIXED64, 1 << 60),
     field(1002, LEN, b"clock.offset_ns\x08\x01"),
@@ -137,7 +137,7 @@ def disordered(data: bytes, chance: random.Random, kind: str = "request") -> byt
         pieces[1].insert(0, field(1, LEN, b"clock.status"))
     if kind not in ("key_value", "opaque"):
         for _ in range(chance.choice((0, 0, 1, 2))):
-            raw = chance.choice(_UNKNOWN)
+            raw = chance.choice(UNKNOWN)
             pieces.setdefault(-chance.randrange(1, 100), []).append(raw)
     # A shuffle that keeps each number's own order: draw which number comes next.
     order = [number for number, raws in pieces.items() for _ in raws]

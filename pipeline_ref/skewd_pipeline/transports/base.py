@@ -22,7 +22,8 @@ from typing import Any, Literal, Protocol
 MAX_BODY_BYTES = 1 << 20
 MAX_HEADERS = 64
 MAX_HEADER_BYTES = 8 << 10
-TransportName = Literal["zmq", "kafka"]
+TransportName = Literal["zmq", "kafka", "aeron"]
+KafkaClients = Literal["latency", "default"]
 
 
 class TransportError(RuntimeError):
@@ -108,8 +109,12 @@ class Outbox(Protocol):
             TransportError: something was not delivered.
         """
 
-    def pump(self, timeout_s: float) -> None:
-        """Wait ``timeout_s`` seconds, never less, inside the transport."""
+    def pump(self, timeout_s: float, *, before_send: bool = False) -> None:
+        """Wait ``timeout_s`` seconds, never less, inside the transport.
+
+        Args:
+            before_send: a message is sent right after it; a daemon's stamp for it is asked for in time.
+        """
 
     def close(self) -> None:
         """Deliver what was sent, then give everything back. Closing twice is fine.
@@ -124,7 +129,7 @@ class HopConfig:
     """All that one end of one hop needs to know; plain values, so that it travels as JSON to the stage's process.
 
     Args:
-        transport: "zmq" or "kafka".
+        transport: "zmq", "kafka" or "aeron".
         upstream: the stage (and node) that sends.
         downstream: the stage (and node) that receives.
         endpoint: zmq: where the inbox binds and the outbox connects, ``tcp://127.0.0.1:PORT`` (an inbox may ask for
@@ -134,7 +139,15 @@ class HopConfig:
         start_offset: kafka: where the inbox starts; ``None`` is the topic's end when the inbox opens, so whatever is
             sent after ``open_inbox`` returned is received.
         fetch_wait_ms: kafka: how long the broker may hold an empty fetch; ``None`` is what suits the broker found.
-        daemon_link: zmq: address of *this* node's daemon (``ipc://...``) for the in-band relay; ``None``: no relay.
+        clients: kafka: ``latency`` sends and fetches at once, ``default`` leaves librdkafka's own waits in place.
+        directory: aeron: of the media driver that both ends' machine runs.
+        channel: aeron: where the inbox subscribes, ``aeron:ipc`` or ``aeron:udp?endpoint=host:port``.
+        back_channel: aeron: where the outbox hears the neighbour's clock frames; ``None`` is ``channel`` itself over
+            IPC, and over UDP that none are carried back.
+        stream: aeron: the stream id of the work; the next one is that of the clock frames on their way back.
+        daemon_link: address of *this* node's daemon (``ipc://...``), for the relay (zmq, aeron) and for stamps;
+            ``None``: neither.
+        stamps: whether the work carries the daemon's stamps (see ``daemon_link.py``).
 
     Raises:
         ValueError: a value the transport needs is missing or makes no sense.
@@ -148,7 +161,13 @@ class HopConfig:
     topic: str | None = None
     start_offset: int | None = None
     fetch_wait_ms: int | None = None
+    clients: KafkaClients = "latency"
+    directory: str | None = None
+    channel: str | None = None
+    back_channel: str | None = None
+    stream: int = 1000
     daemon_link: str | None = None
+    stamps: bool = False
 
     def __post_init__(self) -> None:
         if not self.upstream or not self.downstream:
@@ -159,8 +178,15 @@ class HopConfig:
         elif self.transport == "kafka":
             if not self.bootstrap or not self.topic:
                 raise ValueError(f"hop {self.name}: kafka needs a bootstrap address (host:port) and a topic")
+            if self.clients not in ("latency", "default"):
+                raise ValueError(f"hop {self.name}: clients is '{self.clients}'; write latency or default")
+        elif self.transport == "aeron":
+            if not self.directory or not self.channel:
+                raise ValueError(f"hop {self.name}: aeron needs a driver's directory and a channel, such as aeron:ipc")
+            if not 1 <= self.stream < 2**31 - 1:
+                raise ValueError(f"hop {self.name}: stream is {self.stream}; write 1 to 2147483646")
         else:
-            raise ValueError(f"hop {self.name}: '{self.transport}' is not a transport; write zmq or kafka")
+            raise ValueError(f"hop {self.name}: '{self.transport}' is not a transport; write zmq, kafka or aeron")
         if self.fetch_wait_ms is not None and not 1 <= self.fetch_wait_ms <= 500:
             raise ValueError(f"hop {self.name}: fetch_wait_ms is {self.fetch_wait_ms}; write 1 to 500")
 

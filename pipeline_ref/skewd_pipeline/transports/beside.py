@@ -3,7 +3,8 @@
 The problem: a stage may own ends of two transports, and only one of them carries the clocks' conversation. Waiting in
 the other would silence it. The insight: whoever has something to turn says so, per thread; whoever waits asks.
 
-Limits: one turner per thread (all ZeroMQ ends of a thread are one group); a turner never blocks.
+Limits: one turner per thread and transport (all ends of a transport in a thread are one group); a turner never blocks
+and never raises.
 """
 
 from __future__ import annotations
@@ -16,23 +17,33 @@ EVERY_S = 0.01
 
 
 class _Beside(threading.local):
-    turn: Callable[[], None] | None = None
+    def __init__(self) -> None:
+        self.turns: dict[str, Callable[[], None]] = {}
 
 
 _beside = _Beside()
 
 
-def register(turn: Callable[[], None] | None) -> None:
+def register(transport: str, turn: Callable[[], None] | None) -> None:
     """From now on this thread's waits elsewhere call ``turn``; ``None``: nothing to turn any more."""
-    _beside.turn = turn
+    if turn is None:
+        _beside.turns.pop(transport, None)
+    else:
+        _beside.turns[transport] = turn
 
 
-def slice_of(rest_s: float, longest_s: float) -> float:
-    """How long to wait in one go: what is left, at most ``longest_s``, less when there is something to turn."""
-    return max(0.0, min(rest_s, longest_s if _beside.turn is None else EVERY_S))
+def slice_of(rest_s: float, longest_s: float, waiting: str = "") -> float:
+    """How long to wait in one go: what is left, at most ``longest_s``, less when there is something else to turn.
+
+    Args:
+        waiting: the transport in which one waits, which turns itself.
+    """
+    others = _beside.turns.keys() - {waiting}
+    return max(0.0, min(rest_s, longest_s if not others else EVERY_S))
 
 
-def turn() -> None:
-    """Turns whatever is registered; does nothing otherwise."""
-    if _beside.turn is not None:
-        _beside.turn()
+def turn(waiting: str = "") -> None:
+    """Turns whatever is registered, but not the transport in which one waits."""
+    for transport, each in list(_beside.turns.items()):
+        if transport != waiting:
+            each()

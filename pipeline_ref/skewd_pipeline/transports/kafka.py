@@ -1,4 +1,4 @@
-"""Hops over Kafka, set for latency.
+"""Hops over Kafka, set for latency, or as the client comes.
 
 The problem: Kafka's clients are made for throughput. With their defaults a message waits 5 ms for company before it
 is sent, and a fetch that finds nothing is held for half a second, so an experiment would measure the defaults and
@@ -6,12 +6,17 @@ call it Kafka. The insight: every one of those waits is a setting. Here a messag
 (``linger.ms`` 0, Nagle off), one acknowledgement is enough (``acks`` 1), the consumer is *assigned* its partition, so
 no group has to form, and it starts at an offset that is known before ``open_inbox`` returns.
 
+``clients = "default"`` leaves librdkafka's own waits where they are (5 ms of linger, half a second of fetch, all
+acknowledgements): every hop is then milliseconds longer, and with it the skew at which an edge breaks.
+
 One topic per hop, made beforehand; only partition 0 is used. Headers are Kafka's own message headers.
 
 Limits: ``QUEUE_MESSAGES`` and ``QUEUE_KIB`` wait in the client at most; ``send`` blocks ``SEND_LIMIT_S`` for room, a
-message that is not acknowledged within that is reported as undelivered by the next call. The clocks' conversation
-does not travel here; on Kafka the daemons use their own link. (A thread that owns ZeroMQ ends as well keeps turning
-those while it waits here: ``beside.py``.)
+message that is not acknowledged within that is reported as undelivered by the next call. The daemons' own
+conversation does not travel here: on Kafka they have a link of their own, in a topic of their own. The work carries
+their stamps, in the header ``skewd-clock`` (``daemon_link.py``). A stage waits in the client's library, which knows
+nothing of the daemon's socket: it is looked at every ``beside.EVERY_S``, and right around each message. (Ends of other
+transports that the thread owns are turned as often: ``beside.py``.)
 """
 
 from __future__ import annotations
@@ -23,6 +28,7 @@ from types import MappingProxyType
 from typing import Any
 
 import confluent_kafka as ck
+import zmq
 from confluent_kafka.admin import AdminClient
 
 from skewd_pipeline.transports import beside
@@ -30,11 +36,14 @@ from skewd_pipeline.transports.base import (
     MAX_BODY_BYTES,
     MAX_HEADER_BYTES,
     HopConfig,
+    KafkaClients,
     Message,
     MessageRefused,
     TransportError,
     check_limits,
 )
+from skewd_pipeline.transports.daemon_link import STAMP_AHEAD_S, DaemonLink
+from skewd_pipeline.transports.frames import MAX_CLOCK_BYTES, is_clock_payload
 
 QUEUE_MESSAGES = 10_000
 QUEUE_KIB = 64 << 10
@@ -47,8 +56,11 @@ SLICE_S = 0.2
 FETCH_WAIT_MS = 20
 MOCK_FETCH_WAIT_MS = 1
 MOCK_CLUSTER = "mockCluster"
-# A record is the body, the headers and some framing.
-MAX_RECORD_BYTES = MAX_BODY_BYTES + 2 * MAX_HEADER_BYTES + 4096
+# What librdkafka does when nobody says anything, so that the plan and the tests can name it.
+DEFAULT_LINGER_MS = 5
+CLOCK_HEADER = "skewd-clock"
+# A record is the body, the headers, a stamp and some framing.
+MAX_RECORD_BYTES = MAX_BODY_BYTES + 2 * MAX_HEADER_BYTES + MAX_CLOCK_BYTES + 4096
 _PASSING = frozenset(
     {
         ck.KafkaError._TRANSPORT,
@@ -58,6 +70,9 @@ _PASSING = frozenset(
         ck.KafkaError._PARTITION_EOF,
     }
 )
+
+_NOT_YET = frozenset({ck.KafkaError.NOT_LEADER_FOR_PARTITION, ck.KafkaError.LEADER_NOT_AVAILABLE})
+NOT_YET_S = 0.05
 
 COMMON: Mapping[str, Any] = MappingProxyType(
     {
@@ -70,14 +85,20 @@ COMMON: Mapping[str, Any] = MappingProxyType(
 )
 
 
-def producer_settings(bootstrap: str) -> dict[str, Any]:
-    """Settings of a producer that sends each message at once."""
+# What makes the clients fast; without it they are as they come.
+_AT_ONCE: Mapping[str, Any] = MappingProxyType({"linger.ms": 0, "acks": 1, "compression.type": "none"})
+
+
+def _common(clients: KafkaClients) -> dict[str, Any]:
+    return {name: value for name, value in COMMON.items() if clients == "latency" or not name.startswith("socket.")}
+
+
+def producer_settings(bootstrap: str, clients: KafkaClients = "latency") -> dict[str, Any]:
+    """Settings of a producer that sends each message at once, or when its own defaults say so."""
     return {
-        **COMMON,
+        **_common(clients),
         "bootstrap.servers": bootstrap,
-        "linger.ms": 0,
-        "acks": 1,
-        "compression.type": "none",
+        **(_AT_ONCE if clients == "latency" else {}),
         "message.max.bytes": MAX_RECORD_BYTES,
         "message.timeout.ms": int(SEND_LIMIT_S * 1000),
         "queue.buffering.max.messages": QUEUE_MESSAGES,
@@ -85,18 +106,18 @@ def producer_settings(bootstrap: str) -> dict[str, Any]:
     }
 
 
-def consumer_settings(bootstrap: str, fetch_wait_ms: int) -> dict[str, Any]:
-    """Settings of a consumer that learns of each message at once and never commits."""
+def consumer_settings(bootstrap: str, fetch_wait_ms: int | None, clients: KafkaClients = "latency") -> dict[str, Any]:
+    """Settings of a consumer that learns of each message at once, or as its defaults have it, and never commits."""
+    at_once = {"fetch.min.bytes": 1, "fetch.error.backoff.ms": 10} if clients == "latency" else {}
     return {
-        **COMMON,
+        **_common(clients),
+        **at_once,
+        **({} if fetch_wait_ms is None else {"fetch.wait.max.ms": fetch_wait_ms}),
         "bootstrap.servers": bootstrap,
         "group.id": "skewd-pipeline",  # asked for by the client, used by nobody: partitions are assigned
         "enable.auto.commit": False,
         "auto.offset.reset": "error",
         "isolation.level": "read_uncommitted",
-        "fetch.wait.max.ms": fetch_wait_ms,
-        "fetch.min.bytes": 1,
-        "fetch.error.backoff.ms": 10,
         "fetch.message.max.bytes": 2 * MAX_RECORD_BYTES,
         "queued.max.messages.kbytes": QUEUE_KIB,
     }
@@ -132,6 +153,36 @@ def _text(error: ck.KafkaException | ck.KafkaError) -> str:
     return inner.str() if isinstance(inner, ck.KafkaError) else str(inner)
 
 
+class _Stamps:
+    """An end's way to its daemon, where work carries stamps; nothing at all elsewhere."""
+
+    def __init__(self, config: HopConfig, neighbour: str, counters: Counter[str]) -> None:
+        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
+        self.link: DaemonLink | None = None
+        if config.stamps and config.daemon_link is not None:
+            self._context = zmq.Context()
+            try:
+                self.link = DaemonLink(
+                    self._context, config.daemon_link, neighbour, config.name, counters, relays=False
+                )
+            except BaseException:
+                self._context.term()
+                raise
+
+    def turn(self) -> None:
+        """Take the stamp that was asked for, pass on what the daemon did not take; never blocks."""
+        if self.link is not None:
+            self.link.read()
+            self.link.drain()
+
+    def close(self) -> None:
+        """Give the socket back."""
+        if self.link is not None and self._context is not None:
+            self.link.socket.close()
+            self._context.term()
+            self.link = None
+
+
 class KafkaInbox:
     """The downstream end: a consumer assigned to partition 0 of the hop's topic."""
 
@@ -147,21 +198,33 @@ class KafkaInbox:
         self._counters: Counter[str] = Counter()
         self._closed = False
         mock = _require_topic(AdminClient({**COMMON, "bootstrap.servers": config.bootstrap}), config)
-        wait_ms = config.fetch_wait_ms or (MOCK_FETCH_WAIT_MS if mock else FETCH_WAIT_MS)
-        self._consumer = ck.Consumer(consumer_settings(config.bootstrap, wait_ms))
+        # The mock would hold each fetch for the whole half second of the default: then it would be all that is seen.
+        usual_ms = MOCK_FETCH_WAIT_MS if mock else FETCH_WAIT_MS if config.clients == "latency" else None
+        self._stamps = _Stamps(config, config.upstream, self._counters)
+        self._consumer = ck.Consumer(
+            consumer_settings(config.bootstrap, config.fetch_wait_ms or usual_ms, config.clients)
+        )
         try:
             partition = ck.TopicPartition(config.topic, 0)
             partition.offset = self._end_of(partition) if config.start_offset is None else config.start_offset
             self._consumer.assign([partition])
         except BaseException:
             self._consumer.close()
+            self._stamps.close()
             raise
 
     def _end_of(self, partition: ck.TopicPartition) -> int:
-        try:
-            marks = self._consumer.get_watermark_offsets(partition, timeout=OPEN_LIMIT_S, cached=False)
-        except ck.KafkaException as error:
-            raise TransportError(f"hop {self._config.name}: the topic's end is not known: {_text(error)}") from error
+        deadline = time.monotonic() + OPEN_LIMIT_S
+        while True:
+            try:
+                marks = self._consumer.get_watermark_offsets(partition, timeout=OPEN_LIMIT_S, cached=False)
+                break
+            except ck.KafkaException as error:
+                # A broker that has just made a topic says who leads it some moments before it does.
+                if error.args[0].code() not in _NOT_YET or time.monotonic() >= deadline:
+                    why = f"hop {self._config.name}: the topic's end is not known: {_text(error)}"
+                    raise TransportError(why) from error
+                time.sleep(NOT_YET_S)
         if marks is None:
             raise TransportError(f"hop {self._config.name}: the broker did not tell the topic's end in time")
         return int(marks[1])
@@ -183,7 +246,9 @@ class KafkaInbox:
         deadline = time.monotonic() + timeout_s
         while True:
             rest = deadline - time.monotonic()
-            record = self._consumer.poll(beside.slice_of(rest, SLICE_S))
+            # With stamps the daemon may have not taken one: then it is tried again, and soon.
+            longest_s = SLICE_S if self._stamps.link is None else beside.EVERY_S
+            record = self._consumer.poll(beside.slice_of(rest, longest_s, "kafka"))
             if record is not None:
                 message = self._message_of(record)
                 if message is not None:
@@ -192,7 +257,8 @@ class KafkaInbox:
             elif rest <= 0:
                 return None
             else:
-                beside.turn()
+                self._stamps.turn()
+                beside.turn("kafka")
 
     def _message_of(self, record: ck.Message) -> Message | None:
         error = record.error()
@@ -202,9 +268,13 @@ class KafkaInbox:
             self._counters["errors"] += 1
             return None
         try:
+            pairs = dict(_pairs(record.headers()))
+            stamp = pairs.pop(CLOCK_HEADER, None)
+            if isinstance(stamp, bytes) and is_clock_payload(stamp) and self._stamps.link is not None:
+                self._stamps.link.give(stamp)  # first: every moment it is held here widens what it proves
+                self._counters["stamps_received"] += 1
             headers = {
-                name: value.decode() if isinstance(value, bytes) else (value or "")
-                for name, value in _pairs(record.headers())
+                name: value.decode() if isinstance(value, bytes) else (value or "") for name, value in pairs.items()
             }
             message = Message(headers, record.value() or b"")
             check_limits(message)
@@ -215,13 +285,14 @@ class KafkaInbox:
 
     def pump(self, timeout_s: float) -> None:
         """Wait; the client fetches meanwhile, in a thread of its own."""
-        _wait(timeout_s)
+        _wait(timeout_s, self._stamps)
 
     def close(self) -> None:
         """Leave the broker."""
         if not self._closed:
             self._closed = True
             self._consumer.close()
+            self._stamps.close()
 
 
 class KafkaOutbox:
@@ -240,8 +311,9 @@ class KafkaOutbox:
         self._counters: Counter[str] = Counter()
         self._closed = False
         self._undelivered: str | None = None
-        self._producer = ck.Producer(producer_settings(config.bootstrap))
+        self._producer = ck.Producer(producer_settings(config.bootstrap, config.clients))
         _require_topic(self._producer, config)
+        self._stamps = _Stamps(config, config.downstream, self._counters)
 
     @property
     def counters(self) -> Mapping[str, int]:
@@ -253,6 +325,11 @@ class KafkaOutbox:
         self._check()
         check_limits(message)
         headers: list[tuple[str, str | bytes | None]] = list(message.headers.items())
+        self._stamps.turn()
+        stamp = None if self._stamps.link is None else self._stamps.link.take_stamp()
+        if stamp is not None:
+            headers.append((CLOCK_HEADER, stamp))
+            self._counters["stamps_sent"] += 1
         deadline = time.monotonic() + SEND_LIMIT_S
         while True:
             try:
@@ -311,11 +388,15 @@ class KafkaOutbox:
                 )
         self._raise_undelivered()
 
-    def pump(self, timeout_s: float) -> None:
+    def pump(self, timeout_s: float, *, before_send: bool = False) -> None:
         """Wait, and learn what was delivered."""
         self._check()
         self._producer.poll(0)
-        _wait(timeout_s)
+        deadline = time.monotonic() + timeout_s
+        if before_send and self._stamps.link is not None:
+            _wait(max(0.0, timeout_s - STAMP_AHEAD_S), self._stamps)
+            self._stamps.link.ask_stamp(time.monotonic())
+        _wait(deadline - time.monotonic(), self._stamps)
         self._producer.poll(0)
 
     def close(self) -> None:
@@ -326,17 +407,19 @@ class KafkaOutbox:
         try:
             self._flush()
         finally:
+            self._stamps.close()
             self._producer.purge()
             self._producer.poll(0)
 
 
-def _wait(timeout_s: float) -> None:
+def _wait(timeout_s: float, stamps: _Stamps) -> None:
     """Waits, never less than asked, and turns what else this thread looks after."""
     deadline = time.monotonic() + timeout_s
-    beside.turn()
+    beside.turn("kafka")
     while (rest := deadline - time.monotonic()) > 0:
-        time.sleep(beside.slice_of(rest, rest))
-        beside.turn()
+        time.sleep(beside.slice_of(rest, rest, "kafka"))
+        stamps.turn()
+        beside.turn("kafka")
 
 
 def _pairs(headers: Any) -> list[tuple[str, bytes | str | None]]:

@@ -11,6 +11,8 @@ which is told once (and again every ``REATTACH_S``, for a daemon that was restar
 
     daemon A  <- ipc ->  stage A  <===== hop: work, and clock frames both ways =====>  stage B  <- ipc ->  daemon B
 
+With ``stamps`` the work carries the daemon's stamps too (``daemon_link.py``).
+
 All ends a thread opened are turned together: a stage that waits in its inbox also relays for its outbox. Work goes
 first, always: a message that is here is returned before any clock frame is touched, and the relay gets a turn when
 there is none, when the stage pumps, or at the latest every ``TURN_S`` of receiving without a pause.
@@ -24,6 +26,7 @@ and trusted networks. A frame over the size limit costs its sender the connectio
 
 from __future__ import annotations
 
+import select
 import threading
 import time
 import weakref
@@ -35,26 +38,28 @@ import zmq
 
 from skewd_pipeline.transports import beside
 from skewd_pipeline.transports.base import HopConfig, Message, TransportError
+from skewd_pipeline.transports.daemon_link import (
+    CLOCK_QUEUE,
+    FRAMES_PER_TURN,
+    REATTACH_S,
+    STAMP_AHEAD_S,
+    DaemonLink,
+)
 from skewd_pipeline.transports.frames import (
-    MAX_CLOCK_BYTES,
     MAX_FRAME_BYTES,
     MalformedFrames,
     decode,
-    encode_attach,
     encode_clock,
     encode_work,
-    is_clock_payload,
+    split_stamp,
 )
+
+__all__ = ["CLOCK_QUEUE", "HIGH_WATER", "LINGER_S", "READ_AHEAD", "REATTACH_S", "ZmqInbox", "ZmqOutbox"]
 
 HIGH_WATER = 256
 READ_AHEAD = 64
-CLOCK_QUEUE = 16
-CLOCK_HIGH_WATER = 64
-FRAMES_PER_TURN = 16
 SEND_LIMIT_S = 30.0
 LINGER_S = 5.0
-REATTACH_S = 2.0
-ATTACH_RETRY_S = 0.05
 TURN_S = 0.001
 # The longest wait in one poll: how late an attachment that is due, or a clock frame the hop had no room for, may be.
 SLICE_S = 0.05
@@ -91,7 +96,7 @@ class _Group:
         for socket in end.sockets():
             self.poller.register(socket, zmq.POLLIN)
         self.ends.append(end)
-        beside.register(lambda: self.wait(0))
+        beside.register("zmq", lambda: self.wait(0))
 
     def remove(self, end: _End) -> None:
         """Forgets an end that is being closed."""
@@ -100,7 +105,7 @@ class _Group:
                 self.poller.unregister(socket)
         self.ends.remove(end)
         if not self.ends:
-            beside.register(None)
+            beside.register("zmq", None)
 
 
 class _ThreadGroup(threading.local):
@@ -117,19 +122,15 @@ class _End:
     def __init__(self, config: HopConfig, neighbour: str, *, takes_work: bool) -> None:
         self._config = config
         self._takes_work = takes_work
-        self._attach_frame = encode_attach(neighbour)
-        self._attach_at = 0.0
-        self._attached = False
         self._counters: Counter[str] = Counter()
         self._to_hop: deque[bytes] = deque(maxlen=CLOCK_QUEUE)
-        self._to_daemon: deque[bytes] = deque(maxlen=CLOCK_QUEUE)
         self.pending: deque[Message] = deque()
         self._owner = threading.get_ident()
         self._closed = False
         # A context of its own: closing this end then waits for this end's messages, whatever else the thread opened.
         self._context = zmq.Context()
         self.hop = self._context.socket(zmq.DEALER)
-        self.daemon: zmq.Socket[bytes] | None = None
+        self.daemon: DaemonLink | None = None
         try:
             self.hop.set(zmq.SNDHWM, HIGH_WATER)
             self.hop.set(zmq.RCVHWM, HIGH_WATER)
@@ -140,7 +141,7 @@ class _End:
             self.hop.set(zmq.RECONNECT_IVL_MAX, 1000)
             self._open_hop()
             if config.daemon_link is not None:
-                self.daemon = self._open_daemon(config.daemon_link)
+                self.daemon = DaemonLink(self._context, config.daemon_link, neighbour, config.name, self._counters)
         except BaseException:
             self._context.destroy(linger=0)
             raise
@@ -153,29 +154,14 @@ class _End:
     def _open_hop(self) -> None:
         raise NotImplementedError
 
-    def _open_daemon(self, address: str) -> zmq.Socket[bytes]:
-        daemon: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
-        daemon.set(zmq.SNDHWM, CLOCK_HIGH_WATER)
-        daemon.set(zmq.RCVHWM, CLOCK_HIGH_WATER)
-        daemon.set(zmq.MAXMSGSIZE, MAX_CLOCK_BYTES)
-        daemon.set(zmq.LINGER, 0)
-        # Without a daemon nothing is queued for it: an old clock frame is worth nothing.
-        daemon.set(zmq.IMMEDIATE, 1)
-        daemon.set(zmq.RECONNECT_IVL, 50)
-        daemon.set(zmq.RECONNECT_IVL_MAX, 1000)
-        try:
-            daemon.connect(address)
-        except zmq.ZMQError as error:
-            raise TransportError(f"hop {self._config.name}: no daemon link at '{address}': {error}") from error
-        return daemon
-
     def sockets(self) -> list[zmq.Socket[bytes]]:
         """The sockets to wait for."""
-        return [self.hop] if self.daemon is None else [self.hop, self.daemon]
+        return [self.hop] if self.daemon is None else [self.hop, self.daemon.socket]
 
     @property
     def counters(self) -> Mapping[str, int]:
-        """``sent`` or ``received``, ``malformed``, ``clock_to_neighbour``, ``clock_to_daemon``, ``clock_dropped``."""
+        """``sent`` or ``received``, ``malformed``, ``clock_to_neighbour``, ``clock_to_daemon``, ``clock_dropped``, and
+        with stamps ``stamps_asked``, ``stamps_sent``, ``stamps_received``."""
         return MappingProxyType(self._counters)
 
     def check(self) -> None:
@@ -197,15 +183,13 @@ class _End:
             self.read_hop()
         if self.daemon is None:
             return
-        if now >= self._attach_at:
-            said = self._try_send(self.daemon, [self._attach_frame])
-            self._attached |= said
-            self._attach_at = now + (REATTACH_S if said else ATTACH_RETRY_S)
-        if self.daemon in ready:
+        self.daemon.attach(now)
+        if self.daemon.socket in ready:
             self._read_daemon(self.daemon)
-        self._drain(self._to_hop, self.hop, "clock_to_neighbour")
-        if self._attached:  # before that the daemon would not know from whom it is
-            self._drain(self._to_daemon, self.daemon, "clock_to_daemon")
+        while self._to_hop and self._try_send(self.hop, encode_clock(self._to_hop[0])):
+            self._to_hop.popleft()
+            self._counters["clock_to_neighbour"] += 1
+        self.daemon.drain()
 
     def read_hop(self) -> None:
         """Takes what the hop has: work is kept for ``receive``, clock frames go to the daemon. Stops at limits."""
@@ -215,15 +199,20 @@ class _End:
                 self._group.poller.unregister(self.hop)
                 return
             try:
-                arrived = decode(self.hop.recv_multipart(zmq.NOBLOCK))
+                frames, stamp = split_stamp(self.hop.recv_multipart(zmq.NOBLOCK))
+                arrived = decode(frames)
             except zmq.Again:
                 return
             except MalformedFrames:
                 self._counters["malformed"] += 1
                 continue
             if isinstance(arrived, bytes):
-                self._queue(self._to_daemon, arrived)
+                if self.daemon is not None:
+                    self.daemon.give(arrived)
             elif self._takes_work:
+                if stamp is not None and self.daemon is not None:
+                    self.daemon.give(stamp)  # first: every moment it is held here widens what it proves
+                    self._counters["stamps_received"] += 1
                 self.pending.append(arrived)
                 return
             else:
@@ -236,28 +225,11 @@ class _End:
         self._counters["received"] += 1
         return self.pending.popleft()
 
-    def _read_daemon(self, daemon: zmq.Socket[bytes]) -> None:
-        for _ in range(FRAMES_PER_TURN):
-            try:
-                frames = daemon.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            if len(frames) == 1 and is_clock_payload(frames[0]):
-                self._queue(self._to_hop, frames[0])
-            else:
-                self._counters["malformed"] += 1
-
-    def _queue(self, queue: deque[bytes], payload: bytes) -> None:
-        if len(queue) == CLOCK_QUEUE:  # the deque drops its oldest: the newest measures best
-            self._counters["clock_dropped"] += 1
-        queue.append(payload)
-
-    def _drain(self, queue: deque[bytes], socket: zmq.Socket[bytes], counter: str) -> None:
-        while queue:
-            if not self._try_send(socket, encode_clock(queue[0]) if socket is self.hop else [queue[0]]):
-                return
-            queue.popleft()
-            self._counters[counter] += 1
+    def _read_daemon(self, daemon: DaemonLink) -> None:
+        for payload in daemon.read():
+            if len(self._to_hop) == CLOCK_QUEUE:  # the deque drops its oldest: the newest measures best
+                self._counters["clock_dropped"] += 1
+            self._to_hop.append(payload)
 
     @staticmethod
     def _try_send(socket: zmq.Socket[bytes], frames: list[bytes]) -> bool:
@@ -269,16 +241,38 @@ class _End:
 
     # -- waiting and closing ------------------------------------------------------------------------------------
 
-    def pump(self, timeout_s: float) -> None:
+    def pump(self, timeout_s: float, *, before_send: bool = False) -> None:
         """Relay for ``timeout_s`` seconds, never less; work that arrives is kept."""
         self.check()
         deadline = time.monotonic() + timeout_s
+        stamp_at = deadline - STAMP_AHEAD_S if before_send and self._config.stamps else None
         self._group.wait(0)
         while (rest := deadline - time.monotonic()) > 0:
-            if rest < POLL_GRAIN_S:
-                time.sleep(rest)
+            if stamp_at is not None:
+                if stamp_at - time.monotonic() < POLL_GRAIN_S:
+                    self._ask_stamp()
+                    stamp_at = None
+                else:
+                    rest = stamp_at - time.monotonic()
+            if rest < POLL_GRAIN_S and stamp_at is None:
+                self._sleep(deadline)
             else:
-                self._group.wait(rest)
+                self._group.wait(beside.slice_of(rest, rest, "zmq"))
+            beside.turn("zmq")
+        if stamp_at is not None:  # nothing to wait for: for the next one
+            self._ask_stamp()
+
+    def _ask_stamp(self) -> None:
+        if self.daemon is not None:
+            self.daemon.ask_stamp(time.monotonic())
+
+    def _sleep(self, deadline: float) -> None:
+        """The last part of a wait, which is below the grain of ZeroMQ's poll; a stamp that comes is looked for."""
+        if self.daemon is not None and self._config.stamps:
+            readable = [self.daemon.socket.fileno()]
+            select.select(readable, [], [], max(0.0, deadline - time.monotonic()))
+            self._read_daemon(self.daemon)
+        time.sleep(max(0.0, deadline - time.monotonic()))
 
     def close(self) -> None:
         """Send what is left, wait ``LINGER_S`` at most for the neighbour to take it, give all sockets back."""
@@ -328,7 +322,10 @@ class ZmqInbox(_End):
         while not self.pending:
             rest = deadline - time.monotonic()
             # Rounded up to the poll's grain, or the last part of a wait would be a busy loop.
-            self._group.wait(max(rest, 0) + POLL_GRAIN_S if rest > 0 else 0, first=self)
+            wait_s = max(rest, 0) + POLL_GRAIN_S if rest > 0 else 0
+            self._group.wait(beside.slice_of(wait_s, wait_s, "zmq"), first=self)
+            if not self.pending:
+                beside.turn("zmq")
             if rest <= 0:
                 break
         return self.take() if self.pending else None
@@ -356,7 +353,9 @@ class ZmqOutbox(_End):
     def send(self, message: Message) -> None:
         """Hand over one message; blocks, relaying, while the hop is full."""
         self.check()
-        frames = encode_work(message)
+        stamp = self.daemon.take_stamp() if self.daemon is not None and self._config.stamps else None
+        frames = encode_work(message, stamp)
+        self._counters["stamps_sent"] += stamp is not None
         if not self._try_send(self.hop, frames):
             self._send_when_room(frames)
         self._counters["sent"] += 1
@@ -372,7 +371,8 @@ class ZmqOutbox(_End):
                         f"hop {self._config.name}: {self._config.downstream} took nothing for {SEND_LIMIT_S:.0f} s "
                         f"and {HIGH_WATER} messages wait; see whether it still runs"
                     )
-                self._group.wait(SLICE_S)
+                self._group.wait(beside.slice_of(SLICE_S, SLICE_S, "zmq"))
+                beside.turn("zmq")
         finally:
             poller.register(self.hop, zmq.POLLIN)
 
