@@ -316,7 +316,7 @@ async fn run(shared: Arc<Shared>) {
                 _ => None,
             };
             let deaf = match &command {
-                Command::Listen { server, .. } => Some(server.id),
+                Command::Listen { server, .. } => Some(*server),
                 _ => None,
             };
             let obeying = AssertUnwindSafe(|| obey(&shared, &mut servers, &mut channels, command));
