@@ -399,7 +399,8 @@ def sidecar(
     forward: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="URL", help="Where spans go: grpc://, grpcs://, http://, https:// or kafka://; may be repeated."
+            metavar="URL",
+            help="Where spans go: grpc://, grpcs://, grpc+unix://, http://, https:// or kafka://; may be repeated.",
         ),
     ] = None,
     balance: Annotated[
@@ -461,7 +462,7 @@ def sidecar(
     from skewd_sidecar.forward.retry import Balance
     from skewd_sidecar.kernel import Choice, choose
     from skewd_sidecar.patch import Incoming, Mode, Placement
-    from skewd_sidecar.service import SidecarSettings, TlsFiles, Transport, serve
+    from skewd_sidecar.service import SidecarBroken, SidecarSettings, TlsFiles, Transport, serve
 
     if replay is not None:
         return _replay(replay, settings)
@@ -541,7 +542,7 @@ def sidecar(
         asyncio.run(until_told_to_stop())
     except ValueError as error:
         raise _RefusedError(str(error), cli.EX_USAGE) from None
-    except OSError as error:
+    except (OSError, SidecarBroken) as error:
         raise _RefusedError(str(error)) from None
     return 0
 

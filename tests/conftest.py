@@ -1,12 +1,18 @@
-"""No test may move the clock of the machine it runs on: the capability for it is given up before the first begins.
+"""No test may move the clock of the machine it runs on, nor fail because that is busy.
 
-Tests often run as root. What this process does not hold, and can't get back, none of its children holds either.
+The capability to set clocks is given up before the first test begins: tests often run as root. What this process does
+not hold, and can't get back, none of its children holds either. Hypothesis times what it tries only if a test asks.
 """
 
 from __future__ import annotations
 
 import ctypes
 from pathlib import Path
+
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 _CAP_SYS_TIME = 25
 _PR_CAPBSET_DROP = 24

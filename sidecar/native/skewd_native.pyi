@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from os import PathLike
 from typing import Any, final
 
@@ -43,7 +44,7 @@ class Transport:
     ) -> int: ...
     def disconnect(self, channel: int) -> None: ...
     def call(
-        self, channel: int, path: int, body: bytes, timeout_s: float | None, metadata: list[tuple[str, str]]
+        self, channel: int, path: int, body: bytes, timeout_s: float | None, metadata: Sequence[tuple[str, str]]
     ) -> int: ...
     def cancel(self, call: int) -> None: ...
     def stats(self) -> dict[str, int]: ...

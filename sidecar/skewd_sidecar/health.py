@@ -27,10 +27,12 @@ class Health:
     Attributes:
         ready: whether requests are taken.
         why: if not, in a few words.
+        fault: what broke for good, for a sidecar that is about to end; else empty.
     """
 
     ready: bool = False
     why: str = "starting"
+    fault: str = ""
 
 
 async def loop_lag_s() -> float:

@@ -139,9 +139,10 @@ class MetricsListener:
                 return web.Response(body=generate_latest(self._registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
             if request.path == "/healthz":
                 lag_s = await loop_lag_s()
-                slow = lag_s > LAG_MAX_S
-                text = f"slow: the event loop takes {lag_s:.1f} s a turn\n" if slow else "ok\n"
-                return web.Response(status=503 if slow else 200, text=text)
+                wrong = self._health.fault
+                if not wrong and lag_s > LAG_MAX_S:
+                    wrong = f"slow: the event loop takes {lag_s:.1f} s a turn"
+                return web.Response(status=503 if wrong else 200, text=f"{wrong or 'ok'}\n")
             if request.path == "/readyz":
                 ready = self._health.ready
                 return web.Response(status=200 if ready else 503, text="ready\n" if ready else f"{self._health.why}\n")

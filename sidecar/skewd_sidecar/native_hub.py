@@ -6,20 +6,21 @@ wake-up of the loop takes all that came meanwhile, and all that the loop's turn 
 the thread. Receiver and forwarders of one loop share one such thread; it starts with the first and ends with the last.
 
 Limits: a request's handler is a task, cancelled when nobody waits for its answer any more. Should the thread die,
-which takes a fault in its outermost loop, everything under way fails as "unavailable", the log says it, and nothing is
-listened to any more: start the sidecar again.
+which takes a fault in its outermost loop, everything under way fails as "unavailable". Then, and where a listener alone
+dies, ``lost`` says why; nothing begins anew here, since what a fault left behind is unknown. The sidecar ends, and is
+started again.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import weakref
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from skewd_native import Transport
 
+from skewd.quiet import QuietLog
 from skewd_sidecar.gateway import Metadata, Signal
 from skewd_sidecar.handler import Handler
 from skewd_sidecar.outcome import INTERNAL, UNAVAILABLE, Outcome
@@ -28,15 +29,19 @@ SHUTDOWN_S = 2.0
 _CLOSING_S = 2.0  # beyond the grace
 
 # Kinds of events, the first value of each.
-_REQUEST, _GONE, _ANSWERED, _CLOSED, _TROUBLE = range(5)
+_REQUEST, _GONE, _ANSWERED, _CLOSED, _TROUBLE, _DEAF = range(6)
 
 _SIGNALS = list(Signal)
-
-log = logging.getLogger(__name__)
+_STOPPING = Outcome.failed(UNAVAILABLE, "the sidecar is stopping; try again")
+_BROKEN = Outcome.failed(INTERNAL, "the sidecar could not handle the request; its log says why")
 
 
 class Hub:
-    """One transport, for one event loop. Made by :meth:`acquire`."""
+    """One transport, for one event loop. Made by :meth:`acquire`.
+
+    Attributes:
+        lost: why nothing is served any more, though nobody closed it; empty as long as it is.
+    """
 
     _hubs: ClassVar[weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Hub]] = weakref.WeakKeyDictionary()
 
@@ -51,6 +56,9 @@ class Hub:
         self._closed: dict[int, asyncio.Future[None]] = {}
         self._channels: dict[tuple[str, str, int, bool], tuple[int, int]] = {}
         self._flushing = False
+        self._log = QuietLog(__name__)
+        self.lost = ""
+        self._lost = asyncio.Event()  # which, unlike a future, does not keep a loop that is gone
         loop.add_reader(self._fd, self._take)
 
     @classmethod
@@ -62,6 +70,16 @@ class Hub:
             hub = cls._hubs[loop] = cls(loop)
         hub._users += 1
         return hub
+
+    @classmethod
+    def running(cls) -> Hub | None:
+        """The running loop's hub, if there is one."""
+        return cls._hubs.get(asyncio.get_running_loop())
+
+    async def until_lost(self) -> str:
+        """Waits until nothing is served any more, though nobody closed it; why."""
+        await self._lost.wait()
+        return self.lost
 
     def release(self) -> None:
         """Ends the thread if this was its last user."""
@@ -76,7 +94,7 @@ class Hub:
             task.cancel()
         self._fail_calls("the transport has ended")
         if not self._transport.shutdown(SHUTDOWN_S):
-            log.warning("the native transport's thread did not end within %g s; it is left behind", SHUTDOWN_S)
+            self._log.warning("the native transport's thread does not end, it is left behind", within_s=SHUTDOWN_S)
 
     @property
     def stats(self) -> dict[str, int]:
@@ -140,7 +158,7 @@ class Hub:
             async with asyncio.timeout(grace_s + _CLOSING_S):
                 await closed
         except TimeoutError:
-            log.warning("the native transport did not close a listener within %g s", grace_s + _CLOSING_S)
+            self._log.warning("the native transport does not close a listener", within_s=grace_s + _CLOSING_S)
         finally:
             del self._closed[server]
             self._handlers.pop(server, None)
@@ -150,11 +168,17 @@ class Hub:
     ) -> None:
         try:
             outcome = await handler(signal, body, timeout_s, metadata)
-        except Exception:
-            log.exception("a request could not be handled")
-            outcome = Outcome.failed(INTERNAL, "the sidecar could not handle the request; its log says why")
+            self._reply(number, outcome)
+        except asyncio.CancelledError:
+            self._reply(number, _STOPPING)  # unheard, if it was cancelled because nobody waits
+            raise
+        except Exception as error:
+            self._log.error("a request could not be handled", exc_info=error)
+            self._reply(number, _BROKEN)
         finally:
             self._tasks.pop(number, None)
+
+    def _reply(self, number: int, outcome: Outcome) -> None:
         details = None if outcome.ok else outcome.grpc_details()
         self._transport.reply(number, outcome.code, outcome.message, outcome.body, details)
         self._flush_soon()
@@ -192,7 +216,7 @@ class Hub:
             self._transport.disconnect(channel)
 
     async def call(
-        self, channel: int, signal: Signal, body: bytes, timeout_s: float | None, metadata: list[tuple[str, str]]
+        self, channel: int, signal: Signal, body: bytes, timeout_s: float | None, metadata: Metadata
     ) -> tuple[int, str, bytes, bytes | None]:
         """One call.
 
@@ -238,7 +262,10 @@ class Hub:
                     future.set_result(event)
             elif kind == _REQUEST:
                 _, server, number, path, body, timeout_s, metadata = event
-                handler = self._handlers[server]
+                handler = self._handlers.get(server)
+                if handler is None:  # closed without having ended in time
+                    self._reply(number, _STOPPING)
+                    continue
                 work = self._serve(handler, number, _SIGNALS[path], body, timeout_s, metadata)
                 self._tasks[number] = loop.create_task(work)
             elif kind == _GONE:
@@ -250,12 +277,19 @@ class Hub:
                 if closed is not None and not closed.done():
                     closed.set_result(None)
             elif kind == _TROUBLE:
-                log.error("%s", event[1])
+                self._log.error(event[1])
                 if self._transport.dead:
                     self._fail_calls(event[1])
+                    self._lose(event[1])
                     for closed in self._closed.values():
                         if not closed.done():
                             closed.set_result(None)
+            elif kind == _DEAF and event[1] in self._handlers:
+                self._lose("a listener of the native transport has ended")
+
+    def _lose(self, why: str) -> None:
+        self.lost = self.lost or why
+        self._lost.set()
 
     def _fail_calls(self, why: str) -> None:
         for number, future in self._calls.items():

@@ -4,7 +4,8 @@ It starts with what it can refuse (settings that cannot work are errors before a
 makes sure that it does not forward to itself, and only then says that it is ready. It stops in the order of the
 traffic: no new requests, those under way finish within ``STOP_S``, then the connections to the next hop go; the metrics
 listener stays until the end and says "not ready" meanwhile. If it is cancelled instead, the same happens without the
-patience.
+patience. If the native transport breaks, the same happens with it, ``/healthz`` says why, and it ends with an error: a
+supervisor starts it again, whether or not it probes, and a process that begins anew has no part in what went wrong.
 
 One event loop, no polling: a sidecar that nobody exports to costs nothing.
 
@@ -19,7 +20,7 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from skewd.bounds.history import CorrectionSource
 from skewd_sidecar.counts import Reading
@@ -38,10 +39,23 @@ from skewd_sidecar.relay import BYTES_MAX, Relay
 from skewd_sidecar.source import StaticSource
 from skewd_sidecar.transport import Transport, use_native
 
-__all__ = ["EndpointError", "SidecarSettings", "StaticSource", "TlsError", "TlsFiles", "Transport", "serve"]
+__all__ = [
+    "EndpointError",
+    "SidecarBroken",
+    "SidecarSettings",
+    "StaticSource",
+    "TlsError",
+    "TlsFiles",
+    "Transport",
+    "serve",
+]
 
 STOP_S = 5.0
 """How long requests under way may take to finish once the sidecar is told to stop."""
+
+
+class SidecarBroken(RuntimeError):
+    """It cannot serve any more, and ends: half a sidecar, of which some ports are dead, is worse than a new one."""
 
 
 class _Listener(Protocol):
@@ -57,8 +71,8 @@ class SidecarSettings:
     Attributes:
         grpc, http: ``host:port`` to listen on (port 0 picks one), or ``unix:///path``; None for none.
         metrics_listen: ``host:port``; None for none.
-        forward: the next hop, ``grpc://``, ``grpcs://``, ``http://``, ``https://`` or ``kafka://``, or several; none
-            for ``OTEL_EXPORTER_OTLP_*``.
+        forward: the next hop, ``grpc://``, ``grpcs://``, ``grpc+unix://``, ``http://``, ``https://`` or
+            ``kafka://``, or several; none for ``OTEL_EXPORTER_OTLP_*``.
         balance: how several next hops share the work.
         retry_s: how long the sidecar itself tries again, within the exporter's time.
         forward_max_bytes: the largest request the next hop takes; 0 for what is usual for its protocol.
@@ -112,7 +126,7 @@ async def serve(
     *,
     spoken: Callable[[dict[str, str]], None] = lambda transports: None,
 ) -> None:
-    """Runs a sidecar until ``stop`` is set.
+    """Runs a sidecar until ``stop`` is set, or something without which it cannot serve has broken.
 
     Args:
         settings: what it needs to know.
@@ -127,6 +141,7 @@ async def serve(
             about certificates).
         PortTaken: an address belongs to someone else; the message says to whom.
         OSError: an address cannot be listened on.
+        SidecarBroken: the native transport has failed.
     """
     if settings.grpc is None and settings.http is None:
         raise ValueError("nothing to listen on; give --grpc 127.0.0.1:4317, --http 127.0.0.1:4318, or both")
@@ -191,15 +206,18 @@ async def serve(
 
             listeners["metrics"] = await MetricsListener.open(settings.metrics_listen, gateway, health)
         addresses = {name: None if each is None else each.address for name, each in listeners.items()}
-        await forwarders.refuse_itself([each for each in addresses.values() if isinstance(each, tuple)])
+        await forwarders.refuse_itself([each for each in addresses.values() if each is not None])
         gateway.counts.readings.append(_transport_reading(grpc_by))
         spoken({side: "+".join(sorted(by)) for side, by in grpc_by.items() if by})
         health.ready, health.why = True, ""
         ready({name: None if each is None else show_address(each) for name, each in addresses.items()})
-        await stop.wait()
+        broken = await _until(stop, grpc_by)
         grace_s = STOP_S
+        if broken:
+            health.fault = broken
+            raise SidecarBroken(f"{broken}; the sidecar ends, so that it is started again")
     finally:
-        health.ready, health.why = False, "stopping"
+        health.ready, health.why = False, health.fault or "stopping"
         closing = asyncio.ensure_future(_close(listeners, forwarders, grace_s))
         try:
             await asyncio.shield(closing)
@@ -225,6 +243,25 @@ def _fits(settings: SidecarSettings) -> bool:
     """Whether the native transport may have the listener: see its text about Unix sockets."""
     assert settings.grpc is not None
     return not settings.grpc.startswith(UNIX) or settings.transport == Transport.NATIVE
+
+
+async def _until(stop: asyncio.Event, grpc_by: Mapping[str, set[str]]) -> str:
+    """Waits until the sidecar is told to stop, or cannot serve any more: why, empty if it was told."""
+    if not any("native" in by for by in grpc_by.values()):
+        await stop.wait()
+        return ""
+    from skewd_sidecar.native_hub import Hub
+
+    hub = Hub.running()
+    assert hub is not None, "who uses it keeps it"
+    told, lost = asyncio.ensure_future(stop.wait()), asyncio.ensure_future(hub.until_lost())
+    either: set[asyncio.Future[Any]] = {told, lost}
+    try:
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        return "" if told.done() else lost.result()
+    finally:
+        for each in either:
+            each.cancel()
 
 
 def _transport_reading(by: Mapping[str, set[str]]) -> Reading:

@@ -15,7 +15,7 @@ from enum import StrEnum
 from skewd.ports import is_loopback
 from skewd_sidecar.endpoint import Destination
 
-INTERFACE = 1
+INTERFACE = 2
 """What is expected of ``skewd_native.TRANSPORT_INTERFACE``."""
 
 _PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")
@@ -59,4 +59,4 @@ def fits_native(destination: Destination, environment: Mapping[str, str]) -> boo
     """Whether the native transport can reach a destination: gRPC, in plaintext, and not through a proxy."""
     if destination.protocol != "grpc" or destination.secure:
         return False
-    return is_loopback(destination.host) or not any(environment.get(name) for name in _PROXIES)
+    return destination.unix or is_loopback(destination.host) or not any(environment.get(name) for name in _PROXIES)

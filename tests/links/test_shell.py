@@ -116,3 +116,17 @@ def test_a_complaint_is_said_once_a_minute_with_how_many_were_kept_back() -> Non
         ("other", None, None),
         ("noise", "y", 9),
     ]
+
+
+def test_a_complaint_about_one_does_not_hide_the_same_about_another() -> None:
+    log = QuietLog("test", lambda: 0)
+    with structlog.testing.capture_logs() as said:
+        for about in (1, 2, 1):
+            log.info("it is back", about=about, which=about)
+        try:
+            raise ValueError("wrong")
+        except ValueError as error:
+            log.error("a fault", exc_info=error)
+    assert [(line["log_level"], line.get("which")) for line in said] == [("info", 1), ("info", 2), ("error", None)]
+    assert "about" not in said[0]
+    assert isinstance(said[2]["exc_info"], ValueError)

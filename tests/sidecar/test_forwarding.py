@@ -12,6 +12,7 @@ import aiohttp
 import grpc
 import pytest
 import structlog
+from google.rpc.status_pb2 import Status as RpcStatus
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
     ExportTraceServiceResponse,
@@ -285,16 +286,18 @@ async def test_who_is_alone_and_hangs_up_takes_its_body_along() -> None:
     assert await lanes.send(request("b"), LIMIT_S, ()) == TAKEN
 
 
-async def test_a_fault_of_ours_is_told_to_those_it_concerns_and_the_lane_goes_on(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+async def test_a_fault_of_ours_is_told_to_those_it_concerns_and_the_lane_goes_on() -> None:
     def fails(body: bytes) -> Outcome:
         if "fault" in names(body):
             raise RuntimeError("a fault")
         return TAKEN
 
     lanes = way(Hop(fails))
-    assert "RuntimeError: a fault" in (await lanes.send(request("fault"), LIMIT_S, ())).message
+    with structlog.testing.capture_logs() as lines:
+        assert "RuntimeError: a fault" in (await lanes.send(request("fault"), LIMIT_S, ())).message
+    assert [(line["log_level"], line["event"], line["signal"]) for line in lines] == [
+        ("error", "forwarding failed", Signal.TRACES)
+    ]
     assert await lanes.send(request("next"), LIMIT_S, ()) == TAKEN
 
 
@@ -418,6 +421,48 @@ async def test_one_endpoint_is_tried_again_within_the_bound_and_then_the_exporte
         assert told.message == "overloaded"
         assert told_to_wait_s(told) == pytest.approx(40, abs=5)
     assert len(rests.bodies) == 1
+
+
+async def test_who_comes_while_the_next_hop_rests_is_told_all_that_the_last_one_was() -> None:
+    failed = Outcome.failed(10, "because", RpcStatus(code=10, message="because").SerializeToString())
+    hop = Hop(lambda body: failed)
+    lanes = way(hop, chance=lambda: 1.0)
+    assert await lanes.send(request("a"), LIMIT_S, ()) == failed
+    told = await lanes.send(request("b"), LIMIT_S, ())
+    assert len(hop.bodies) == 1, "it rests"
+    assert (told.code, told.http_status, told.message, told.details) == (10, 503, "because", failed.details)
+    assert told.status_body() == failed.status_body()
+
+
+async def test_the_log_says_once_a_minute_which_next_hop_takes_nothing_and_that_it_is_back() -> None:
+    outcomes = [Outcome.failed(UNAVAILABLE, "away")] * 3 + [TAKEN, Outcome.failed(UNAVAILABLE, "again"), TAKEN]
+    hop = Hop(lambda body: outcomes.pop(0))
+    lanes = way(hop)
+    with structlog.testing.capture_logs() as lines:
+        while outcomes:
+            await lanes.send(request("a"), LIMIT_S, ())
+    assert [(line["log_level"], line["event"], str(line["next_hop"])) for line in lines] == [
+        ("warning", "a next hop takes nothing, exporters are told to try again", "grpc://hop:1"),
+        ("info", "a next hop answers again", "grpc://hop:1"),
+    ]
+
+
+async def test_no_wake_up_is_left_behind_by_one_that_came_before_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = asyncio.get_running_loop()
+    turns: list[asyncio.TimerHandle] = []
+    later = loop.call_later
+
+    def remember(delay: float, *what: Any, **more: Any) -> asyncio.TimerHandle:
+        turns.append(later(delay, *what, **more))
+        return turns[-1]
+
+    monkeypatch.setattr(loop, "call_later", remember)
+    hop = Hop()
+    lanes = way(hop)
+    lanes.limits.gather_s = lanes.limits.hold_s = LIMIT_S
+    await joined(lanes, hop, request("b"), request("c"))
+    assert turns, "they would have waited"
+    assert all(each.cancelled() for each in turns)
 
 
 async def test_retries_end_with_the_exporters_own_time() -> None:

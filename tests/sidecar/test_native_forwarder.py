@@ -16,6 +16,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+import structlog
 
 from skewd_sidecar.endpoint import Destination
 from skewd_sidecar.forward import Forwarder, GrpcForwarder
@@ -168,8 +169,8 @@ async def test_a_cancelled_request_leaves_nothing_and_others_go_on(by: Transport
             hub.release()
 
 
-@needs_native
-async def test_unix_sockets_are_called(tmp_path: Path) -> None:
+@pytest.mark.parametrize("by", TRANSPORTS)
+async def test_unix_sockets_are_called(by: Transport, tmp_path: Path) -> None:
     path = str(tmp_path / "otlp.sock")
 
     async def taken(request: bytes, context: Any) -> bytes:
@@ -180,7 +181,7 @@ async def test_unix_sockets_are_called(tmp_path: Path) -> None:
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(Signal.LOGS.grpc_service, service),))
     server.add_insecure_port(f"unix:{path}")
     await server.start()
-    async with forwarding(Transport.NATIVE, 0, path, Signal.LOGS) as forwarder:
+    async with forwarding(by, 0, path, Signal.LOGS) as forwarder:
         assert (await forwarder.send(b"abc", None)).body == b"cba"
     await server.stop(0)
 
@@ -251,6 +252,19 @@ async def test_an_odd_answer_is_a_failure_and_never_more(name: str) -> None:
     assert f"127.0.0.1:{port}: " in outcome.message
     if name == "trailers only":
         assert outcome.message.endswith(": no way")
+
+
+@pytest.mark.parametrize("sent", [b"", b"\0\0\0", message(b"abc")[:-1]], ids=["nothing", "half a prefix", "half of it"])
+@pytest.mark.parametrize("by", TRANSPORTS)
+async def test_ok_without_a_whole_message_is_no_success(by: Transport, sent: bytes) -> None:
+    frames = [frame(DATA, 0, 1, sent)] if sent else []
+    async with (
+        scripted(says(OK_HEAD, *frames, trailers(("grpc-status", "0")))) as port,
+        forwarding(by, port) as forwarder,
+    ):
+        outcome = await forwarder.send(b"x", None)
+    assert outcome.code == 13, outcome
+    assert f"127.0.0.1:{port}: " in outcome.message
 
 
 @pytest.mark.parametrize("by", TRANSPORTS)
@@ -391,28 +405,32 @@ async def test_noise_from_the_next_hop_is_a_failure() -> None:
 
 
 @needs_native
-async def test_a_fault_in_a_call_fails_that_call(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_fault_in_a_call_fails_that_call() -> None:
     async with grpc_collector() as behind, forwarding(Transport.NATIVE, port_of(behind.url)) as forwarder:
         hub = Hub.acquire()
-        for what in (3, 4):
-            hub._transport.panic_once(what)
-            assert (await forwarder.send(b"x", None)).code == 13
-            assert (await forwarder.send(b"x", None)).ok
-        assert "a fault in the native transport" in caplog.text
+        with structlog.testing.capture_logs() as said:
+            for what in (3, 4):
+                hub._transport.panic_once(what)
+                assert (await forwarder.send(b"x", None)).code == 13
+                assert (await forwarder.send(b"x", None)).ok
+        assert any("a fault in the native transport" in line["event"] for line in said)
+        assert not hub.lost
         hub.release()
 
 
 @needs_native
-async def test_should_the_thread_die_calls_fail_at_once_and_the_log_says_it(caplog: pytest.LogCaptureFixture) -> None:
+async def test_should_the_thread_die_calls_fail_at_once_and_the_log_says_it() -> None:
     async with scripted(quiet) as port, forwarding(Transport.NATIVE, port) as forwarder:
         sending = asyncio.ensure_future(forwarder.send(b"x", None))
         await asyncio.sleep(0)
         hub = Hub.acquire()
         hub._transport.panic_once(5)
-        for outcome in (await forwarder.send(b"x", None), await sending, await forwarder.send(b"x", None)):
-            assert outcome.code == 14
-            assert "has ended" in outcome.message
-        assert "the native transport has ended" in caplog.text
+        with structlog.testing.capture_logs() as said:
+            for outcome in (await forwarder.send(b"x", None), await sending, await forwarder.send(b"x", None)):
+                assert outcome.code == 14
+                assert "has ended" in outcome.message
+        assert [line["event"] for line in said] == ["the native transport has ended"]
+        assert hub.lost == "the native transport has ended"
         hub.release()
 
 

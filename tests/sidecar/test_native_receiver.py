@@ -7,9 +7,11 @@ import contextlib
 import gzip
 import os
 import random
+import socket
 import struct
 import threading
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+import structlog
 from google.rpc.status_pb2 import Status as RpcStatus
 
 from skewd_sidecar.gateway import Metadata, Signal
@@ -170,18 +173,31 @@ async def test_details_too_long_for_a_header_are_left_out_and_the_failure_arrive
         assert error.value.details() == "m" * 1024
 
 
-async def test_a_handler_that_raises_is_an_internal_error_and_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [
+        (RuntimeError("on purpose"), INTERNAL),
+        (Outcome.failed(INTERNAL, "no text: \ud800"), INTERNAL),
+        (asyncio.CancelledError(), UNAVAILABLE),
+    ],
+    ids=["raises", "answers what cannot be sent", "is cancelled"],
+)
+async def test_whatever_a_handler_does_its_client_is_answered(answer: Any, code: int) -> None:
     async def broken(
         signal: Signal, body: bytes, timeout_s: float | None, metadata: Metadata = (), *, since_s: float | None = None
     ) -> Outcome:
-        raise RuntimeError("on purpose")
+        if isinstance(answer, BaseException):
+            raise answer
+        assert isinstance(answer, Outcome)
+        return answer
 
     receiver = await NativeGrpcReceiver.open("127.0.0.1:0", broken)
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{of(receiver)[1]}") as channel:
-        with pytest.raises(grpc.aio.AioRpcError) as error:
-            await channel.unary_unary(TRACES, None, None)(b"", timeout=LIMIT_S)
-    assert error.value.code().value[0] == INTERNAL
-    assert "on purpose" in caplog.text
+    with structlog.testing.capture_logs() as said:
+        async with connected(of(receiver)) as peer, asyncio.timeout(LIMIT_S):
+            peer.send(call(1, b""))
+            assert status(await peer.until_end(1)) == str(code)
+    faults = [] if code == UNAVAILABLE else ["a request could not be handled"]
+    assert [line["event"] for line in said] == faults
     await receiver.close(0)
 
 
@@ -430,6 +446,40 @@ async def test_bytes_of_requests_that_stay_unfinished_are_bounded() -> None:
         assert await serving.works()
 
 
+def until(true: Callable[[], bool]) -> None:
+    """Waits without letting the event loop turn."""
+    ends = time.monotonic() + LIMIT_S
+    while not true():
+        assert time.monotonic() < ends
+        time.sleep(0.001)
+
+
+async def test_requests_that_were_given_up_are_bounded_while_nobody_takes_them() -> None:
+    async with served(held_max_bytes=20_000, metadata=["tenant"]) as serving:
+        with contextlib.ExitStack() as stack:  # blocking, and with it the loop that would take them
+            for _ in range(60):
+                peer = stack.enter_context(socket.create_connection(serving.address))
+                peer.sendall(PREFACE + settings() + call(1, b"x", ("tenant", "7" * 100)))
+            until(lambda: serving.hub.stats["refused"] > 0)
+        until(lambda: serving.hub.stats["requests"] == 0)
+        assert 10_000 < serving.hub.stats["held_bytes"] <= 20_000
+        await serving.settled()
+        assert len(serving.handled.requests) < 35
+        assert await serving.works()
+
+
+async def test_a_request_that_trickles_in_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("skewd_sidecar.receive.grpc_native.READ_S", 0.1)
+    async with served() as serving, connected(serving.address) as peer:
+        peer.send(frame(HEADERS, END_HEADERS, 1, request_block()), frame(DATA, 0, 1, struct.pack("!BI", 0, 1 << 20)))
+        ended = asyncio.ensure_future(peer.until_end(1))
+        while not ended.done():  # it is never silent
+            peer.send(frame(DATA, 0, 1, b"."))
+            await asyncio.sleep(0.005)
+        assert status(await ended) == str(UNAVAILABLE)
+        await serving.settled(connections=1)
+
+
 async def test_a_request_that_does_not_arrive_in_time_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("skewd_sidecar.receive.grpc_native.READ_S", 0.05)
     async with served() as serving, connected(serving.address) as peer:
@@ -475,7 +525,13 @@ async def test_a_thousand_idle_connections_keep_nobody_out() -> None:
 
 
 @pytest.mark.parametrize("what", [1, 2, 4], ids=["connection", "request", "command"])
-async def test_a_fault_ends_what_it_is_in_and_nothing_else(what: int, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_fault_ends_what_it_is_in_and_nothing_else(what: int) -> None:
+    with structlog.testing.capture_logs() as said:
+        await fault(what)
+    assert any("a fault in the native transport" in line["event"] for line in said)
+
+
+async def fault(what: int) -> None:
     async with served() as serving:
         assert await serving.works()
         await serving.settled()  # or it would be that connection's last turn that fails
@@ -486,7 +542,27 @@ async def test_a_fault_ends_what_it_is_in_and_nothing_else(what: int, caplog: py
         assert await serving.works()
         await serving.settled()
         assert serving.hub.stats["panics"] == 1
-        assert "a fault in the native transport" in caplog.text
+        assert not serving.hub.lost
+
+
+async def test_a_listener_that_ends_unbidden_is_told() -> None:
+    async with served() as serving, connected(serving.address) as peer:
+        peer.send(call(1, b"x"))
+        await peer.until_end(1)
+        assert not serving.hub.lost
+        serving.hub._transport.panic_once(6)
+        async with connected(serving.address):
+            assert "listener" in await serving.hub.until_lost()
+
+
+async def test_a_listener_that_never_began_is_told() -> None:
+    hub = Hub.acquire()
+    hub._transport.panic_once(4)
+    receiver = await NativeGrpcReceiver.open("127.0.0.1:0", Handled())
+    async with asyncio.timeout(LIMIT_S):
+        assert "listener" in await hub.until_lost()
+    await receiver.close(0)
+    hub.release()
 
 
 def transport_threads() -> int:
@@ -562,6 +638,17 @@ async def test_unix_sockets_are_served(tmp_path: Path) -> None:
     assert handled.requests[0][3] == (("tenant", "7, 8"),)
     await receiver.close(0)
     assert not Path(path).exists()
+
+
+async def test_what_cannot_be_served_leaves_nothing_behind(tmp_path: Path) -> None:
+    path = tmp_path / "otlp.sock"
+    before = len(os.listdir("/proc/self/fd"))
+    for where in (f"unix://{path}", "127.0.0.1:0"):
+        with pytest.raises(ValueError, match="not the name of a header"):
+            await NativeGrpcReceiver.open(where, Handled(), metadata=["a b"])
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert transport_threads() == 0
+    assert not path.exists()
 
 
 async def test_headers_that_cannot_go_on_refuse_their_request() -> None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 import types
 from asyncio.subprocess import PIPE
 from pathlib import Path
 
+import aiohttp
 import pytest
 
+from skewd.commands import dispatch
 from skewd_sidecar.endpoint import Destination
-from skewd_sidecar.service import serve
+from skewd_sidecar.service import SidecarBroken, serve
 from skewd_sidecar.transport import INTERFACE, Transport, fits_native, use_native
-from tests.sidecar.sidecar_lab import LIMIT_S, needs_native, settings
+from tests.sidecar.sidecar_lab import LIMIT_S, http_collector, needs_native, settings
 
 
 @pytest.fixture
@@ -53,6 +56,7 @@ def test_where_it_is_not_auto_goes_without_and_a_demand_is_refused(
         (Destination("http", False, "collector", 4318), {}, False),
         (Destination("grpc", False, "collector", 4317), {"http_proxy": "http://proxy:1"}, False),
         (Destination("grpc", False, "collector", 4317), {"grpc_proxy": ""}, True),
+        (Destination("grpc", False, "/run/otlp.sock", 0), {"grpc_proxy": "http://proxy:1"}, True),
         (Destination("grpc", False, "localhost", 4317), {"grpc_proxy": "http://proxy:1"}, True),
         (Destination("grpc", False, "127.0.0.1", 4317), {"https_proxy": "http://proxy:1"}, True),
     ],
@@ -83,6 +87,57 @@ async def test_each_side_has_the_one_that_fits(more: dict[str, object], said: di
     spoken: list[dict[str, str]] = []
     await serve(settings(**more), lambda addresses: None, stop, spoken=spoken.append)
     assert spoken == [said]
+
+
+@needs_native
+@pytest.mark.parametrize("what", [5, 6], ids=["its thread", "a listener"])
+async def test_a_sidecar_whose_transport_breaks_says_why_and_ends(what: int) -> None:
+    from skewd_sidecar.native_hub import Hub
+
+    async with http_collector() as behind, aiohttp.ClientSession() as session, asyncio.timeout(2 * LIMIT_S):
+        ready: asyncio.Future[dict[str, str | None]] = asyncio.get_running_loop().create_future()
+        more = settings(forward=behind.url, transport=Transport.NATIVE, metrics_listen="127.0.0.1:0")
+        serving = asyncio.create_task(serve(more, ready.set_result, asyncio.Event()))
+        addresses = await ready
+        behind.hold = asyncio.Event()
+        answering = asyncio.create_task(
+            session.post(f"http://{addresses['http']}/v1/metrics", headers={"Content-Type": "application/x-protobuf"})
+        )
+        await behind.arrived.wait()
+        hub = Hub.running()
+        assert hub is not None
+        hub._transport.panic_once(what)
+        hub._transport.flush()
+        host, _, port = str(addresses["grpc"]).rpartition(":")
+        with contextlib.suppress(OSError):
+            (await asyncio.open_connection(host, int(port)))[1].close()
+        why = await hub.until_lost()
+        for path in ("healthz", "readyz"):
+            while (await said(session, addresses, path)) != (503, f"{why}\n"):
+                await asyncio.sleep(0)
+        assert not serving.done(), "what came by other ways is finished"
+        behind.hold.set()
+        assert (await answering).status == 200
+        with pytest.raises(SidecarBroken, match=f"{why}; the sidecar ends"):
+            await serving
+
+
+async def said(session: aiohttp.ClientSession, addresses: dict[str, str | None], path: str) -> tuple[int, str]:
+    async with session.get(f"http://{addresses['metrics']}/{path}") as response:
+        return response.status, await response.text()
+
+
+def test_the_command_fails_if_its_sidecar_breaks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def breaks(*arguments: object, **more: object) -> None:
+        raise SidecarBroken("the native transport has ended")
+
+    monkeypatch.setattr("skewd_sidecar.service.serve", breaks)
+    monkeypatch.setattr("skewd.commands._configure_logs", lambda config: None)  # which would outlast this test
+    words = ["sidecar", "--static-offset", "1ms", "--static-uncertainty", "1us", "--forward", "grpc://localhost:1"]
+    assert dispatch(words) == 1
+    assert "skewd: the native transport has ended" in capsys.readouterr().err
 
 
 @needs_native

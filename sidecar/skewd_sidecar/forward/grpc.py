@@ -12,9 +12,9 @@ from typing import Any
 
 from skewd.ports import is_loopback
 from skewd_sidecar.endpoint import Destination
-from skewd_sidecar.forward.transport import ANSWER_MAX_BYTES, content
+from skewd_sidecar.forward.transport import ANSWER_MAX_BYTES, content, headers, limit_s
 from skewd_sidecar.gateway import Metadata, Signal
-from skewd_sidecar.outcome import Outcome
+from skewd_sidecar.outcome import INTERNAL, Outcome
 
 _RECONNECT_MAX_MS = 1000
 _STATUS_DETAILS = "grpc-status-details-bin"
@@ -33,7 +33,7 @@ class GrpcForwarder:
 
         self._destination = destination
         self._error = grpc.aio.AioRpcError
-        options: list[tuple[str, int]] = [
+        options: list[tuple[str, int | str]] = [
             ("grpc.max_send_message_length", -1),
             ("grpc.max_receive_message_length", ANSWER_MAX_BYTES),
             ("grpc.initial_reconnect_backoff_ms", 100),
@@ -41,7 +41,10 @@ class GrpcForwarder:
             ("grpc.max_reconnect_backoff_ms", _RECONNECT_MAX_MS),
             ("grpc.enable_retries", 0),
         ]
-        if is_loopback(destination.host):
+        if destination.unix:
+            # What it makes of a path by itself is no authority that RFC 3986 allows, and some servers refuse it.
+            options.append(("grpc.default_authority", "localhost"))
+        elif is_loopback(destination.host):
             options.append(("grpc.enable_http_proxy", 0))
         compression = grpc.Compression.Gzip if destination.gzip else grpc.Compression.NoCompression
         if destination.secure:
@@ -59,20 +62,21 @@ class GrpcForwarder:
         self._call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(
             f"/{signal.grpc_service}/Export", request_serializer=None, response_deserializer=None
         )
-        self._own = dict(destination.headers)
 
     async def send(self, body: bytes, timeout_s: float | None, metadata: Metadata = ()) -> Outcome:
-        limit = self._destination.timeout_s if timeout_s is None else min(timeout_s, self._destination.timeout_s)
+        limit = limit_s(self._destination, timeout_s)
         try:
-            return Outcome.delivered(await self._call(body, timeout=limit, metadata=self._headers(metadata)))
+            answer: bytes | None = await self._call(
+                body, timeout=limit, metadata=headers(self._destination, metadata) or None
+            )
         except self._error as error:
             trailing: Any = error.trailing_metadata()  # the stubs' type is not the one that is returned
             details = trailing.get(_STATUS_DETAILS) if trailing is not None else None
             code = error.code().value[0]
             return Outcome.failed(code, f"{self._destination}: {error.details() or error.code().name}", details)
-
-    def _headers(self, metadata: Metadata) -> Metadata | None:
-        return tuple({**dict(metadata), **self._own}.items()) or None
+        if answer is None:  # gRPC's library takes that for success
+            return Outcome.failed(INTERNAL, f"{self._destination}: the answer is OK, without a whole message")
+        return Outcome.delivered(answer)
 
     async def close(self) -> None:
         await self._channel.close(None)

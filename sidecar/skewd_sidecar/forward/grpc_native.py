@@ -10,7 +10,7 @@ Limits: one attempt a request; answers of ``ANSWER_MAX_BYTES``. No TLS and no HT
 from __future__ import annotations
 
 from skewd_sidecar.endpoint import Destination, EndpointError
-from skewd_sidecar.forward.transport import ANSWER_MAX_BYTES
+from skewd_sidecar.forward.transport import ANSWER_MAX_BYTES, headers, limit_s
 from skewd_sidecar.gateway import Metadata, Signal
 from skewd_sidecar.native_hub import Hub
 from skewd_sidecar.outcome import INTERNAL, Outcome
@@ -26,14 +26,12 @@ class NativeGrpcForwarder:
     def __init__(self, signal: Signal, destination: Destination) -> None:
         self._signal = signal
         self._destination = destination
-        self._own = dict(destination.headers)
-        self._own_list = list(destination.headers)
         self._hub = Hub.acquire()
         try:
             self._channel = self._hub.connect(
                 destination.host,
                 destination.port,
-                "localhost" if destination.host.startswith("/") else destination.target,
+                "localhost" if destination.unix else destination.target,
                 destination.gzip,
                 ANSWER_MAX_BYTES,
             )
@@ -43,10 +41,10 @@ class NativeGrpcForwarder:
 
     async def send(self, body: bytes, timeout_s: float | None, metadata: Metadata = ()) -> Outcome:
         """One attempt; never raises for what the next hop or the network does."""
-        limit = self._destination.timeout_s if timeout_s is None else min(timeout_s, self._destination.timeout_s)
-        headers = list({**dict(metadata), **self._own}.items()) if metadata else self._own_list
+        limit = limit_s(self._destination, timeout_s)
+        beside = headers(self._destination, metadata)
         try:
-            code, message, answer, details = await self._hub.call(self._channel, self._signal, body, limit, headers)
+            code, message, answer, details = await self._hub.call(self._channel, self._signal, body, limit, beside)
         except ValueError as error:
             return Outcome.failed(INTERNAL, f"{self._destination}: {error}")
         if code == 0:

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import math
 from collections.abc import Callable, Sequence
 
+from skewd.quiet import QuietLog
 from skewd_sidecar.endpoint import Destination
 from skewd_sidecar.forward.counters import Counters, EndpointState
 from skewd_sidecar.forward.retry import Balance, Endpoints, retryable, told_to_wait_s, try_again
@@ -27,8 +27,6 @@ ATTEMPTS_MAX = 5
 RETRY_S = 1.0
 SIZE_LEARNT_MIN_BYTES = 64 * 1024
 _FUTILE_S = 0.01
-
-log = logging.getLogger(__name__)
 
 
 class Hops:
@@ -66,6 +64,7 @@ class Hops:
         self._back = asyncio.Event()
         self._attempts_max = max(ATTEMPTS_MAX, len(endpoints))
         self._last_failure: Outcome | None = None
+        self._log = QuietLog(__name__)
         self.max_bytes = min((d.max_bytes for d in self._destinations if d.max_bytes), default=0)
         self.timeout_s = max(d.timeout_s for d in self._destinations)
 
@@ -104,13 +103,20 @@ class Hops:
         outcome = await self._forwarders[number].send(body, remaining_s, metadata)
         if not retryable(outcome):
             if self._choice.answered(number):
-                log.info("%s: the next hop %s answers again", self._signal, destination)
+                self._log.info("a next hop answers again", about=number, signal=self._signal, next_hop=destination)
             self._back.set()
             return outcome
         self._last_failure = outcome
         told_s = told_to_wait_s(outcome)
-        if self._choice.failed(number, self._clock(), told_s):
-            log.warning("%s cannot be delivered, exporters are told to try again: %s", self._signal, outcome.message)
+        self._choice.failed(number, self._clock(), told_s)
+        # Said again each minute for as long as it lasts: the first may have been kept back.
+        self._log.warning(
+            "a next hop takes nothing, exporters are told to try again",
+            about=number,
+            signal=self._signal,
+            next_hop=destination,
+            why=outcome.message,
+        )
         return outcome
 
     def learn_max_bytes(self, max_bytes: int) -> None:
@@ -118,7 +124,11 @@ class Hops:
         learnt = max(max_bytes, SIZE_LEARNT_MIN_BYTES)
         if not self.max_bytes or learnt < self.max_bytes:
             self.max_bytes = learnt
-            log.info("%s: the next hop takes at most about %d bytes; larger requests are split", self._signal, learnt)
+            self._log.info(
+                "the next hop does not take requests of any size, larger ones are split",
+                signal=self._signal,
+                max_bytes=learnt,
+            )
 
     def states(self) -> list[EndpointState]:
         """Each endpoint, and whether it answered last."""

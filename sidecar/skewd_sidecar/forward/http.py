@@ -11,7 +11,7 @@ import gzip
 from typing import TYPE_CHECKING
 
 from skewd_sidecar.endpoint import Destination
-from skewd_sidecar.forward.transport import ANSWER_MAX_BYTES, tls_context
+from skewd_sidecar.forward.transport import ANSWER_MAX_BYTES, limit_s, tls_context
 from skewd_sidecar.gateway import Metadata
 from skewd_sidecar.outcome import INTERNAL, UNAVAILABLE, Outcome
 
@@ -53,7 +53,7 @@ class HttpForwarder:
         self._timeout = aiohttp.ClientTimeout
 
     async def send(self, body: bytes, timeout_s: float | None, metadata: Metadata = ()) -> Outcome:
-        limit = self._destination.timeout_s if timeout_s is None else min(timeout_s, self._destination.timeout_s)
+        limit = limit_s(self._destination, timeout_s)
         data = await _compressed(body) if self._destination.gzip else body
         try:
             async with self._session.post(
@@ -80,9 +80,11 @@ class HttpForwarder:
         protobuf = response.content_type == "application/x-protobuf"
         if 200 <= response.status < 300:
             return Outcome.delivered(answer if protobuf else b"")
+        # Bytes that are no UTF-8 come as lone surrogates, which neither protocol can pass on.
+        reason = (response.reason or "").encode(errors="replace").decode()
         return Outcome.failed_over_http(
             response.status,
-            f"{self._destination}: HTTP {response.status} {response.reason or ''}".rstrip(),
+            f"{self._destination}: HTTP {response.status} {reason}".rstrip(),
             answer if protobuf and answer else None,
             response.headers.get("Retry-After"),
             response.headers.get("Date"),

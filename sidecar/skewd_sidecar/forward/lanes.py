@@ -23,10 +23,10 @@ may a request whose exporter gave up while it was under way. Delivery is at leas
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
 from typing import Any
 
+from skewd.quiet import QuietLog
 from skewd_sidecar.forward import responses
 from skewd_sidecar.forward.coalesce import Gathering, Limits
 from skewd_sidecar.forward.counters import Counters
@@ -42,8 +42,6 @@ IDLE_LANES_MAX = 64
 PART_MIN_BYTES = 1024
 _GRACE_S = 0.1
 _STOPPING = "the sidecar is stopping"
-
-log = logging.getLogger(__name__)
 
 
 class _Waiting:
@@ -99,6 +97,7 @@ class Lanes:
         self.held_bytes = 0
         self.loop = asyncio.get_running_loop()
         self.closed = False
+        self.log = QuietLog(__name__)
         self.alone: set[asyncio.Task[Any]] = set()
         """Who sends by itself, of all lanes."""
         self._lanes: dict[Metadata, _Lane] = {}
@@ -217,7 +216,7 @@ class _Lane:
         return waiting.outcome
 
     def _failed(self, error: BaseException) -> Outcome:
-        log.error("%s: forwarding failed", self._lanes.signal, exc_info=error)
+        self._lanes.log.error("forwarding failed", signal=self._lanes.signal, exc_info=error)
         return Outcome.failed(INTERNAL, f"the sidecar failed: {type(error).__name__}: {error}")
 
     def _idle(self) -> None:
@@ -263,6 +262,8 @@ class _Lane:
         self._turn = loop.call_soon(self._go) if self._soon else loop.call_later(delay_s, self._go)
 
     def _go(self) -> None:
+        if self._turn is not None:
+            self._turn.cancel()  # something ended before its time
         self._turn, self._soon = None, False
         lanes = self._lanes
         now_s = lanes.loop.time()

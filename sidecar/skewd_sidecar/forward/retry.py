@@ -140,16 +140,14 @@ class Endpoints:
         state.rests_until_s = state.told_until_s
         return was_away
 
-    def failed(self, number: int, now_s: float, told_s: float | None) -> bool:
-        """It could not take a request; ``told_s``: how long it asks for. Whether that is news."""
+    def failed(self, number: int, now_s: float, told_s: float | None) -> None:
+        """It could not take a request; ``told_s``: how long it asks for."""
         state = self._states[number]
-        was_there = state.failures == 0
         state.failures += 1
         if told_s is not None:
             state.told_until_s = max(state.told_until_s, now_s + told_s)
         pause_s = self._random() * min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2 ** min(state.failures - 1, 16))
         state.rests_until_s = max(state.told_until_s, now_s + pause_s)
-        return was_there
 
     def away(self, number: int) -> bool:
         """Whether its last request failed."""

@@ -31,6 +31,16 @@ class Forwarder(Protocol):
         ...
 
 
+def limit_s(destination: Destination, timeout_s: float | None) -> float:
+    """How long one attempt may take: the exporter's time, within the destination's."""
+    return destination.timeout_s if timeout_s is None else min(timeout_s, destination.timeout_s)
+
+
+def headers(destination: Destination, metadata: Metadata) -> Metadata:
+    """What is sent beside a request over gRPC: the destination's own headers win."""
+    return tuple({**dict(metadata), **dict(destination.headers)}.items()) if metadata else destination.headers
+
+
 def content(path: str | None) -> bytes | None:
     if path is None:
         return None

@@ -23,20 +23,17 @@ import grpc.aio
 
 from skewd.ports import ListenError, PortTaken, format_address, split_address
 from skewd_sidecar.counts import Counts
-from skewd_sidecar.gateway import BODY_MAX_BYTES, Signal
-from skewd_sidecar.outcome import INVALID_ARGUMENT, Outcome
+from skewd_sidecar.gateway import BODY_MAX_BYTES, Metadata, Signal
+from skewd_sidecar.outcome import Outcome
+from skewd_sidecar.receive.grpc_common import CONCURRENT_MAX, CONNECTIONS_MAX, SETTING, STREAMS_MAX, counted
 from skewd_sidecar.receive.listen import UNIX, Address, UnixSocketFile, bind_tcp, name_of
-from skewd_sidecar.receive.metadata import MetadataPicker, MetadataRefused
+from skewd_sidecar.receive.metadata import MetadataPicker
 from skewd_sidecar.receive.tls import ServerTls
-from skewd_sidecar.relay import REQUESTS_MAX, Handler
+from skewd_sidecar.relay import Handler
 
-STREAMS_MAX = 2 * REQUESTS_MAX
-CONCURRENT_MAX = 16 * REQUESTS_MAX
-CONNECTIONS_MAX = 1024
 CONNECTION_AGE_S = 300.0
 CONNECTION_GRACE_S = 60.0
 HANDSHAKE_S = 10.0
-SETTING = "--grpc or [sidecar] grpc"
 
 _Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
@@ -87,7 +84,7 @@ class GrpcReceiver:
                 ("grpc.server_handshake_timeout_ms", round(HANDSHAKE_S * 1000)),
             ],
         )
-        export = _exporter(handler, MetadataPicker(metadata), counts if counts is not None else Counts())
+        export = _exporter(counted(handler, MetadataPicker(metadata), counts if counts is not None else Counts()))
         server.add_generic_rpc_handlers(
             tuple(
                 grpc.method_handlers_generic_handler(
@@ -152,18 +149,11 @@ def _credentials(tls: ServerTls) -> grpc.ServerCredentials:
     return grpc.dynamic_ssl_server_credentials(configuration(), fetcher, require_client_authentication=tls.mutual)
 
 
-def _exporter(
-    handler: Handler, picker: MetadataPicker, counts: Counts
-) -> Callable[[Signal], Callable[[bytes, _Context], Awaitable[bytes]]]:
+def _exporter(handler: Handler) -> Callable[[Signal], Callable[[bytes, _Context], Awaitable[bytes]]]:
     def of_signal(signal: Signal) -> Callable[[bytes, _Context], Awaitable[bytes]]:
         async def export(request: bytes, context: _Context) -> bytes:
-            counts.received["grpc", "protobuf"] += 1
-            counts.received_bytes["grpc"] += len(request)
-            try:
-                metadata = picker.of_grpc(context.invocation_metadata() or ())
-            except MetadataRefused as error:
-                counts.refused["metadata"] += 1
-                await _abort(context, Outcome.failed(INVALID_ARGUMENT, str(error)))
+            # Values of bytes are among them, which no picker picks.
+            metadata = cast("Metadata", context.invocation_metadata() or ())
             outcome = await handler(signal, request, context.time_remaining(), metadata)
             if not outcome.ok:
                 await _abort(context, outcome)

@@ -18,20 +18,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from skewd_sidecar.counts import Counts, Reading
-from skewd_sidecar.gateway import BODY_MAX_BYTES, Metadata, Signal
+from skewd_sidecar.gateway import BODY_MAX_BYTES
 from skewd_sidecar.native_hub import Hub
-from skewd_sidecar.outcome import INVALID_ARGUMENT, Outcome
+from skewd_sidecar.receive.grpc_common import CONCURRENT_MAX, CONNECTIONS_MAX, SETTING, STREAMS_MAX, counted
 from skewd_sidecar.receive.listen import BACKLOG, UNIX, Address, UnixSocketFile, bind_tcp, bind_unix, name_of
-from skewd_sidecar.receive.metadata import MetadataPicker, MetadataRefused
+from skewd_sidecar.receive.metadata import MetadataPicker
 from skewd_sidecar.receive.tls import ServerTls
-from skewd_sidecar.relay import REQUESTS_MAX, Handler
+from skewd_sidecar.relay import Handler
 
 BYTES_MAX = 64 * 1024 * 1024
-CONCURRENT_MAX = 16 * REQUESTS_MAX
-CONNECTIONS_MAX = 1024
-STREAMS_MAX = 2 * REQUESTS_MAX
 READ_S = 30.0
-SETTING = "--grpc or [sidecar] grpc"
 
 
 class NativeGrpcReceiver:
@@ -78,25 +74,27 @@ class NativeGrpcReceiver:
         file = UnixSocketFile(listen, SETTING) if listen.startswith(UNIX) else None
         with bind_tcp(listen, SETTING) if file is None else bind_unix(file, SETTING) as bound:
             bound.listen(BACKLOG)
-            hub = Hub.acquire()
-            try:
-                server = hub.listen(
-                    bound.fileno(),
-                    _counted(handler, picker, counts),
-                    unix=file is not None,
-                    body_max_bytes=body_max_bytes,
-                    held_max_bytes=held_max_bytes,
-                    requests_max=CONCURRENT_MAX,
-                    connections_max=connections_max,
-                    streams_max=STREAMS_MAX,
-                    read_s=READ_S,
-                    metadata=picker.names,
-                )
-            except BaseException:
-                hub.release()
-                raise
             address = name_of(bound) if file is None else file.path
-            bound.detach()
+            hub = Hub.acquire()
+            fd = bound.detach()
+        try:
+            server = hub.listen(
+                fd,
+                counted(handler, picker, counts),
+                unix=file is not None,
+                body_max_bytes=body_max_bytes,
+                held_max_bytes=held_max_bytes,
+                requests_max=CONCURRENT_MAX,
+                connections_max=connections_max,
+                streams_max=STREAMS_MAX,
+                read_s=READ_S,
+                metadata=picker.names,
+            )
+        except BaseException:
+            hub.release()
+            if file is not None:
+                file.remove()
+            raise
         counts.readings += _readings(hub)
         return cls(hub, server, address, file)
 
@@ -108,23 +106,6 @@ class NativeGrpcReceiver:
             self._hub.release()
             if self._file is not None:
                 self._file.remove()
-
-
-def _counted(handler: Handler, picker: MetadataPicker, counts: Counts) -> Handler:
-    async def handle(
-        signal: Signal, body: bytes, timeout_s: float | None, metadata: Metadata = (), *, since_s: float | None = None
-    ) -> Outcome:
-        counts.received["grpc", "protobuf"] += 1
-        counts.received_bytes["grpc"] += len(body)
-        if metadata:
-            try:
-                metadata = picker.of_grpc(metadata)
-            except MetadataRefused as error:
-                counts.refused["metadata"] += 1
-                return Outcome.failed(INVALID_ARGUMENT, str(error))
-        return await handler(signal, body, timeout_s, metadata, since_s=since_s)
-
-    return handle
 
 
 def _readings(hub: Hub) -> list[Reading]:

@@ -48,11 +48,17 @@ pub struct Channel {
 
 #[derive(Clone)]
 enum State {
-    Idle { failures: u32 },
+    Idle {
+        failures: u32,
+    },
     Connecting,
     Ready(Arc<Link>),
     /// Calls fail with this text until then.
-    Away { until: Instant, text: String, failures: u32 },
+    Away {
+        until: Instant,
+        text: String,
+        failures: u32,
+    },
 }
 
 /// A connection that works, or did.
@@ -69,7 +75,10 @@ struct Link {
 enum Tried {
     Answered(Answer),
     /// The peer didn't take it; why, and whether the connection takes others.
-    NotTaken { text: String, usable: bool },
+    NotTaken {
+        text: String,
+        usable: bool,
+    },
 }
 
 impl Channel {

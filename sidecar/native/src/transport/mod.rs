@@ -37,7 +37,7 @@ use server::Server;
 use shared::{lock, Answer, Call, Command, Event, Limits, Listening, Shared, Target};
 
 /// What `skewd_sidecar.transport` expects: changes with what is called here, and with what events hold.
-pub const INTERFACE: u32 = 1;
+pub const INTERFACE: u32 = 2;
 
 /// Kinds of events, as `take` gives them; the first value of each tuple.
 const REQUEST: u8 = 0; // server, id, path, body, timeout_s | None, metadata
@@ -45,6 +45,7 @@ const GONE: u8 = 1; // id
 const ANSWERED: u8 = 2; // call, code, message, body, details | None
 const CLOSED: u8 = 3; // server
 const TROUBLE: u8 = 4; // text
+const DEAF: u8 = 5; // server
 
 /// A thread that speaks gRPC for one event loop. See the module's text.
 #[pyclass(frozen, module = "skewd_native")]
@@ -78,7 +79,7 @@ impl Transport {
                 mine.stats.panics.fetch_add(1, Relaxed);
             }
             runtime.shutdown_timeout(Duration::from_millis(50)); // a name that is still being resolved is not waited for
-            mine.dead.store(true, Relaxed);
+            mine.die();
             mine.tell(Event::Trouble { text: "the native transport has ended".to_owned() });
             mine.signal_now();
             let _ = ended.send(());
@@ -118,6 +119,7 @@ impl Transport {
                 }
                 Event::Closed { server } => (CLOSED, server).into_pyobject(py)?,
                 Event::Trouble { text } => (TROUBLE, text).into_pyobject(py)?,
+                Event::Deaf { server } => (DEAF, server).into_pyobject(py)?,
             });
         }
         PyList::new(py, events)
@@ -130,7 +132,8 @@ impl Transport {
 
     /// Serves on a listening socket, which becomes the transport's own.
     ///
-    /// fd: of the socket. unix: of its family. Sizes in bytes. metadata: names of headers that are handed on.
+    /// fd: of the socket, closed if this fails. unix: of its family. Sizes in bytes. metadata: names of headers that are
+    /// handed on.
     #[pyo3(signature = (fd, *, unix, body_bytes, held_bytes, requests, connections, streams, read_s, metadata))]
     #[allow(clippy::too_many_arguments)]
     fn listen(
@@ -148,10 +151,11 @@ impl Transport {
         if fd < 0 {
             return Err(PyValueError::new_err("not a socket"));
         }
-        let names = metadata.iter().map(|name| HeaderName::from_bytes(name.as_bytes()));
-        let metadata = names.collect::<Result<_, _>>().map_err(|_| PyValueError::new_err("not the name of a header"))?;
-        // SAFETY: the caller gives the descriptor away, which nothing below fails to take.
+        // SAFETY: the caller gives the descriptor away, whatever becomes of it here.
         let owned = unsafe { OwnedFd::from_raw_fd(fd) };
+        let names = metadata.iter().map(|name| HeaderName::from_bytes(name.as_bytes()));
+        let metadata =
+            names.collect::<Result<_, _>>().map_err(|_| PyValueError::new_err("not the name of a header"))?;
         let listener = if unix {
             let listener = std::os::unix::net::UnixListener::from(owned);
             Listening::Unix(listener)
@@ -259,8 +263,8 @@ impl Transport {
         Ok(dict)
     }
 
-    /// For tests: the next connection (1), request (2), call (3), command (4), or the thread's own
-    /// loop (5) panics.
+    /// For tests: the next connection (1), request (2), call (3), command (4), turn of the thread's own loop (5), or
+    /// connection that a listener accepts (6) panics.
     fn panic_once(&self, what: u64) {
         self.shared.panic.store(what, Relaxed);
     }
@@ -311,10 +315,17 @@ async fn run(shared: Arc<Shared>) {
                 Command::Call { id, .. } | Command::Reply { id, .. } => Some(*id),
                 _ => None,
             };
+            let deaf = match &command {
+                Command::Listen { server, .. } => Some(*server),
+                _ => None,
+            };
             let obeying = AssertUnwindSafe(|| obey(&shared, &mut servers, &mut channels, command));
             if catch_unwind(obeying).is_err() {
                 shared.stats.panics.fetch_add(1, Relaxed);
                 shared.tell(Event::Trouble { text: "a fault in the native transport: a command was lost".to_owned() });
+                if let Some(server) = deaf {
+                    shared.tell(Event::Deaf { server });
+                }
                 if let Some(id) = lost {
                     lock(&shared.waiting).remove(&id); // whoever waits there sees that no answer comes
                     shared.tell(Event::Answered { call: id, answer: Answer::failed(wire::INTERNAL, "a fault in it") });

@@ -25,7 +25,9 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{oneshot, watch, Notify};
 use tokio::time::{sleep, timeout, Instant};
 
-use super::shared::{lock, spawn, Answer, Counted, Event, Heard, Held, Listening, Metadata, Shared, Socket};
+use super::shared::{
+    lock, spawn, Answer, Counted, Event, Heard, Held, Listening, Metadata, Shared, Socket, REQUEST_BYTES,
+};
 use super::wire::{self, Encoding, Incoming, Refusal};
 
 const STREAM_WINDOW: u32 = 1 << 20;
@@ -112,10 +114,15 @@ impl Server {
         match listener {
             Ok(listener) => {
                 let server = self.clone();
-                spawn(&self.shared, "a listener", async move { server.accept(listener).await });
+                let deaf = Deaf(server.clone());
+                spawn(&self.shared, "a listener", async move {
+                    let _deaf = deaf;
+                    server.accept(listener).await;
+                });
             }
             Err(error) => {
                 self.shared.tell(Event::Trouble { text: format!("the listening socket cannot be used: {error}") });
+                self.shared.tell(Event::Deaf { server: self.id });
             }
         }
     }
@@ -129,6 +136,7 @@ impl Server {
                 _ = phase.wait_for(|phase| *phase != Phase::Serving) => return,
                 accepted = listener.accept(heard.clone()) => accepted,
             };
+            self.shared.maybe_panic(6);
             let Ok(socket) = accepted else {
                 sleep(Duration::from_millis(50)).await; // no descriptors left, most likely; they come back
                 continue;
@@ -145,7 +153,8 @@ impl Server {
             });
             let id = self.shared.new_id();
             lock(&self.connections).insert(id, connection.clone());
-            let listed = Listed { server: self.clone(), id, _counted: Counted::new(&self.shared.stats, |s| &s.connections) };
+            let listed =
+                Listed { server: self.clone(), id, _counted: Counted::new(&self.shared.stats, |s| &s.connections) };
             spawn(&self.shared, "a connection", async move {
                 let _listed = listed;
                 let phase = server.phase.subscribe();
@@ -238,14 +247,24 @@ impl Server {
         }
     }
 
-    fn begin(self: &Arc<Self>, connection: &Arc<Connection>, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
+    fn begin(
+        self: &Arc<Self>,
+        connection: &Arc<Connection>,
+        request: Request<RecvStream>,
+        respond: SendResponse<Bytes>,
+    ) {
         connection.used.store(used_now(), Relaxed);
         let under_way = UnderWay::new(self.clone(), connection.clone());
         let server = self.clone();
         spawn(&self.shared, "a request", async move { server.request(under_way, request, respond).await });
     }
 
-    async fn request(self: Arc<Self>, under_way: UnderWay, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+    async fn request(
+        self: Arc<Self>,
+        under_way: UnderWay,
+        request: Request<RecvStream>,
+        mut respond: SendResponse<Bytes>,
+    ) {
         let (head, mut body) = request.into_parts();
         let arrived = Instant::now();
         let received = self.receive(&under_way, &head, &mut body, arrived).await;
@@ -294,6 +313,10 @@ impl Server {
         let deadline = limit.and_then(|limit| arrived.checked_add(limit));
         let mut incoming = Incoming::new(self.limits.body_bytes);
         let mut held = Held::new(&self.shared.stats);
+        let beside = metadata.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
+        if !held.add(REQUEST_BYTES + beside, self.limits.held_bytes) {
+            return Err(too_many_bytes());
+        }
         let late = arrived + self.limits.read;
         let until = deadline.map_or(late, |deadline| deadline.min(late));
         let reading = async {
@@ -325,7 +348,10 @@ impl Server {
     fn check(&self, head: &http::request::Parts) -> Result<Head, Refusal> {
         let kind = head.headers.get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
         if !(kind.starts_with(b"application/grpc") && matches!(kind.get(16), None | Some(b'+' | b';'))) {
-            return Err(Refusal { http: 415, ..Refusal::new(wire::INTERNAL, "this is a gRPC server; the content type is not") });
+            return Err(Refusal {
+                http: 415,
+                ..Refusal::new(wire::INTERNAL, "this is a gRPC server; the content type is not")
+            });
         }
         if head.method != Method::POST {
             return Err(Refusal { http: 405, ..Refusal::new(wire::INTERNAL, "gRPC calls are POSTs") });
@@ -423,6 +449,17 @@ impl Listener {
         match self {
             Listener::Tcp(listener) => listener.accept().await.map(|(stream, _)| Socket::tcp(stream, heard)),
             Listener::Unix(listener) => listener.accept().await.map(|(stream, _)| Socket::unix(stream, heard)),
+        }
+    }
+}
+
+/// Tells Python that a listener ended before its server was closed.
+struct Deaf(Arc<Server>);
+
+impl Drop for Deaf {
+    fn drop(&mut self) {
+        if *self.0.phase.borrow() == Phase::Serving {
+            self.0.shared.tell(Event::Deaf { server: self.0.id });
         }
     }
 }

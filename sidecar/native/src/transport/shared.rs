@@ -5,7 +5,9 @@
 //! that writes is put behind all that are ready to run. Each side takes everything at once. The transport's thread
 //! never holds Python's lock, and runs no Python.
 //!
-//! Limits: both queues hold at most what is under way, which servers and callers bound.
+//! Limits: both queues hold at most what is under way, which servers and callers bound. A request that its client gave up
+//! is under way no more, but in the queue until Python takes it; so it is counted there by its bytes, `REQUEST_BYTES` at
+//! least (`Held`).
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -44,12 +46,33 @@ impl Answer {
 
 /// From the transport to Python.
 pub enum Event {
-    Request { server: u64, id: u64, path: u8, body: Vec<u8>, deadline: Option<Instant>, metadata: Metadata, held: Held },
+    Request {
+        server: u64,
+        id: u64,
+        path: u8,
+        body: Vec<u8>,
+        deadline: Option<Instant>,
+        metadata: Metadata,
+        held: Held,
+    },
     /// Nobody waits for the answer to a request any more.
-    Gone { id: u64 },
-    Answered { call: u64, answer: Answer },
-    Closed { server: u64 },
-    Trouble { text: String },
+    Gone {
+        id: u64,
+    },
+    Answered {
+        call: u64,
+        answer: Answer,
+    },
+    Closed {
+        server: u64,
+    },
+    Trouble {
+        text: String,
+    },
+    /// A server listens no more, though nobody closed it.
+    Deaf {
+        server: u64,
+    },
 }
 
 /// From Python to the transport: values, of which its own thread makes servers and channels.
@@ -160,8 +183,17 @@ impl Shared {
         self.last_id.fetch_add(1, Relaxed) + 1
     }
 
+    /// One for the next batch; nobody takes it once the thread has ended.
     pub fn command(&self, command: Command) {
-        lock(&self.commands).push(command);
+        if !self.dead.load(Relaxed) {
+            lock(&self.commands).push(command);
+        }
+    }
+
+    /// The thread has ended: what is in the queue will not be obeyed.
+    pub fn die(&self) {
+        self.dead.store(true, Relaxed);
+        drop(std::mem::take(&mut *lock(&self.commands)));
     }
 
     /// Wakes the transport for the commands given since the last time.
@@ -247,6 +279,9 @@ impl Drop for Counted {
         self.1(&self.0).fetch_sub(1, Relaxed);
     }
 }
+
+/// What a request takes in the queue beside its body and metadata, with the event that its client has gone.
+pub const REQUEST_BYTES: usize = 512;
 
 /// Bytes of requests that Python hasn't taken yet.
 pub struct Held {

@@ -140,7 +140,9 @@ impl Incoming {
             (0, _) => Ok(self.message),
             (_, Encoding::Gzip) => inflate(MultiGzDecoder::new(&self.message[..]), self.message.len(), self.limit),
             (_, Encoding::Deflate) => inflate(ZlibDecoder::new(&self.message[..]), self.message.len(), self.limit),
-            (_, Encoding::Identity) => Err(Refusal::new(INTERNAL, "a message is compressed, but no grpc-encoding says how")),
+            (_, Encoding::Identity) => {
+                Err(Refusal::new(INTERNAL, "a message is compressed, but no grpc-encoding says how"))
+            }
         }
     }
 }
