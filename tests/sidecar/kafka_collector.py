@@ -14,7 +14,7 @@ import contextlib
 import re
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from benchmarks.sidecar import targets
@@ -50,13 +50,21 @@ def _environment(broker: str, topics: Mapping[Signal, str], **more: str) -> dict
 
 
 @contextlib.contextmanager
-def from_kafka(broker: str, topics: Mapping[Signal, str], to: str, scratch: Path) -> Iterator[None]:
-    """One that reads ``topics`` and sends on to ``to`` (host:port, gRPC). It is started, not waited for."""
+def from_kafka(broker: str, topics: Mapping[Signal, str], to: str, scratch: Path) -> Iterator[Callable[[], None]]:
+    """One that reads ``topics`` and sends on to ``to`` (host:port, gRPC). It is started, not waited for.
+
+    Yields what raises, with its words, if it has ended.
+    """
     told = scratch / "documented.yaml"
     told.write_text(documented())
     words = [str(BINARY), "--config", f"file:{told}", "--config", f"file:{HERE / 'from_kafka.yaml'}"]
-    with targets.process(words, _environment(broker, topics, TEST_OUT=to), "the Collector"):
-        yield
+    with targets.process(words, _environment(broker, topics, TEST_OUT=to), "the Collector") as child:
+
+        def check() -> None:
+            if child.poll() is not None:
+                raise targets.Broken(f"the Collector ended ({child.returncode})")
+
+        yield check
 
 
 @contextlib.contextmanager

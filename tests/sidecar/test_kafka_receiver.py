@@ -230,22 +230,25 @@ def unread(broker: Broker, topics: dict[Signal, str]) -> int:
         consumer.close()
 
 
-async def all_read(broker: Broker, topics: dict[Signal, str]) -> None:
+async def all_read(broker: Broker, topics: dict[Signal, str], check: Callable[[], None]) -> None:
     """Returns once the Collector has marked everything as read: then its next hop has all that it will ever get."""
     async with asyncio.timeout(LIMIT_S):
         while await asyncio.to_thread(unread, broker, topics):
+            check()
             await asyncio.sleep(0.05)
 
 
 @contextlib.asynccontextmanager
 async def whole(broker: Broker, topics: dict[Signal, str], mode: Mode, scratch: Path) -> AsyncIterator[Any]:
-    """Sidecar, broker, Collector and a recording next hop; yields the sidecar's addresses and the next hop."""
+    """Sidecar, broker, Collector and a recording next hop; yields the sidecar's addresses, the next hop, and what waits until
+    that has all."""
     async with grpc_collector() as sink:
+        to = sink.url.removeprefix("grpc://")
         with (
-            kafka_collector.from_kafka(broker.bootstrap, topics, sink.url.removeprefix("grpc://"), scratch),
+            kafka_collector.from_kafka(broker.bootstrap, topics, to, scratch) as check,
             skewd_sidecar(address(broker, topics), mode) as at,
         ):
-            yield at, sink
+            yield at, sink, lambda: all_read(broker, topics, check)
 
 
 # ------------------------------------------------------------------------------------------------------------ the tests
@@ -256,9 +259,9 @@ async def whole(broker: Broker, topics: dict[Signal, str], mode: Mode, scratch: 
 async def test_what_an_sdk_exported_comes_out_of_the_collectors_kafka_receiver_corrected_and_once(
     apache_broker: Broker, topics: dict[Signal, str], tmp_path: Path, protocol: str, mode: Mode
 ) -> None:
-    async with whole(apache_broker, topics, mode, tmp_path) as (at, sink):
+    async with whole(apache_broker, topics, mode, tmp_path) as (at, sink, has_all):
         sent = await asyncio.to_thread(export, protocol, at)
-        await all_read(apache_broker, topics)
+        await has_all()
         got = {signal: [REQUEST[signal].FromString(body) for body in sink.bodies(signal)] for signal in SIGNALS}
     wanted = {signal: as_corrected(sent[signal], mode) for signal in (Signal.TRACES, Signal.LOGS)}
     for signal, requests in (wanted | {Signal.METRICS: sent[Signal.METRICS]}).items():
