@@ -40,7 +40,9 @@ def build() -> Path:
 
 def documented() -> str:
     """The receiver's configuration in docs/operations.md."""
-    (text,) = re.findall(r"^```yaml\n(receivers:\n  kafka:\n.*?)^```$", OPERATIONS.read_text(), re.DOTALL | re.MULTILINE)
+    (text,) = re.findall(
+        r"^```yaml\n(receivers:\n  kafka:\n.*?)^```$", OPERATIONS.read_text(), re.DOTALL | re.MULTILINE
+    )
     return str(text)
 
 

@@ -15,13 +15,16 @@ import sys
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import confluent_kafka as ck
 import grpc
+import grpc.aio
 import pytest
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
 from opentelemetry.exporter.otlp.proto.common._log_encoder import encode_logs
 from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
@@ -46,8 +49,8 @@ from skewd_sidecar.gateway import Signal
 from skewd_sidecar.patch import Mode
 from tests.sidecar import kafka_collector
 from tests.sidecar.exact import NODE, OFFSET_NS, REQUEST, UNCERTAINTY_NS, corrected, items
-from tests.sidecar.sidecar_lab import LIMIT_S, grpc_collector
-from tests.sidecar.test_captures import RECORDED, from_json, signal_of
+from tests.sidecar.sidecar_lab import LIMIT_S, Received, grpc_collector
+from tests.sidecar.test_captures import RECORDED, from_json, send, signal_of
 from tests.sidecar.test_kafka_forward import address
 
 pytestmark = [
@@ -95,14 +98,23 @@ def make_topics(broker: Broker) -> dict[Signal, str]:
     return made
 
 
+@dataclass
+class At:
+    """Where a sidecar listens."""
+
+    grpc: str
+    http: str
+
+
 @contextlib.contextmanager
-def skewd_sidecar(forward: str, mode: Mode) -> Iterator[dict[str, str]]:
-    """``skewd sidecar``, as users run it; its addresses."""
+def skewd_sidecar(forward: str, mode: Mode) -> Iterator[At]:
+    """``skewd sidecar``, as users run it."""
     words = [str(Path(sys.executable).with_name("skewd")), "sidecar", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0"]
     words += ["--forward", forward, "--mode", mode.value, "--node", NODE]
     words += [f"--static-offset={OFFSET_NS}ns", f"--static-uncertainty={UNCERTAINTY_NS}ns"]
     with targets.process(words, targets.clean_environment(), "the sidecar") as child:
-        yield json.loads(targets.line_of(child, "READY ", "the sidecar"))
+        said = json.loads(targets.line_of(child, "READY ", "the sidecar"))
+        yield At(said["grpc"], f"http://{said['http']}")
 
 
 def remembering(base: Any, encode: Callable[[Any], Any], kept: list[Any]) -> Any:
@@ -116,14 +128,14 @@ def remembering(base: Any, encode: Callable[[Any], Any], kept: list[Any]) -> Any
     return Remembering
 
 
-def export(protocol: str, at: dict[str, str]) -> dict[Signal, list[Any]]:
+def export(protocol: str, at: At) -> dict[Signal, list[Any]]:
     """An application's traces, log records and metrics, exported by the SDK; the requests that these were."""
     sent: dict[Signal, list[Any]] = {signal: [] for signal in SIGNALS}
 
     def exporter(signal: Signal, over_grpc: Any, over_http: Any, encode: Callable[[Any], Any]) -> Any:
         if protocol == "grpc":
-            return remembering(over_grpc, encode, sent[signal])(endpoint=at["grpc"], insecure=True)
-        return remembering(over_http, encode, sent[signal])(endpoint=f"http://{at['http']}/v1/{signal}")
+            return remembering(over_grpc, encode, sent[signal])(endpoint=at.grpc, insecure=True)
+        return remembering(over_http, encode, sent[signal])(endpoint=at.http + signal.http_path)
 
     resource = Resource({"service.name": "shop", "process.pid": 4242})
     tracing = TracerProvider(resource=resource, shutdown_on_exit=False)
@@ -141,7 +153,9 @@ def export(protocol: str, at: dict[str, str]) -> dict[Signal, list[Any]]:
     logger = logging.get_logger("shop", "2.0")
     for number in range(TRACES):
         start = T0 + number * 10_000
-        server = tracers[0].start_span(f"server {number}", kind=SpanKind.SERVER, start_time=start, attributes=ATTRIBUTES)
+        server = tracers[0].start_span(
+            f"server {number}", kind=SpanKind.SERVER, start_time=start, attributes=ATTRIBUTES
+        )
         inside = set_span_in_context(server)
         for tracer in tracers:
             client = tracer.start_span(
@@ -153,7 +167,9 @@ def export(protocol: str, at: dict[str, str]) -> dict[Signal, list[Any]]:
             )
             client.add_event("sent", ATTRIBUTES, timestamp=start + 1001)
             client.end(start + 5000)
-        logger.emit(timestamp=start + 2, observed_timestamp=start + 3, context=inside, body="ünïcode", attributes=ATTRIBUTES)
+        logger.emit(
+            timestamp=start + 2, observed_timestamp=start + 3, context=inside, body="ünïcode", attributes=ATTRIBUTES
+        )
         server.end(start + 6001)
     logger.emit(observed_timestamp=T0, body={"deep": {"list": [1, "two", True, b"\x00\xff"]}})
     tracing.shutdown()
@@ -161,7 +177,9 @@ def export(protocol: str, at: dict[str, str]) -> dict[Signal, list[Any]]:
 
     metric_exporter = exporter(Signal.METRICS, GrpcMetricExporter, HttpMetricExporter, encode_metrics)
     metering = MeterProvider(
-        [PeriodicExportingMetricReader(metric_exporter, export_interval_millis=3_600_000)], resource, shutdown_on_exit=False
+        [PeriodicExportingMetricReader(metric_exporter, export_interval_millis=3_600_000)],
+        resource,
+        shutdown_on_exit=False,
     )
     meter = metering.get_meter("shop", "2.0")
     meter.create_counter("things", "{thing}", "counted").add(2**53 + 1, {"where": "hier"})
@@ -240,8 +258,8 @@ async def all_read(broker: Broker, topics: dict[Signal, str], check: Callable[[]
 
 @contextlib.asynccontextmanager
 async def whole(broker: Broker, topics: dict[Signal, str], mode: Mode, scratch: Path) -> AsyncIterator[Any]:
-    """Sidecar, broker, Collector and a recording next hop; yields the sidecar's addresses, the next hop, and what waits until
-    that has all."""
+    """Sidecar, broker, Collector and a recording next hop; yields the sidecar's addresses, the next hop, and what
+    waits until that has all."""
     async with grpc_collector() as sink:
         to = sink.url.removeprefix("grpc://")
         with (
@@ -279,3 +297,115 @@ async def test_what_an_sdk_exported_comes_out_of_the_collectors_kafka_receiver_c
     for signal in (Signal.LOGS, Signal.METRICS):
         keys = {message.key() for message in await asyncio.to_thread(written, apache_broker, topics[signal])}
         assert keys == {None}
+
+
+async def test_what_sdks_of_four_languages_sent_comes_out_of_it_too(
+    apache_broker: Broker, topics: dict[Signal, str], tmp_path: Path
+) -> None:
+    sent: dict[Signal, list[Any]] = {signal: [] for signal in SIGNALS}
+    async with whole(apache_broker, topics, Mode.REWRITE, tmp_path) as (at, sink, has_all):
+        for file in sorted(RECORDED.iterdir()):
+            await send(file, at)
+            sent[signal_of(file)].append(recorded(file))
+        await has_all()
+        got = {signal: [REQUEST[signal].FromString(body) for body in sink.bodies(signal)] for signal in SIGNALS}
+    for signal, requests in sent.items():
+        wanted = requests if signal is Signal.METRICS else as_corrected(requests, Mode.REWRITE)
+        assert pieces(got[signal], signal) == pieces(wanted, signal), signal
+        assert len(requests) == 9
+
+
+async def test_keys_partitions_and_content_are_those_of_the_collectors_own_kafka_exporter(
+    apache_broker: Broker,
+) -> None:
+    directly, through_collector = make_topics(apache_broker), make_topics(apache_broker)
+    with (
+        kafka_collector.to_kafka(apache_broker.bootstrap, through_collector) as collector,
+        skewd_sidecar(address(apache_broker, directly), Mode.REWRITE) as ours,
+        skewd_sidecar(collector, Mode.REWRITE) as theirs,
+    ):
+        for at in (ours, theirs):
+            for file in sorted(RECORDED.iterdir()):
+                await send(file, at)
+            async with grpc.aio.insecure_channel(at.grpc) as channel:
+                path = f"/{Signal.TRACES.grpc_service}/Export"
+                await channel.unary_unary(path, None, None)(interleaved(TRACES), timeout=LIMIT_S)
+    for signal in SIGNALS:
+        found, counts = [], []
+        for topics in (directly, through_collector):
+            messages = await asyncio.to_thread(written, apache_broker, topics[signal])
+            counts.append(len(messages))
+            of: dict[tuple[Any, ...], Counter[tuple[Any, ...]]] = {}
+            for message in messages:
+                # A message without a key goes to any partition.
+                where = (message.key(), message.partition() if message.key() else None)
+                of.setdefault(where, Counter()).update(
+                    pieces([REQUEST[signal].FromString(message.value() or b"")], signal)
+                )
+            found.append(of)
+        assert found[0] == found[1], signal
+        # Where a request's trace has several scopes, the Collector's exporter makes a message of each; we make one.
+        assert counts == ([9 + TRACES, 9 + 4 * TRACES] if signal is Signal.TRACES else [9, 9])
+        assert len(found[0]) == (1 + TRACES if signal is Signal.TRACES else 1)
+
+
+async def test_by_the_documented_configuration_nothing_is_lost_while_the_next_hop_fails(
+    apache_broker: Broker, topics: dict[Signal, str], tmp_path: Path
+) -> None:
+    taken: list[Received] = []
+    outages = iter(range(5))
+    bad = f'name: "server {TRACES // 2}"'
+
+    async with whole(apache_broker, topics, Mode.REWRITE, tmp_path) as (at, sink, has_all):
+
+        def refuse(body: bytes) -> Any:
+            now: Received = sink.requests[-1]
+            if next(outages, None) is not None:
+                return grpc.StatusCode.UNAVAILABLE, "come again", ()
+            if bad in str(REQUEST[now.signal].FromString(body)):
+                return grpc.StatusCode.INVALID_ARGUMENT, "not this one", ()
+            taken.append(now)
+            return None
+
+        sink.refuse = refuse
+        sent = await asyncio.to_thread(export, "grpc", at)
+        await has_all()
+    assert next(outages, None) is None
+    for signal in SIGNALS:
+        got = pieces((REQUEST[signal].FromString(each.body) for each in taken if each.signal is signal), signal)
+        wanted = pieces(sent[signal] if signal is Signal.METRICS else as_corrected(sent[signal], Mode.REWRITE), signal)
+        assert not got - wanted
+        missing = [item for *_, item in wanted - got]
+        if signal is not Signal.TRACES:
+            assert not missing
+            continue
+        # What is refused for good is dropped with the message that it is in, and holds up nobody.
+        (refused,) = [item for item in missing if bad in item]
+        trace = next(line for line in refused.splitlines() if line.startswith("trace_id"))
+        assert all(trace in item for item in missing)
+
+
+def recorded(file: Path) -> Any:
+    signal, body = signal_of(file), file.read_bytes()
+    return from_json(body, signal) if file.suffix == ".json" else REQUEST[signal].FromString(body)
+
+
+def interleaved(traces: int) -> bytes:
+    """A request in which spans of many traces follow each other, in two resources of two scopes each."""
+    made = REQUEST[Signal.TRACES]()
+    for where in range(4):
+        if where % 2 == 0:
+            resource = made.resource_spans.add(schema_url="https://opentelemetry.io/schemas/1.27.0")
+            resource.resource.attributes.add(key="service.name").value.string_value = f"service {where}"
+        scope = resource.scope_spans.add()
+        scope.scope.name = f"scope {where}"
+        for number in range(2 * traces):
+            scope.spans.add(
+                trace_id=(number % traces + 1).to_bytes(16, "big"),
+                span_id=(where << 32 | number + 1).to_bytes(8, "big"),
+                name=f"span {number}",
+                start_time_unix_nano=T0 + number,
+                end_time_unix_nano=T0 + number + 1000,
+                status={"code": 1},  # the Collector writes one where there is none
+            )
+    return bytes(made.SerializeToString())
