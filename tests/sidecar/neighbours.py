@@ -1,8 +1,8 @@
 """The sidecar among its real neighbours: ``make test-neighbours``.
 
 Builds what takes too long to build for ``make test`` (Jaeger, a Collector that reads Kafka, and the programs of four
-languages' SDKs; once, into ``build/``), runs the tests that need it, and writes what they showed into docs/reports/sidecar.md. ``make test`` runs
-the same tests with what is there, and says what it left out.
+languages' SDKs; once, into ``build/``), runs the tests that need it, and writes what they showed into
+docs/reports/sidecar.md. ``make test`` runs the same tests with what is there, and says what it left out.
 """
 
 from __future__ import annotations
@@ -81,13 +81,13 @@ def written(results: Path, missing: list[str]) -> str:
         "whole microseconds, integers up to 2^53 as numbers and larger ones as strings: nothing of ours is rounded "
         "there but the times themselves. A trace with an infinite attribute, which JSON cannot say, it does not tell "
         "at all (500; `/api/v3` does), with a sidecar and without.",
-        "Behind Kafka: `skewd sidecar --forward kafka://…` writes to a real broker, with topics of four partitions; the "
-        "Collector reads them with the configuration of [operations](../operations.md) and sends on to a recording next "
-        "hop. Every span, log record and metric is there once, with its resource and scope, as the SDK sent it and the "
-        "sidecar corrected it; each message's key is the trace id in hex of all its spans. Keys, partitions and content "
-        "are those of the Collector's own exporter with `partition_traces_by_id`; it makes a message of each scope of a "
-        "trace, and writes an empty status where a span has none. Alone: `.venv/bin/pytest "
-        "tests/sidecar/test_kafka_receiver.py`, once `make test-neighbours` has built the Collector.",
+        "Behind Kafka: `skewd sidecar --forward kafka://...` writes to a real broker, topics of four partitions; the "
+        "Collector reads them with the configuration of [operations](../operations.md) and sends on to a recording "
+        "next hop. Every span, log record and metric is there once, with its resource and scope, as the SDK sent it "
+        "and the sidecar corrected it; a message's key is the trace id in hex of all its spans. Keys, partitions and "
+        "content are those of the Collector's own exporter with `partition_traces_by_id`; it makes a message of each "
+        "scope of a trace, and writes an empty status where a span has none. Alone, once the Collector is built: "
+        "`.venv/bin/pytest tests/sidecar/test_kafka_receiver.py`.",
         *(f"**Not run**: {one}." for one in missing),
         report.table(["what", "which", "outcome"], rows),
     ]

@@ -4,6 +4,9 @@ A real SDK exports to the sidecar as users run it, the sidecar writes to a real 
 with the configuration of docs/operations.md, and a recording next hop gets what it made of it. That is compared with
 what the SDK sent, corrected by protobuf's own classes (``exact.py``): every item once, with its resource and its scope,
 and nothing else changed. The messages are compared with those of the Collector's own Kafka exporter.
+
+Limits: a real broker or none. librdkafka's mock cluster does not do: the receiver's client can't read its answer about
+versions.
 """
 
 from __future__ import annotations
