@@ -11,7 +11,7 @@ to do it waits in the transport (``pump``), which also carries the clocks' conve
 | --- | --- |
 | ``{"do": "listen", "hops": [hop, ...]}`` | ``{"event": "listening", "addresses": {transport: address}}`` |
 | ``{"do": "connect", "hops": [hop, ...]}`` | ``{"event": "connected"}``: outboxes opened |
-| ``{"do": "cell", ...}`` (see `Cell`) | ``{"event": "armed"}``, later ``{"event": "done", ...}`` |
+| ``{"do": "cell", ...}`` (see `stage_orders.Cell`) | ``{"event": "armed"}``, later ``{"event": "done", ...}`` |
 | ``{"do": "serve-calls", ...}`` (see `calls_stage.py`) | ``{"event": "serving", "address": address}`` |
 | ``{"do": "call", "address": address, ...}`` | ``{"event": "done", "answered": count}`` |
 | ``{"do": "finish"}`` | ends the cell if it still runs; spans flushed; ``{"event": "finished", ...}`` |
@@ -31,29 +31,20 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-from opentelemetry.propagators.textmap import TextMapPropagator
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, set_span_in_context
-from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from skewd_pipeline.calls_stage import make_calls, serve_calls
 from skewd_pipeline.items import digest_of
 from skewd_pipeline.spans import HOST_RAW, HOST_RAW_SENT
-from skewd_pipeline.stages import StageConfig
+from skewd_pipeline.stage_orders import Cell, StageConfig
+from skewd_pipeline.telemetry import Telemetry
 from skewd_pipeline.transports import HopConfig, Inbox, Message, Outbox, open_inbox, open_outbox
 
 IDLE_S = 0.05
 """How long a stage waits in the transport before it looks for a command."""
-
-EXPORT_EVERY_MS = 5_000
-"""The SDK's own default."""
 
 SWITCH_S = 0.0005
 """How long the exporters' threads may keep the interpreter from the one that carries messages. Python's usual 5 ms
@@ -68,28 +59,6 @@ ID_HEADER = "skewd-message"
 ITEM_HEADER = "skewd-item"
 
 _MESSAGING_SYSTEM = {"zmq": "zeromq", "kafka": "kafka", "aeron": "aeron"}
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """One run of messages.
-
-    Attributes:
-        name: told apart from other cells' messages and spans by this.
-        exporters: which of the stage's exporters get this cell's spans.
-        rate: messages a second; None sends as fast as the pipeline takes them.
-        items: the producer's: which item each message carries, in order.
-        idle_limit_s: a stage that hears nothing for so long ends the cell with what it has; None: it is told.
-    """
-
-    name: str
-    transport: str
-    messages: int
-    floor_ns: int
-    exporters: list[str]
-    rate: float | None = None
-    items: list[int] | None = None
-    idle_limit_s: float | None = None
 
 
 class Commands:
@@ -179,41 +148,6 @@ class Work:
         if expected is None:
             raise ValueError("not one of the items here; give the producer and the consumer the same file of items")
         return answer["item"] == digest and expected.is_correct(answer["digest"], answer["label"])
-
-
-class Telemetry:
-    """The SDK with one batching exporter per destination; a cell says which of them its spans go to."""
-
-    def __init__(self, config: StageConfig) -> None:
-        self._batches = {
-            name: BatchSpanProcessor(
-                OTLPSpanExporter(endpoint=f"{address}/v1/traces", timeout=10),
-                max_queue_size=65_536,
-                schedule_delay_millis=EXPORT_EVERY_MS,
-            )
-            for name, address in config.exporters.items()
-        }
-        active = self._active = list[BatchSpanProcessor]()
-
-        class ToActive(SpanProcessor):
-            def on_end(self, span: ReadableSpan) -> None:
-                for batch in active:
-                    batch.on_end(span)
-
-        resource = Resource.create({"service.name": config.stage, "service.namespace": "skewd-experiment"})
-        self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-        self._provider.add_span_processor(ToActive())
-        self.tracer = self._provider.get_tracer("skewd_pipeline.stages")
-        self.propagator: TextMapPropagator = TraceContextTextMapPropagator()
-
-    def use(self, exporters: list[str]) -> None:
-        """From now on spans go to these."""
-        self._active[:] = [self._batches[name] for name in exporters]
-
-    def flush(self) -> bool:
-        """Exports what waits; True when all of it was acknowledged in time."""
-        done = [batch.force_flush(15_000) for batch in self._active]  # all of them, also after a failure
-        return all(done)
 
 
 class Stage:

@@ -21,8 +21,8 @@ from typing import Any, ClassVar
 from skewd_native import Transport
 
 from skewd_sidecar.gateway import Metadata, Signal
+from skewd_sidecar.handler import Handler
 from skewd_sidecar.outcome import INTERNAL, UNAVAILABLE, Outcome
-from skewd_sidecar.relay import Handler
 
 SHUTDOWN_S = 2.0
 _CLOSING_S = 2.0  # beyond the grace

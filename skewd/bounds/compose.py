@@ -46,15 +46,13 @@ import heapq
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from hashlib import blake2s
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from skewd.bounds.carry import Claim, backward, chain, forward, unchain
 from skewd.bounds.confirm import spread
 from skewd.bounds.mesh import Mesh, Verdict
+from skewd.bounds.record import Record
 from skewd.interval import Interval
-
-if TYPE_CHECKING:
-    from skewd.records import Record
 
 UTC = "utc"
 FIRST_HAND = "first-hand"

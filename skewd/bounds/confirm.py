@@ -28,10 +28,8 @@ liars. They need the mesh key and an address each; a mesh that fears that must g
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from skewd.records import Record
+from skewd.bounds.record import Record
 
 SEARCHES_MAX = 64
 """Searches in a row that find nothing: each may look at every claim of those that are not confirmed."""

@@ -32,9 +32,9 @@ use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
 use tokio::time::Instant;
 
-use client::{Call, Channel, Target};
-use server::{Limits, Server};
-use shared::{lock, Answer, Command, Event, Listening, Shared};
+use client::Channel;
+use server::Server;
+use shared::{lock, Answer, Call, Command, Event, Limits, Listening, Shared, Target};
 
 /// What `skewd_sidecar.transport` expects: changes with what is called here, and with what events hold.
 pub const INTERFACE: u32 = 1;
@@ -161,11 +161,10 @@ impl Transport {
         };
         let read = seconds(read_s).min(Duration::from_secs(3600));
         let limits = Limits { body_bytes, held_bytes, requests, connections, streams, read };
-        let id = self.shared.new_id();
-        let server = Arc::new(Server::new(self.shared.clone(), id, self.paths.clone(), metadata, limits));
-        self.shared.command(Command::Listen { server, listener });
+        let server = self.shared.new_id();
+        self.shared.command(Command::Listen { server, listener, paths: self.paths.clone(), metadata, limits });
         self.shared.flush();
-        Ok(id)
+        Ok(server)
     }
 
     /// Frees the address; requests under way have `grace_s`. An event tells when it is over.
@@ -205,9 +204,8 @@ impl Transport {
             uris.push(uri.map_err(|error| PyValueError::new_err(error.to_string()))?);
         }
         let id = self.shared.new_id();
-        let channel = Arc::new(Channel::new(self.shared.clone(), target, gzip, answer_bytes));
         lock(&self.channels).insert(id, Endpoint { uris });
-        self.shared.command(Command::Connect { id, channel });
+        self.shared.command(Command::Connect { id, target, gzip, answer_bytes });
         Ok(id)
     }
 
@@ -334,9 +332,10 @@ fn obey(
 ) {
     shared.maybe_panic(4);
     match command {
-        Command::Listen { server, listener } => {
+        Command::Listen { server: id, listener, paths, metadata, limits } => {
+            let server = Arc::new(Server::new(shared.clone(), id, paths, metadata, limits));
             server.listen(listener);
-            servers.insert(server.id, server);
+            servers.insert(id, server);
         }
         Command::Close { server, grace } => match servers.remove(&server) {
             Some(server) => server.close(grace),
@@ -347,8 +346,8 @@ fn obey(
                 let _ = waiting.send(answer); // gone in the meantime
             }
         }
-        Command::Connect { id, channel } => {
-            channels.insert(id, channel);
+        Command::Connect { id, target, gzip, answer_bytes } => {
+            channels.insert(id, Arc::new(Channel::new(shared.clone(), target, gzip, answer_bytes)));
         }
         Command::Disconnect { id } => {
             if let Some(channel) = channels.remove(&id) {

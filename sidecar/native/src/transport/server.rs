@@ -45,29 +45,10 @@ const ANSWER_BUFFERED: usize = 64 << 10;
 /// Longer details than this would not fit into the headers that clients take.
 const DETAILS_MAX: usize = 4 << 10;
 
-pub const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
-pub const STATUS: HeaderName = HeaderName::from_static("grpc-status");
-pub const MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
-pub const DETAILS: HeaderName = HeaderName::from_static("grpc-status-details-bin");
-pub const ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
-pub const ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-encoding");
-pub const TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
-pub const ENCODINGS: HeaderValue = HeaderValue::from_static(wire::ENCODINGS);
-
-pub struct Limits {
-    pub body_bytes: usize,
-    pub held_bytes: usize,
-    pub requests: usize,
-    pub connections: usize,
-    pub streams: u32,
-    /// For one request to arrive.
-    pub read: Duration,
-}
-
 pub struct Server {
     pub id: u64,
     shared: Arc<Shared>,
-    limits: Limits,
+    limits: super::shared::Limits,
     paths: Vec<String>,
     metadata: Vec<HeaderName>,
     requests: AtomicUsize,
@@ -98,7 +79,13 @@ fn used_now() -> u64 {
 }
 
 impl Server {
-    pub fn new(shared: Arc<Shared>, id: u64, paths: Vec<String>, metadata: Vec<HeaderName>, limits: Limits) -> Self {
+    pub fn new(
+        shared: Arc<Shared>,
+        id: u64,
+        paths: Vec<String>,
+        metadata: Vec<HeaderName>,
+        limits: super::shared::Limits,
+    ) -> Self {
         Server {
             id,
             shared,
@@ -348,11 +335,11 @@ impl Server {
             let cut: String = asked.chars().take(100).collect();
             return Err(Refusal::new(wire::UNIMPLEMENTED, format!("no such method here: {cut}")));
         };
-        let Some(encoding) = Encoding::parse(head.headers.get(ENCODING).map(HeaderValue::as_bytes)) else {
+        let Some(encoding) = Encoding::parse(head.headers.get(wire::ENCODING).map(HeaderValue::as_bytes)) else {
             let text = format!("the message's encoding is not offered; send one of {}", wire::ENCODINGS);
             return Err(Refusal::new(wire::UNIMPLEMENTED, text));
         };
-        let timeout = match head.headers.get(TIMEOUT) {
+        let timeout = match head.headers.get(wire::TIMEOUT) {
             None => None,
             Some(value) => match wire::parse_timeout(value.as_bytes()) {
                 None => return Err(Refusal::new(wire::INTERNAL, "malformed grpc-timeout")),
@@ -531,12 +518,12 @@ async fn send(mut respond: SendResponse<Bytes>, answer: Answer) -> Result<(), h2
     let fields = status(code, &message, details.as_deref());
     if code != wire::OK {
         *response.headers_mut() = fields; // headers and trailers in one
-        response.headers_mut().insert(CONTENT_TYPE, GRPC);
-        response.headers_mut().insert(ACCEPT_ENCODING, ENCODINGS);
+        response.headers_mut().insert(CONTENT_TYPE, wire::GRPC);
+        response.headers_mut().insert(wire::ACCEPT_ENCODING, HeaderValue::from_static(wire::ENCODINGS));
         respond.send_response(response, true)?;
         return Ok(());
     }
-    response.headers_mut().insert(CONTENT_TYPE, GRPC);
+    response.headers_mut().insert(CONTENT_TYPE, wire::GRPC);
     let mut stream = respond.send_response(response, false)?;
     for mut piece in wire::framed(body, false) {
         while piece.len() > ANSWER_BUFFERED {
@@ -554,15 +541,15 @@ async fn send(mut respond: SendResponse<Bytes>, answer: Answer) -> Result<(), h2
 
 fn status(code: u8, message: &str, details: Option<&[u8]>) -> HeaderMap {
     let mut fields = HeaderMap::with_capacity(3);
-    fields.insert(STATUS, HeaderValue::from(u16::from(code)));
+    fields.insert(wire::STATUS, HeaderValue::from(u16::from(code)));
     if !message.is_empty() {
         if let Ok(value) = HeaderValue::from_bytes(&wire::encode_message(message)) {
-            fields.insert(MESSAGE, value);
+            fields.insert(wire::MESSAGE, value);
         }
     }
     if let Some(details) = details.filter(|details| details.len() <= DETAILS_MAX) {
         if let Ok(value) = HeaderValue::from_str(&wire::encode_binary(details)) {
-            fields.insert(DETAILS, value);
+            fields.insert(wire::DETAILS, value);
         }
     }
     fields

@@ -10,6 +10,7 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
@@ -17,14 +18,13 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::header::{HeaderMap, HeaderName};
+use http::Uri;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{oneshot, Notify};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
-
-use super::client::{Call, Channel};
-use super::server::Server;
 
 pub type Metadata = Vec<(String, String)>;
 
@@ -52,16 +52,41 @@ pub enum Event {
     Trouble { text: String },
 }
 
-/// From Python to the transport.
+/// From Python to the transport: values, of which its own thread makes servers and channels.
 pub enum Command {
-    Listen { server: Arc<Server>, listener: Listening },
+    Listen { server: u64, listener: Listening, paths: Vec<String>, metadata: Vec<HeaderName>, limits: Limits },
     Close { server: u64, grace: Duration },
     Reply { id: u64, answer: Answer },
-    Connect { id: u64, channel: Arc<Channel> },
+    Connect { id: u64, target: Target, gzip: bool, answer_bytes: usize },
     Disconnect { id: u64 },
     Call { channel: u64, id: u64, call: Call },
     Cancel { id: u64 },
     Stop,
+}
+
+/// What a server bears.
+pub struct Limits {
+    pub body_bytes: usize,
+    pub held_bytes: usize,
+    pub requests: usize,
+    pub connections: usize,
+    pub streams: u32,
+    /// For one request to arrive.
+    pub read: Duration,
+}
+
+/// Where an endpoint is.
+pub enum Target {
+    Tcp { host: String, port: u16 },
+    Unix(PathBuf),
+}
+
+/// One call, as Python gave it.
+pub struct Call {
+    pub uri: Uri,
+    pub body: Bytes,
+    pub timeout: Option<Duration>,
+    pub metadata: HeaderMap,
 }
 
 /// A listening socket, which becomes the runtime's on its thread.
