@@ -24,7 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from skewd.bounds.compose import Composed, compose, judge
 from skewd.bounds.mesh import Verdict
 from skewd.bounds.pair import PairBound
-from skewd.records import RecordStore, decode, private_key, public_key_of, sign, verify
+from skewd.record_store import RecordStore
+from skewd.records import decode, private_key, public_key_of, sign, verify
 from tests.mesh.worlds import World, make, make_record, member
 
 ROUNDS = 5

@@ -107,7 +107,8 @@ class VirtualPage:
     The file is 64 bytes: magic, sequence (odd while being written), offset, drift, the host raw instant at which
     the drift's contribution is zero, and the raw clock's own epoch. A steerable one has 128: then follow how far the
     wall clock was slewed until a raw instant, that instant, and the emulated kernel's frequency, tick, status,
-    maxerror. Writers take turns; readers retry while one writes.
+    maxerror. Writers take turns; readers retry while one writes, and when one wrote in the middle of a reading: as
+    with a kernel's clock, what is read was shown at some instant between the call and the answer.
     """
 
     _LAYOUT = struct.Struct("<8sQqqqq")
@@ -296,8 +297,15 @@ class VirtualPage:
 
     def wall_ns(self) -> int:
         """The node's CLOCK_REALTIME."""
-        if self.steerable:
-            return self._steered_wall_ns()
+        # A process may be kept waiting between its reading of the host's clock and that of the offset. A step in
+        # between would then show a time that this clock never had: the host's from before, with the offset from after.
+        while True:
+            before = self._LAYOUT.unpack_from(self._memory)[1]
+            wall = self._steered_wall_ns() if self.steerable else self._unsteered_wall_ns()
+            if not before & 1 and self._LAYOUT.unpack_from(self._memory)[1] == before:
+                return wall
+
+    def _unsteered_wall_ns(self) -> int:
         wall = self._host.wall_ns()
         return wall + self.offset_ns + (self._drifted_ns(self._host.raw_ns()) if self._drift_ppb else 0)
 

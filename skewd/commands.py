@@ -399,7 +399,8 @@ def sidecar(
     forward: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="URL", help="Where spans go: grpc://, grpcs://, http://, https:// or kafka://; may be repeated."
+            metavar="URL",
+            help="Where spans go: grpc://, grpcs://, grpc+unix://, http://, https:// or kafka://; may be repeated.",
         ),
     ] = None,
     balance: Annotated[
@@ -434,6 +435,7 @@ def sidecar(
     ] = None,
     static_uncertainty: Annotated[str | None, typer.Option(metavar="D", help="For tests: right within this.")] = None,
     static_reference: Annotated[str, typer.Option(metavar="NAME", help="For tests: utc, or node:NAME.")] = "utc",
+    virtual_clock: Annotated[str | None, typer.Option(metavar="TEXT", hidden=True)] = None,
 ) -> int:
     """Take OTLP from applications, correct or tag its spans, and forward it, until SIGINT or SIGTERM."""
     # What is said on the command line is written as it would be in the file, and meets the same rules.
@@ -468,13 +470,19 @@ def sidecar(
     if static_offset is not None or static_uncertainty is not None:
         source = _static_source(loaded.config.node.name, static_offset, static_uncertainty, static_reference)
     else:
+        from skewd.clock import clock_from_option
         from skewd.publish.segment import SegmentReader
 
+        try:
+            clock = clock_from_option(virtual_clock)
+        except (ValueError, OSError) as error:
+            raise _RefusedError(str(error), cli.EX_USAGE) from None
         source = SegmentReader(
             loaded.config.segment_path,
             node=loaded.config.node.name,
             stamps=settings.stamps,
             max_uncertainty_ns=loaded.config.clock.max_uncertainty,
+            clock=clock,
         )
     tls = None
     if settings.tls_certificate is not None and settings.tls_key is not None:

@@ -8,7 +8,8 @@ they refuse.
 
 Limits: one daemon per runtime directory (a lock file says whose). A step is noticed when the kernel told and this
 process got to run, or up to ``POLL_S`` after it happened; a span that is exported within that time is judged by the
-clock before the step. A change of clock source is looked for once a second.
+clock before the step, unless whoever judges it looks at the clocks too (``bounds/unseen.py``; the sidecar does). A
+change of clock source is looked for once a second.
 """
 
 from __future__ import annotations
@@ -403,7 +404,8 @@ class Daemon:
         if self._member is not None or self._mesh_complaint is not None:
             return
         from skewd.identity import IdentityError, PinsFile, load_identity
-        from skewd.records import MeshExtraMissing, RecordStore
+        from skewd.record_store import RecordStore
+        from skewd.records import MeshExtraMissing
 
         config = self.config
         try:
@@ -426,6 +428,7 @@ class Daemon:
             first_sequence=identity.first_sequence,
             say=lambda text, warning: self._log.warning(text) if warning else self._log.info(text),
         )
+        self._member.begin(self.clock.raw_ns())
 
     def _keep_pins(self) -> None:
         if self._member is None or self._pins is None:

@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from skewd.lean import msgspec
 from skewd.links.wire import is_name
-from skewd.records import PINS_MAX, PUBLIC_KEY_BYTES, Pin, private_key, public_key_of
+from skewd.record_store import PINS_MAX, Pin
+from skewd.records import PUBLIC_KEY_BYTES, private_key, public_key_of
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey

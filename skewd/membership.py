@@ -35,16 +35,8 @@ from skewd.fanout import Plan
 from skewd.hearsay import Heard, Known, MeshView, Wall
 from skewd.interval import Interval
 from skewd.links.protocol import Proofs, Self
-from skewd.records import (
-    EDGES_MAX,
-    Edge,
-    Record,
-    RecordStore,
-    claimable,
-    private_key,
-    public_key_of,
-    sign,
-)
+from skewd.record_store import RecordStore
+from skewd.records import EDGES_MAX, Edge, Record, claimable, private_key, public_key_of, sign
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -140,6 +132,14 @@ class Membership:
                 self._say(outcome.news, True)
 
     # -- the turn ------------------------------------------------------------------------------------------------
+
+    def begin(self, now_raw_ns: int) -> None:
+        """Has a record ready before any message goes out; call it once.
+
+        Whoever is asked once and then rarely tells nothing of itself by a message without a record, and can't be named
+        in a claim until it is asked again.
+        """
+        self._publish(None, now_raw_ns)
 
     def turn(self, now_raw_ns: int) -> None:
         """Does what is due; call it a few times an interval."""

@@ -7,6 +7,11 @@ ends there and a new one begins. The step happened somewhere between two reading
 and the first of the new one are each known only within the gap; both are rounded outward, and the readings in
 between belong to both.
 
+A process that had to wait in the middle of a reading has a wide one, which may hold the value before a step and the
+one after. So a reading is compared with all that the era's readings allow together, carried from one to the next, and
+not with the one before alone: a wide one must not be the bridge over which a step goes unseen. The next narrow one
+tells, and the era then ends at the last reading that surely was before the step.
+
 How fast a slew can be: the kernel's own loops reach 500 ppm by frequency and 500 ppm by adjtime; whoever sets the
 tick's length (chrony, up to 83,333 ppm) is seen by reading the kernel's settings, where that is allowed, and those
 are added: a clock steered that fast is then one era and not a row of small steps.
@@ -120,6 +125,8 @@ class WallMap:
         self.last_step_ns: int | None = None
         """Size of the latest step, as nearly as it is known; None before any."""
         self._latest = first
+        self._allowed = first.wall_minus_raw
+        """What wall - raw can have been at the newest reading by all of the era's; usually that reading itself."""
         self._kernel_ppb = Interval(0, 0)
         self._unsettled_ppb = SLEW_MAX_PPM * 1_000
         self._anchors: deque[WallSample] = deque([first])
@@ -150,20 +157,42 @@ class WallMap:
         # The settings may have changed at any time since the last reading.
         kernel, self._kernel_ppb = self._kernel_ppb.hull(Interval(rate, rate)), Interval(rate, rate)
         may = rates_ppb(kernel.lo, kernel.hi)
-        elapsed = max(reading.raw_ns - before.raw_ns, 0)
-        old = before.wall_minus_raw
+        # The reading before was made up to its width earlier than its instant says.
+        elapsed = max(reading.raw_ns - before.raw_ns, 0) + before.wall_minus_raw.width
+        old = self._allowed
         reach = Interval(old.lo + elapsed * may.lo // _PPB - 1, old.hi + elapsed * may.hi // _PPB + 1)
-        stepped = reach.intersect(reading.wall_minus_raw) is None
-        if stepped:
-            # Anywhere in the gap: the old era may have lasted until now, the new one have begun at the last reading.
+        allowed = reach.intersect(reading.wall_minus_raw)
+        if allowed is None:
+            surely, reach = self._surely_before(reading, reach)
+            # Anywhere in the gap: the old era may have lasted until now, the new one have begun at that reading.
             self._begin(
                 end_wall_ns=reading.raw_ns + reach.hi,
-                begin_wall_ns=before.raw_ns + reading.wall_minus_raw.lo - reach.width,
+                begin_wall_ns=surely.raw_ns + reading.wall_minus_raw.lo - reach.width,
                 reading=reading,
             )
-            self.last_step_ns = reading.wall_minus_raw.midpoint - before.wall_minus_raw.midpoint
+            self.last_step_ns = reading.wall_minus_raw.midpoint - surely.wall_minus_raw.midpoint
         self._remember(reading)
-        return stepped
+        self._allowed = reading.wall_minus_raw if allowed is None else allowed
+        return allowed is None
+
+    def _surely_before(self, reading: WallSample, reach: Interval) -> tuple[WallSample, Interval]:
+        """The last reading from before the step that ``reading`` shows, and where no step would have led from there.
+
+        Those since then may be from either side of it, and are forgotten.
+        """
+        if self._latest.wall_minus_raw.width <= self._allowed.width + _NARROW_NS:
+            return self._latest, reach  # as a rule
+        since, led = self._latest, reach
+        for back, (before, era) in enumerate(reversed(self._history)):
+            if era != self.era:
+                break
+            gap = reading.raw_ns - before.raw_ns + before.wall_minus_raw.width
+            since, led = before, before.wall_minus_raw.widen(gap * self._limit_ppb // _PPB + 1)
+            if led.intersect(reading.wall_minus_raw) is None:
+                for _ in range(back):
+                    self._history.pop()
+                return since, led
+        return since, led.hull(reach)  # no single one is sure: from all that is remembered on
 
     def will_steer(self, rate_ppb: int) -> None:
         """The kernel's rate is about to become this, by this daemon's own hand (``discipline.py``).
@@ -183,6 +212,7 @@ class WallMap:
         )
         self._history.clear()
         self._remember(reading)
+        self._allowed = reading.wall_minus_raw
 
     def _begin(self, *, end_wall_ns: int, begin_wall_ns: int, reading: WallSample) -> None:
         # A step does not change the rate: until the new era has told its own, that of the old one is used.

@@ -49,8 +49,15 @@ class Broken(Exception):
 # Building
 
 
-def build_collector(given: str | None = None) -> Path:
-    """The Collector's binary: the one given, the one built before, or one built now.
+def collector_binary(plan: Path) -> Path:
+    """Where the Collector of a builder's ``plan`` is, or will be, once it is built."""
+    said = plan.read_bytes()
+    (name,) = re.findall(r"^  name: (\S+)$", said.decode(), re.MULTILINE)
+    return BUILT / hashlib.sha256(said + BUILDER.encode()).hexdigest()[:16] / name
+
+
+def build_collector(given: str | None = None, plan: Path = COLLECTOR / "builder.yaml") -> Path:
+    """The Collector's binary: the one given, the one built before, or one built now, of what ``plan`` says.
 
     Raises:
         NoCollector: there is no Go, or it could not build it.
@@ -59,19 +66,20 @@ def build_collector(given: str | None = None) -> Path:
         if not os.access(given, os.X_OK):
             raise NoCollector(f"{given} is not a program")
         return Path(given).resolve()
-    plan = (COLLECTOR / "builder.yaml").read_bytes()
-    folder = BUILT / hashlib.sha256(plan + BUILDER.encode()).hexdigest()[:16]
-    binary = folder / "otelcol-bench"
+    binary = collector_binary(plan)
     if binary.exists():
         return binary
     go = shutil.which("go")
     if go is None:
         raise NoCollector("Go is not installed, and the Collector is built with it")
+    folder = binary.parent
     folder.mkdir(parents=True, exist_ok=True)
     env = {**os.environ, "GOBIN": str(BUILT / "tools"), "GOFLAGS": "-mod=mod", "CGO_ENABLED": "0"}
-    (folder / "builder.yaml").write_bytes(plan.replace(b"dist:\n", b"dist:\n  output_path: ./distribution\n", 1))
+    (folder / "builder.yaml").write_bytes(
+        plan.read_bytes().replace(b"dist:\n", b"dist:\n  output_path: ./distribution\n", 1)
+    )
     log = folder / "build.log"
-    print("bench: building the Collector (once, some minutes)", file=sys.stderr, flush=True)
+    print(f"building the Collector {binary.name} (once, some minutes)", file=sys.stderr, flush=True)
     steps = [
         [go, "install", BUILDER],
         [str(BUILT / "tools" / "builder"), "--config", "builder.yaml", "--skip-strict-versioning"],
@@ -89,7 +97,7 @@ def build_collector(given: str | None = None) -> Path:
             if done.returncode:
                 last = log.read_text(errors="replace").strip().splitlines()[-1:]
                 raise NoCollector(f"the Collector could not be built: {''.join(last)[:300]} ({log})")
-    made = folder / "distribution" / "otelcol-bench"
+    made = folder / "distribution" / binary.name
     if not made.exists():
         raise NoCollector(f"the builder left no binary ({log})")
     made.rename(binary)

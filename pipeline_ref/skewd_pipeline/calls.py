@@ -2,7 +2,7 @@
 
 The problem: the reference pipeline passes messages on, and nobody in it waits for an answer; but what trace tools'
 heuristics are made for are calls, where a client waits for a server. The insight: of a call only the times need to be
-made up. The clocks' bounds are those of the shipped estimator (``simulated.World``), so each span carries the tag that
+made up. The clocks' bounds are those of the shipped estimator (``world.World``), so each span carries the tag that
 it would carry on a real node.
 
 A trace is one request at a gateway on the reference host: a call to a worker on the skewed host (with work inside it,
@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from skewd.bounds.history import Status
 from skewd_pipeline.heuristics import TraceSpan, compare
 from skewd_pipeline.results import Heuristic
-from skewd_pipeline.simulated import SETTLE_NS, World
+from skewd_pipeline.world import SETTLE_NS, World
 
 TRACES = 400
 EVERY_NS = 40_000_000

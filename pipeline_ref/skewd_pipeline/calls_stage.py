@@ -18,15 +18,14 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import zmq
 from opentelemetry.trace import Span, SpanKind, set_span_in_context
 
 from skewd_pipeline.spans import CELL, HOST_RAW, ROLE
-
-if TYPE_CHECKING:
-    from skewd_pipeline.worker import Cell, Telemetry
+from skewd_pipeline.stage_orders import Cell
+from skewd_pipeline.telemetry import Telemetry
 
 ANSWER_LIMIT_MS = 10_000
 POLL_MS = 20

@@ -340,6 +340,10 @@ def _over_time(results: Results) -> list[Check]:
     held = f"0 of {total} edges; {unsure} negative within the bound"
     missed = [f"{run.run}: {run.bound_misses}" for run in results.long_runs if run.bound_misses]
     spans = sum(run.spans for run in results.long_runs)
+    between = sum(run.ambiguous for run in results.long_runs)
+    said = f"0 misses on {spans} spans" + (
+        f", {between} of them stamped while the clock was changed" if between else ""
+    )
     raw = [window for window in results.windows if window.mode == "off" and window.own_rate is not None]
     differ = sum(abs(round((window.own_rate or 0.0) * window.edges) - window.violations) for window in raw)
     edges = sum(window.edges for window in raw)
@@ -348,7 +352,7 @@ def _over_time(results: Results) -> list[Check]:
     samples = sum(len(run.clock) for run in results.long_runs)
     found = [
         ("over-time-rewrite", not bad if fixed else None, _list(bad) or (held if fixed else "not rewritten")),
-        ("over-time-bounds", not missed if spans else None, _list(missed) or f"0 misses on {spans} spans"),
+        ("over-time-bounds", not missed if spans else None, _list(missed) or said),
         (
             "over-time-edges",
             differ <= OWN_RATE_APART_MAX * edges if edges else None,

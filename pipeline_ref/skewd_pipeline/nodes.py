@@ -215,7 +215,10 @@ class Nodes:
         )
 
     async def _start_sidecar(self, parts: NodeParts, mode: str, forward: str) -> Child:
-        arguments = ("-m", "skewd", "sidecar", "--config", str(parts.config), "--mode", mode, "--forward", forward)
+        arguments = (
+            *("-m", "skewd", "sidecar", "--config", str(parts.config), "--mode", mode, "--forward", forward),
+            *("--virtual-clock", f"page={parts.page.path}"),
+        )
         return await self._children.start(f"{parts.name}-sidecar-{mode}", arguments, niceness=OBSERVERS_NICENESS)
 
     async def connect(self, hops_of: Callable[[str, str, str | None], list[dict[str, Any]]]) -> None:
@@ -265,12 +268,19 @@ class Nodes:
         page, now = self.parts[self.skewed].page, HostClock().raw_ns()
         return now, page.deviation_ns(now), page.rate_ppb()
 
-    def change(self, *, step_ns: int, steer_ppb: int) -> None:
-        """Steps and steers the skewed node's clock at once; nobody is told, and nothing is waited for."""
+    def change(self, *, step_ns: int, steer_ppb: int) -> int:
+        """Steps and steers the skewed node's clock at once; nobody is told, and nothing is waited for.
+
+        Returns:
+            a host raw instant before which nothing had changed. This process may have been kept waiting at any point
+            since: from when on the change was complete, only :meth:`deviates`, called after it, can say.
+        """
+        before_ns = HostClock().raw_ns()
         page = self.parts[self.skewed].page
         if step_ns:
             page.step_to(page.offset_ns + step_ns)
         page.adjust(frequency=frequency_of(steer_ppb))
+        return before_ns
 
     async def step(self, offset_ns: int) -> None:
         """Steps the skewed node's wall clock and waits until its daemon has noticed and has a bound again.

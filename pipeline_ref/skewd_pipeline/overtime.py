@@ -18,11 +18,16 @@ The 30 s signal: ``healthy for the clock`` while no ``skewed`` verdict was given
 which are what a trace viewer shows; the truth beside it is whether the clock really turned any of them round in those
 30 s.
 
-Limits: a stamp's true instant is the span's start, noted beside it on a clock that is neither stepped nor slewed,
-plus the stamps' difference; edges within ``NEAR_STEP_NS`` of a step are therefore not judged against the truth (their
-spans' bounds are). Stamps in the stretch of readings that a step back repeats are ambiguous to everyone, and their
-uncertainty says so: a rewritten gap that is negative within the two spans' summed uncertainty is ``indeterminate``,
-counted beside the violations. A span whose parent comes more than ``WAIT_NS`` later is not matched. Pure.
+A process may be kept waiting anywhere: between a stamp and the note of its true instant, or between a change of the
+clock and the note of it. So neither note is an instant. A span's start lies between a reading of the host's raw clock
+before it and one after, a change likewise, and where the two stretches meet, two truths are possible: such a span is
+``ambiguous``, and its bound a miss only when it holds neither.
+
+Limits: a further stamp's true instant is the one noted before the span's start plus the stamps' difference; edges
+within ``NEAR_STEP_NS`` of a step are therefore not judged against the truth (their spans' bounds are). Stamps in the
+stretch of readings that a step back repeats are ambiguous to everyone, and their uncertainty says so: a rewritten gap
+that is negative within the two spans' summed uncertainty is ``indeterminate``, counted beside the violations. A span
+whose parent comes more than ``WAIT_NS`` later is not matched. Pure.
 """
 
 from __future__ import annotations
@@ -32,11 +37,12 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from skewd.interval import Interval
 from skewd_pipeline.analysis import Edge, host_separation_ns, uncertainty_ns, verdict_of
 from skewd_pipeline.confusion import CLOCK, Tally, truth_of
 from skewd_pipeline.law import edge_name, shorter
 from skewd_pipeline.results import RULES, STAGES, ClockEvent, ClockSample, Window
-from skewd_pipeline.spans import HOST_RAW, RECEIVED, SENT, SpanRecord
+from skewd_pipeline.spans import HOST_RAW, HOST_RAW_AFTER, RECEIVED, SENT, SpanRecord
 
 STEP_NS = 20_000_000
 HEALTH_NS = 30_000_000_000
@@ -95,18 +101,27 @@ class Trajectory:
 
     def __init__(self) -> None:
         self._from: list[int] = []
+        self._since: list[int] = []
         self._lines: list[tuple[int, int]] = []
         self.steps_ns: list[int] = []
 
-    def line(self, from_ns: int, deviation_ns: int, rate_ppb: int, *, step: bool = False) -> None:
+    def line(
+        self, from_ns: int, deviation_ns: int, rate_ppb: int, *, step: bool = False, since_ns: int | None = None
+    ) -> None:
         """From this instant on: ``deviation_ns`` there, and changing by ``rate_ppb``.
+
+        Args:
+            since_ns: the earliest instant at which this may have begun, if that is not known; until ``from_ns`` the
+                line before may have held.
 
         Raises:
             ValueError: earlier than the line before.
         """
-        if self._from and from_ns < self._from[-1]:
-            raise ValueError(f"a line from {from_ns} is earlier than the one before, from {self._from[-1]}")
+        since_ns = from_ns if since_ns is None else min(since_ns, from_ns)
+        if self._from and since_ns < self._from[-1]:
+            raise ValueError(f"a line from {since_ns} is earlier than the one before, from {self._from[-1]}")
         self._from.append(from_ns)
+        self._since.append(since_ns)
         self._lines.append((deviation_ns, rate_ppb))
         if step:
             self.steps_ns.append(from_ns)
@@ -116,8 +131,30 @@ class Trajectory:
         place = bisect_right(self._from, instant_ns) - 1
         if place < 0:
             return self._lines[0][0] if self._lines else 0
+        return self._along(place, instant_ns)
+
+    def _along(self, place: int, instant_ns: int) -> int:
         deviation_ns, rate_ppb = self._lines[place]
         return deviation_ns + rate_ppb * (instant_ns - self._from[place]) // _PPB
+
+    def between(self, first_ns: int, last_ns: int) -> list[Interval]:
+        """What the clock may have deviated by at an instant that lies between these two, one interval per line.
+
+        More than one: the clock was changed about then, and nobody can say on which side the instant lies. Rounded
+        outward, also for rates in whole ppb. Before the first line, as at its beginning.
+        """
+        first_ns = max(first_ns, self._from[0])
+        last_ns = max(last_ns, first_ns)
+        found = []
+        for place in range(max(bisect_right(self._from, first_ns) - 1, 0), bisect_right(self._since, last_ns)):
+            end_ns = self._from[place + 1] if place + 1 < len(self._from) else last_ns
+            ends = [
+                self._along(place, instant_ns)
+                for instant_ns in (max(first_ns, self._since[place]), min(last_ns, end_ns))
+            ]
+            rounded_ns = 1 + abs(last_ns - self._from[place]) // _PPB
+            found.append(Interval(min(ends), max(ends)).widen(rounded_ns))
+        return found
 
     def near_step(self, instant_ns: int, within_ns: int = NEAR_STEP_NS) -> bool:
         """Whether the clock was stepped about then."""
@@ -146,6 +183,7 @@ class _SpanCount:
     spans: int = 0
     misses: int = 0
     unsynchronized: int = 0
+    ambiguous: int = 0
 
 
 class Story:
@@ -175,7 +213,7 @@ class Story:
         self.stage = stage
         self.window_ns = max(1_000_000_000, duration_ns // WINDOWS)
         self.tally = Tally()
-        self.spans = self.unsynchronized = self.bound_misses = 0
+        self.spans = self.unsynchronized = self.bound_misses = self.ambiguous = 0
         self._deviation = deviation
         self._begin_ns = begin_ns
         self._duration_ns = duration_ns
@@ -233,8 +271,13 @@ class Story:
             count.unsynchronized += 1
             self.unsynchronized += 1
             return
-        behind = -self._deviation.at(instant) if span.stage == self.stage else 0
-        missed = abs(offset - behind) > uncertainty
+        after = span.attributes.get(HOST_RAW_AFTER)
+        last = after if isinstance(after, int) else instant
+        truths = self._deviation.between(instant, last) if span.stage == self.stage else [Interval(0, 0)]
+        said = Interval(-offset - uncertainty, -offset + uncertainty)
+        missed = all(said.intersect(truth) is None for truth in truths)
+        count.ambiguous += len(truths) > 1
+        self.ambiguous += len(truths) > 1
         count.misses += missed
         self.bound_misses += missed
         if mode == "tag" and span.stage == self.stage:
@@ -330,6 +373,7 @@ class Story:
                     verdicts=count.verdicts,
                     spans=spans.spans,
                     bound_misses=spans.misses,
+                    ambiguous=spans.ambiguous,
                 )
             )
         return found

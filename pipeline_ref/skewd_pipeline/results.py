@@ -207,7 +207,8 @@ class Window(msgspec.Struct, kw_only=True):
     and greatest. ``violations``: negative gaps; under ``rewrite`` those beyond the two spans' summed uncertainty, and
     ``indeterminate`` the ones within it. ``own_rate``:
     the share of the window's edges that were closer together than the skew of their moment, by the host's raw clock.
-    ``bound_misses``: spans whose tag did not hold the truth.
+    ``bound_misses``: spans whose tag did not hold the truth. ``ambiguous``: spans stamped while the clock was being
+    changed, so that two truths are possible: a miss only where the tag holds neither.
     """
 
     run: str
@@ -226,6 +227,7 @@ class Window(msgspec.Struct, kw_only=True):
     verdicts: dict[str, int] = {}
     spans: int = 0
     bound_misses: int = 0
+    ambiguous: int = 0
 
 
 class ClockEvent(msgspec.Struct, kw_only=True):
@@ -274,6 +276,8 @@ class LongRun(msgspec.Struct, kw_only=True):
     spans: int = 0
     spans_unsynchronized: int = 0
     bound_misses: int = 0
+    ambiguous: int = 0
+    """Spans stamped while the clock was being changed: see :class:`Window`."""
     false_alarms: int = 0
     """Samples at which the signal blamed a clock that had turned no edge round."""
 

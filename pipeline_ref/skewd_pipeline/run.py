@@ -19,13 +19,11 @@ import asyncio
 import contextlib
 import json
 import os
-import platform
 import shutil
 import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -47,6 +45,7 @@ from skewd_pipeline.nodes import Nodes
 from skewd_pipeline.options import ExperimentOptions
 from skewd_pipeline.overtime import Story, Trajectory, schedule
 from skewd_pipeline.plan import DIRECT, CellPlan, Group, cells_of, over_time, page_offset_ns, seconds
+from skewd_pipeline.ran_on import host, versions
 from skewd_pipeline.results import STAGES, Probe, Results, Separations, Throughput
 from skewd_pipeline.simulated import record
 from skewd_pipeline.spans import SpanRecord, spans_of
@@ -67,10 +66,6 @@ SHORT_PATH_MAX = 60
 
 # Both of OTLP's protocols are forwarded over: the modes differ in what they do to spans, not in how they send.
 FORWARD: dict[str, Protocol] = {"off": "http", "tag": "grpc", "rewrite": "http", DIRECT: "http"}
-PACKAGES = (
-    "skewd", "opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http", "grpcio", "aiohttp", "pyzmq",
-    "confluent-kafka", "pyaeron", "magika", "onnxruntime",
-)  # fmt: skip
 
 
 class Interrupted(Exception):
@@ -399,8 +394,8 @@ class Experiment:
                 at_ns = nodes.deviates()[0] - begin_ns
                 while waiting and at_ns >= waiting[0].at_ns:
                     change = waiting.pop(0)
-                    nodes.change(step_ns=change.step_ns, steer_ppb=change.steer_ppb)
-                    deviation.line(*nodes.deviates(), step=bool(change.step_ns))
+                    since_ns = nodes.change(step_ns=change.step_ns, steer_ppb=change.steer_ppb)
+                    deviation.line(*nodes.deviates(), step=bool(change.step_ns), since_ns=since_ns)
                     self.display.line(f"{cell.transport:<19} {at_ns / 1e9:5.0f} s: the clock is {change.text}")
                 take()
                 next_ns = waiting[0].at_ns - at_ns if waiting else PLAY_NS
@@ -601,27 +596,3 @@ def short_directory() -> Iterator[Path]:
     parent = usual if len(usual) <= SHORT_PATH_MAX - 20 else "/tmp"
     with tempfile.TemporaryDirectory(prefix="skewd-", dir=parent, ignore_cleanup_errors=True) as name:
         yield Path(name)
-
-
-def host() -> dict[str, str | int | float]:
-    """What the figures depend on that is not in the settings."""
-    cpu = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return {
-        "system": f"{platform.system()} {platform.release()}",
-        "machine": platform.machine(),
-        "cpu": cpu,
-        "cores": len(os.sched_getaffinity(0)),
-        "load_1min_before": round(os.getloadavg()[0], 2),
-    }
-
-
-def versions() -> dict[str, str]:
-    """Of Python and of the packages that take part."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
-    return found

@@ -30,7 +30,10 @@ NOTED = "message.noted"
 ROLE = "skewd.experiment.role"
 """Of a span of a call: ``request``, ``client``, ``server``, ``audit``."""
 HOST_RAW = "skewd.experiment.host_raw_ns"
-"""The host's raw clock at the span's start. No node's clock is in it: it is the truth's, and nothing corrects by it."""
+"""The host's raw clock just before the span's start was stamped. No node's clock is in it: it is the truth's, and
+nothing corrects by it."""
+HOST_RAW_AFTER = "skewd.experiment.host_raw_after_ns"
+"""The same just after that stamp: it was taken at some instant between the two, wherever its process had to wait."""
 HOST_RAW_SENT = "skewd.experiment.host_raw_sent_ns"
 """The same at the send."""
 

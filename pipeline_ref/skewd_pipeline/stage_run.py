@@ -105,8 +105,8 @@ def main(name: str, path: Path) -> int:
 
 
 def _run(told: OneStage) -> int:
-    from skewd_pipeline.stages import StageConfig
-    from skewd_pipeline.worker import Cell, Commands, Stage
+    from skewd_pipeline.stage_orders import Cell, StageConfig
+    from skewd_pipeline.worker import Commands, Stage
 
     items = _items(told)
     commands = Commands(reads=False)

@@ -16,30 +16,9 @@ from __future__ import annotations
 import json
 import os
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
-
-@dataclass(frozen=True, slots=True)
-class StageConfig:
-    """What a stage's process is told once.
-
-    Attributes:
-        stage: its name; the node's too.
-        page: the node's clock (see ``skewd_pipeline.skew``); empty where the host's own is the node's.
-        exporters: OTLP/HTTP base address by name: one per sidecar, and ``direct`` to the collector.
-        model: ``module:callable`` or None, for the inference stage.
-        items: the file with the items and their expected labels (see ``corpus.py``).
-        stamp_offset_ns: what this application adds to every stamp it makes; 0 leaves stamps to the SDK. Only for the
-            comparison with experiments that skew stamps and not clocks (see ``stage_config.py``).
-    """
-
-    stage: str
-    page: str
-    exporters: dict[str, str]
-    model: str | None
-    items: str
-    stamp_offset_ns: int = 0
+from skewd_pipeline.stage_orders import StageConfig
 
 
 def main(arguments: list[str]) -> int:

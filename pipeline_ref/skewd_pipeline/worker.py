@@ -11,7 +11,7 @@ to do it waits in the transport (``pump``), which also carries the clocks' conve
 | --- | --- |
 | ``{"do": "listen", "hops": [hop, ...]}`` | ``{"event": "listening", "addresses": {transport: address}}`` |
 | ``{"do": "connect", "hops": [hop, ...]}`` | ``{"event": "connected"}``: outboxes opened |
-| ``{"do": "cell", ...}`` (see `Cell`) | ``{"event": "armed"}``, later ``{"event": "done", ...}`` |
+| ``{"do": "cell", ...}`` (see `stage_orders.Cell`) | ``{"event": "armed"}``, later ``{"event": "done", ...}`` |
 | ``{"do": "serve-calls", ...}`` (see `calls_stage.py`) | ``{"event": "serving", "address": address}`` |
 | ``{"do": "call", "address": address, ...}`` | ``{"event": "done", "answered": count}`` |
 | ``{"do": "finish"}`` | ends the cell if it still runs; spans flushed; ``{"event": "finished", ...}`` |
@@ -31,29 +31,20 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-from opentelemetry.propagators.textmap import TextMapPropagator
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, set_span_in_context
-from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from skewd_pipeline.calls_stage import make_calls, serve_calls
 from skewd_pipeline.items import digest_of
-from skewd_pipeline.spans import HOST_RAW, HOST_RAW_SENT
-from skewd_pipeline.stages import StageConfig
+from skewd_pipeline.spans import HOST_RAW, HOST_RAW_AFTER, HOST_RAW_SENT
+from skewd_pipeline.stage_orders import Cell, StageConfig
+from skewd_pipeline.telemetry import Telemetry
 from skewd_pipeline.transports import HopConfig, Inbox, Message, Outbox, open_inbox, open_outbox
 
 IDLE_S = 0.05
 """How long a stage waits in the transport before it looks for a command."""
-
-EXPORT_EVERY_MS = 5_000
-"""The SDK's own default."""
 
 SWITCH_S = 0.0005
 """How long the exporters' threads may keep the interpreter from the one that carries messages. Python's usual 5 ms
@@ -68,28 +59,6 @@ ID_HEADER = "skewd-message"
 ITEM_HEADER = "skewd-item"
 
 _MESSAGING_SYSTEM = {"zmq": "zeromq", "kafka": "kafka", "aeron": "aeron"}
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """One run of messages.
-
-    Attributes:
-        name: told apart from other cells' messages and spans by this.
-        exporters: which of the stage's exporters get this cell's spans.
-        rate: messages a second; None sends as fast as the pipeline takes them.
-        items: the producer's: which item each message carries, in order.
-        idle_limit_s: a stage that hears nothing for so long ends the cell with what it has; None: it is told.
-    """
-
-    name: str
-    transport: str
-    messages: int
-    floor_ns: int
-    exporters: list[str]
-    rate: float | None = None
-    items: list[int] | None = None
-    idle_limit_s: float | None = None
 
 
 class Commands:
@@ -179,41 +148,6 @@ class Work:
         if expected is None:
             raise ValueError("not one of the items here; give the producer and the consumer the same file of items")
         return answer["item"] == digest and expected.is_correct(answer["digest"], answer["label"])
-
-
-class Telemetry:
-    """The SDK with one batching exporter per destination; a cell says which of them its spans go to."""
-
-    def __init__(self, config: StageConfig) -> None:
-        self._batches = {
-            name: BatchSpanProcessor(
-                OTLPSpanExporter(endpoint=f"{address}/v1/traces", timeout=10),
-                max_queue_size=65_536,
-                schedule_delay_millis=EXPORT_EVERY_MS,
-            )
-            for name, address in config.exporters.items()
-        }
-        active = self._active = list[BatchSpanProcessor]()
-
-        class ToActive(SpanProcessor):
-            def on_end(self, span: ReadableSpan) -> None:
-                for batch in active:
-                    batch.on_end(span)
-
-        resource = Resource.create({"service.name": config.stage, "service.namespace": "skewd-experiment"})
-        self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-        self._provider.add_span_processor(ToActive())
-        self.tracer = self._provider.get_tracer("skewd_pipeline.stages")
-        self.propagator: TextMapPropagator = TraceContextTextMapPropagator()
-
-    def use(self, exporters: list[str]) -> None:
-        """From now on spans go to these."""
-        self._active[:] = [self._batches[name] for name in exporters]
-
-    def flush(self) -> bool:
-        """Exports what waits; True when all of it was acknowledged in time."""
-        done = [batch.force_flush(15_000) for batch in self._active]  # all of them, also after a failure
-        return all(done)
 
 
 class Stage:
@@ -360,10 +294,11 @@ class Stage:
             if self._commands.finish.is_set():
                 break
             message_id = f"{cell.name}/{number}"
-            host_raw_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW)
+            before_ns = _host_raw_ns()
             span = self._telemetry.tracer.start_span("producer send", kind=SpanKind.PRODUCER, start_time=self._stamp())
+            after_ns = _host_raw_ns()
             floor_ends_ns = time.monotonic_ns() + cell.floor_ns
-            self._describe(span, cell, message_id, host_raw_ns)
+            self._describe(span, cell, message_id, before_ns, after_ns)
             digest, body = self._work.first(index)
             headers = {CELL_HEADER: cell.name, ID_HEADER: message_id, ITEM_HEADER: digest}
             self._send(outbox, span, Message(headers, body), floor_ends_ns)
@@ -382,8 +317,9 @@ class Stage:
                 if cell.idle_limit_s is not None and time.monotonic_ns() - heard_ns > cell.idle_limit_s * 1e9:
                     break
                 continue
+            before_ns = _host_raw_ns()
             received_ns = time.time_ns() + self._stamp_offset_ns
-            host_raw_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW)
+            after_ns = _host_raw_ns()
             now_ns = time.monotonic_ns()
             if message.headers.get(CELL_HEADER) != cell.name:
                 strange += 1
@@ -398,7 +334,7 @@ class Stage:
                 start_time=received_ns,
             )
             span.add_event("message.received", timestamp=received_ns)
-            self._describe(span, cell, message.headers.get(ID_HEADER, ""), host_raw_ns)
+            self._describe(span, cell, message.headers.get(ID_HEADER, ""), before_ns, after_ns)
             digest = message.headers.get(ITEM_HEADER, "")
             try:
                 body = self._work.do(digest, message.body)
@@ -428,13 +364,14 @@ class Stage:
             "last_ns": last_ns,
         }
 
-    def _describe(self, span: Span, cell: Cell, message_id: str, host_raw_ns: int) -> None:
+    def _describe(self, span: Span, cell: Cell, message_id: str, before_ns: int, after_ns: int) -> None:
         span.set_attributes(
             {
                 "skewd.experiment.cell": cell.name,
                 "messaging.message.id": message_id,
                 "messaging.system": _MESSAGING_SYSTEM[cell.transport],
-                HOST_RAW: host_raw_ns,
+                HOST_RAW: before_ns,
+                HOST_RAW_AFTER: after_ns,
             }
         )
 
@@ -443,12 +380,16 @@ class Stage:
         rest_ns = floor_ends_ns - time.monotonic_ns()
         if rest_ns > 0:
             outbox.pump(rest_ns / 1e9, before_send=True)
-        host_raw_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW)
+        host_raw_ns = _host_raw_ns()
         span.add_event("message.sent", timestamp=self._stamp())
         outbox.send(message)
         span.add_event("message.noted", timestamp=self._stamp())
         span.set_attribute(HOST_RAW_SENT, host_raw_ns)
         span.end(self._stamp())
+
+
+def _host_raw_ns() -> int:
+    return time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW)
 
 
 def serve(config: StageConfig) -> None:

@@ -5,12 +5,12 @@ every language already understand. That environment usually names *this sidecar*
 way; a sidecar that took it for its own next hop would send every request to itself, each time with one more
 connection. So a destination is compared with the listeners' own addresses, after resolution, before it is used.
 
-Schemes: ``grpc://``, ``grpcs://`` (port 4317 unless given), ``http://``, ``https://`` (80 and 443, as for any URL;
-``/v1/traces`` and its like are appended), ``kafka://`` (brokers with commas between, port 9092; the traces' topic as
-path, the others' as query). From the environment: the endpoints (per signal too), protocol, headers,
-timeout (milliseconds, as specified), compression, certificate, client key and client certificate; all but endpoint
-and protocol also apply to a next hop given by other means. With no protocol given, ``http/protobuf`` as specified,
-except towards port 4317, which is registered for gRPC.
+Schemes: ``grpc://``, ``grpcs://`` (port 4317 unless given), ``grpc+unix:///path`` (a Unix socket), ``http://``,
+``https://`` (80 and 443, as for any URL; ``/v1/traces`` and its like are appended), ``kafka://`` (brokers with commas
+between, port 9092; the traces' topic as path, the others' as query). From the environment: the endpoints (per signal
+too), protocol, headers, timeout (milliseconds, as specified), compression, certificate, client key and client
+certificate; all but endpoint and protocol also apply to a next hop given by other means. With no protocol given,
+``http/protobuf`` as specified, except towards port 4317, which is registered for gRPC.
 
 Limits: a loop through a second sidecar or a load balancer is not seen here. Pure: resolution is the caller's.
 """
@@ -41,6 +41,8 @@ KAFKA_TOPICS = {
 }
 """Topics unless others are named: those of the OpenTelemetry Collector's Kafka exporter and receiver."""
 
+_UNIX = "grpc+unix://"
+_UNIX_PATH_MAX_BYTES = 107
 _KAFKA_PORT = 9092
 _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
 _HEADER = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]+")
@@ -58,7 +60,7 @@ class Destination:
     Attributes:
         protocol: ``grpc`` or ``http``.
         secure: whether TLS is spoken.
-        host, port: where.
+        host, port: where; for a Unix socket its absolute path, and 0.
         path: of the request, for HTTP.
         headers: sent with every request, names in lower case.
         timeout_s: limit for one request.
@@ -85,13 +87,20 @@ class Destination:
     topic: str = ""
 
     @property
+    def unix(self) -> bool:
+        """Whether it is a Unix socket."""
+        return self.host.startswith("/")
+
+    @property
     def target(self) -> str:
-        """``host:port``, an IPv6 address in brackets."""
-        return format_address(self.host, self.port)
+        """``host:port``, an IPv6 address in brackets; ``unix:/path``."""
+        return f"unix:{self.host}" if self.unix else format_address(self.host, self.port)
 
     def __str__(self) -> str:
         if self.protocol == "kafka":
             return f"kafka://{self.brokers}/{self.topic}"
+        if self.unix:
+            return f"{_UNIX}{self.host}"
         return f"{self.protocol}{'s' if self.secure else ''}://{self.target}{self.path}"
 
 
@@ -162,6 +171,14 @@ def _split(text: str, origin: str, schemes: tuple[str, ...]) -> tuple[SplitResul
 def _named(forward: str, signal: Signal) -> Destination:
     if forward.startswith("kafka://"):
         return _kafka(forward, signal)
+    if forward.startswith(_UNIX):
+        path = forward.removeprefix(_UNIX)
+        if not path.startswith("/") or not path.isprintable() or len(path.encode()) > _UNIX_PATH_MAX_BYTES:
+            raise EndpointError(
+                f"forward: '{forward[:200]}' is not a Unix socket's address; write {_UNIX} and an absolute path of at "
+                f"most {_UNIX_PATH_MAX_BYTES} bytes, as {_UNIX}/run/otlp.sock"
+            )
+        return Destination("grpc", False, path, 0)
     url, host, port = _split(forward, "forward", ("grpc", "grpcs", "http", "https"))
     path = url.path.rstrip("/")
     if url.scheme.startswith("grpc"):

@@ -1,6 +1,6 @@
 """Which of the two twins patches: the native one where it is installed, else the Python one.
 
-Both obey the rules of ``patch.py`` and give the same bytes, counts and refusals, so what chooses between them is cost
+Both obey the rules of ``patch/`` and give the same bytes, counts and refusals, so what chooses between them is cost
 alone: the native one takes about an eightieth of the CPU time. It is a distribution of its own, ``skewd-native``, since
 it has to be compiled; a sidecar without it is whole. Which one is active is said in the log at start, by ``skewd
 --version``, and in ``skewd_build_info{patch}``, for a sidecar that quietly lost its fast half would cost its node an

@@ -6,8 +6,9 @@ wake-up of the loop takes all that came meanwhile, and all that the loop's turn 
 the thread. Receiver and forwarders of one loop share one such thread; it starts with the first and ends with the last.
 
 Limits: a request's handler is a task, cancelled when nobody waits for its answer any more. Should the thread die,
-which takes a fault in its outermost loop, or a listener, everything under way fails as "unavailable", and ``lost`` says
-why; nothing here begins anew, since what a fault left behind is unknown. The sidecar ends, and is started again.
+which takes a fault in its outermost loop, everything under way fails as "unavailable". Then, and where a listener alone
+dies, ``lost`` says why; nothing begins anew here, since what a fault left behind is unknown. The sidecar ends, and is
+started again.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from skewd_native import Transport
 from skewd.quiet import QuietLog
 from skewd_sidecar.counts import Counts, Reading
 from skewd_sidecar.gateway import Metadata, Signal
+from skewd_sidecar.handler import Handler
 from skewd_sidecar.outcome import INTERNAL, UNAVAILABLE, Outcome
 from skewd_sidecar.receive.http_rules import HTTP_STOPPING, Answer, Head
-from skewd_sidecar.relay import Handler
 
 SHUTDOWN_S = 2.0
 _CLOSING_S = 2.0  # beyond the grace
@@ -62,7 +63,7 @@ class Hub:
     """One transport, for one event loop. Made by :meth:`acquire`.
 
     Attributes:
-        lost: done once nothing is served any more though nobody closed it; why.
+        lost: why nothing is served any more, though nobody closed it; empty as long as it is.
     """
 
     _hubs: ClassVar[weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Hub]] = weakref.WeakKeyDictionary()
@@ -80,7 +81,8 @@ class Hub:
         self._channels: dict[tuple[object, ...], tuple[int, int]] = {}
         self._flushing = False
         self._log = QuietLog(__name__)
-        self.lost: asyncio.Future[str] = loop.create_future()
+        self.lost = ""
+        self._lost = asyncio.Event()  # which, unlike a future, does not keep a loop that is gone
         loop.add_reader(self._fd, self._take)
 
     @classmethod
@@ -97,6 +99,11 @@ class Hub:
     def running(cls) -> Hub | None:
         """The running loop's hub, if there is one."""
         return cls._hubs.get(asyncio.get_running_loop())
+
+    async def until_lost(self) -> str:
+        """Waits until nothing is served any more, though nobody closed it; why."""
+        await self._lost.wait()
+        return self.lost
 
     def release(self) -> None:
         """Ends the thread if this was its last user."""
@@ -438,8 +445,8 @@ class Hub:
                 self._lose("a listener of the native transport has ended")
 
     def _lose(self, why: str) -> None:
-        if not self.lost.done():
-            self.lost.set_result(why)
+        self.lost = self.lost or why
+        self._lost.set()
 
     def _fail_calls(self, why: str) -> None:
         for number, future in self._calls.items():

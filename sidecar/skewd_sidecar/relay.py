@@ -20,16 +20,18 @@ import random
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from typing import Protocol
 
 from skewd.quiet import QuietLog
 from skewd_sidecar.counts import Reading
 from skewd_sidecar.forward import Forwarders
 from skewd_sidecar.forward.retry import try_again
 from skewd_sidecar.gateway import Gateway, Metadata, Signal
+from skewd_sidecar.handler import Handler
 from skewd_sidecar.hop import HopMark, RequestLoops
 from skewd_sidecar.outcome import FAILED_PRECONDITION, INVALID_ARGUMENT, Outcome
 from skewd_sidecar.patch import MalformedRequest
+
+__all__ = ["BYTES_MAX", "COPIES", "REQUESTS_MAX", "RETRY_FIRST_S", "RETRY_MAX_S", "Handler", "Overload", "Relay"]
 
 REQUESTS_MAX = 64
 BYTES_MAX = 128 * 1024 * 1024
@@ -39,28 +41,6 @@ RETRY_MAX_S = 5.0
 _CALM_S = 2.0
 
 log = QuietLog(__name__)
-
-
-class Handler(Protocol):
-    """What a receiver hands its requests to."""
-
-    async def __call__(
-        self,
-        signal: Signal,
-        body: bytes,
-        timeout_s: float | None,
-        metadata: Metadata = (),
-        *,
-        since_s: float | None = None,
-    ) -> Outcome:
-        """The answer for a decompressed export request.
-
-        Args:
-            timeout_s: what the exporter still waits.
-            metadata: those of its headers that go on with it.
-            since_s: when it had arrived, by ``time.perf_counter``; None for this very moment.
-        """
-        ...
 
 
 class Overload:

@@ -71,8 +71,8 @@ class SidecarSettings:
     Attributes:
         grpc, http: ``host:port`` to listen on (port 0 picks one), or ``unix:///path``; None for none.
         metrics_listen: ``host:port``; None for none.
-        forward: the next hop, ``grpc://``, ``grpcs://``, ``http://``, ``https://`` or ``kafka://``, or several; none
-            for ``OTEL_EXPORTER_OTLP_*``.
+        forward: the next hop, ``grpc://``, ``grpcs://``, ``grpc+unix://``, ``http://``, ``https://`` or
+            ``kafka://``, or several; none for ``OTEL_EXPORTER_OTLP_*``.
         balance: how several next hops share the work.
         retry_s: how long the sidecar itself tries again, within the exporter's time.
         forward_max_bytes: the largest request the next hop takes; 0 for what is usual for its protocol.
@@ -211,7 +211,7 @@ async def serve(
 
             listeners["metrics"] = await MetricsListener.open(settings.metrics_listen, gateway, health)
         addresses = {name: None if each is None else each.address for name, each in listeners.items()}
-        await forwarders.refuse_itself([each for each in addresses.values() if isinstance(each, tuple)])
+        await forwarders.refuse_itself([each for each in addresses.values() if each is not None])
         gateway.counts.readings.append(_transport_reading(spoken_by))
         spoken({f"{protocol}_{side}": "+".join(sorted(by)) for (protocol, side), by in spoken_by.items() if by})
         health.ready, health.why = True, ""
@@ -259,13 +259,14 @@ async def _until(stop: asyncio.Event, spoken_by: Mapping[tuple[str, str], set[st
 
     hub = Hub.running()
     assert hub is not None, "who uses it keeps it"
-    told = asyncio.ensure_future(stop.wait())
+    told, lost = asyncio.ensure_future(stop.wait()), asyncio.ensure_future(hub.until_lost())
+    either: set[asyncio.Future[Any]] = {told, lost}
     try:
-        either: set[asyncio.Future[Any]] = {told, hub.lost}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        return "" if told.done() else hub.lost.result()
+        return "" if told.done() else lost.result()
     finally:
-        told.cancel()
+        for each in either:
+            each.cancel()
 
 
 def _transport_reading(spoken_by: Mapping[tuple[str, str], set[str]]) -> Reading:

@@ -61,4 +61,4 @@ def fits_native(destination: Destination, environment: Mapping[str, str]) -> boo
         return False
     if destination.protocol == "http":
         return True  # aiohttp is not told of proxies either
-    return is_loopback(destination.host) or not any(environment.get(name) for name in _PROXIES)
+    return destination.unix or is_loopback(destination.host) or not any(environment.get(name) for name in _PROXIES)

@@ -24,13 +24,10 @@ limits, then X - here lies in the composed interval of every honest X. *Proof.* 
 About a liar's own clock nothing is claimed: it has none but those that it shows. (What honest neighbours saw of it,
 under the limits it declared, is what f + 1 paths say.)
 
-**Who exists?** Anyone who holds the mesh key can sign records in any number of made-up names, and two of those would
-make two "disjoint" paths. So a node is relied upon only if it is *confirmed*: this node has exchanged messages with
-that very clock and key first-hand, or at least f + 1 confirmed nodes say that they have. One of f + 1 is honest. A
-record's claims name clocks by :func:`clock_tag`, which covers name, key, boot and raw era, so a forged record of a
-real name is another clock, that no honest node ever claims anything about. (Members who exchange messages under
-several names at once are several liars. They need the mesh key and an address each; a mesh that fears that must give f
-accordingly.)
+**Who exists?** Anyone who holds the mesh key can sign records in any number of made-up names. So a node is relied upon
+only if it is *confirmed* (``confirm.py``): this node has exchanged messages with that very clock and key, or f + 1
+disjoint chains of members say that somebody has. A record's claims name clocks by :func:`clock_tag`, so a forged record
+of a real name is another clock.
 
 **The search.** Paths are labels (interval, set relied upon), settled from the narrowest on as in Dijkstra's algorithm:
 a longer path is narrower by the rates of clocks at most, parts in ten thousand. Each node keeps the few narrowest whose
@@ -49,14 +46,13 @@ import heapq
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from hashlib import blake2s
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from skewd.bounds.carry import Claim, backward, chain, forward, unchain
+from skewd.bounds.confirm import spread
 from skewd.bounds.mesh import Mesh, Verdict
+from skewd.bounds.record import Record
 from skewd.interval import Interval
-
-if TYPE_CHECKING:
-    from skewd.records import Record
 
 UTC = "utc"
 FIRST_HAND = "first-hand"
@@ -129,41 +125,9 @@ def confirmed(
     liars_max: int = 1,
     excluded: Collection[str] = frozenset(),
 ) -> dict[bytes, str]:
-    """Clocks that surely belong to members, by tag: their names. One clock for each name.
-
-    Those met first-hand, then those that at least ``liars_max`` + 1 confirmed owners claim something about, and so on.
-    By induction at least one honest node has met each of them: among f + 1 that say so one is honest. What ``excluded``
-    ones say does not count.
-    """
+    """Clocks that surely belong to members, by tag: their names (:func:`~skewd.bounds.confirm.spread`)."""
     met = {known.clock: name for name, known in first_hand.items() if known.clock is not None and name != UTC}
     return spread(met, {name for name in first_hand if name != UTC}, records, liars_max, excluded)
-
-
-def spread(
-    met: Mapping[bytes, str],
-    taken: Collection[str],
-    records: Mapping[str, Record],
-    liars_max: int,
-    excluded: Collection[str] = frozenset(),
-) -> dict[bytes, str]:
-    """:func:`confirmed`, from the clocks ``met`` on; the names ``taken`` get no other clock than that."""
-    by_tag = {record.clock: name for name, record in records.items()}
-    found = dict(met)
-    queue = list(found)
-    votes: dict[bytes, int] = {}
-    for tag in queue:
-        owner = by_tag.get(tag)
-        if owner is None or found[tag] != owner or owner in excluded:
-            continue
-        for other in {edge.clock for edge in records[owner].edges}:
-            name = by_tag.get(other)
-            if name is None or name in taken or other in found:
-                continue
-            votes[other] = votes.get(other, 0) + 1
-            if votes[other] > liars_max:
-                found[other] = name
-                queue.append(other)
-    return found
 
 
 class _Label(NamedTuple):

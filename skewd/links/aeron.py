@@ -17,16 +17,19 @@ would cost a core. But a conversation is short: after anything was sent or heard
 poller, its answer triggers the second, which finds both sides awake and makes the narrow bound (``second_asks``). What
 that costs and gives is measured by ``benchmarks/link_width.py``.
 
+A message with records attached may be longer than a packet and come in fragments, which ``fragments.py`` puts together.
+Its receive stamp is that of its last fragment.
+
 Direction: ``both``; ``send`` only publishes, ``receive`` only subscribes. Then nobody is asked: a message an interval
 goes out to all, and each that came over such a link proves one side of a bound.
 
 The client library's own answer to a driver that is gone is to end the process. An error handler of ours takes its
 place: the client is closed, and opened again with growing pauses, which is said once.
 
-Limits: the binding (PyPI ``pyaeron``) needs CPython 3.12 and has wheels for x86_64 Linux only. 2,000 messages a second
-are taken in; more wait, and flow control slows whoever sends them. Nothing is encrypted. A driver's directory is
-writable by whoever may use it: who can write there can read, drop, delay and replay messages as on any network, and
-can stop this link. While a host name is resolved, nothing is received: give addresses.
+Limits: the binding (PyPI ``pyaeron``) needs CPython 3.12 and has wheels for x86_64 Linux only. 2,000 messages, or
+fragments of them, are taken in a second; more wait, and flow control slows whoever sends them. Nothing is encrypted. A
+driver's directory is writable by whoever may use it: who can write there can read, drop, delay and replay messages as
+on any network, and can stop this link. While a host name is resolved, nothing is received: give addresses.
 """
 
 from __future__ import annotations
@@ -36,7 +39,6 @@ import contextlib
 import errno
 import os
 import platform
-import random
 import re
 import socket
 import sys
@@ -50,9 +52,10 @@ from typing import Any, Literal, NamedTuple
 from skewd.keys import KeyNeeded
 from skewd.links import envelope
 from skewd.links.channel import Channel, parse_channel
+from skewd.links.fragments import Assembler, TooLong
 from skewd.links.protocol import LinkProtocol, Proofs
-from skewd.links.shell import OnProofs, RawClock, Schedule, Shell
-from skewd.links.threaded import Budget, Condition, Handover
+from skewd.links.shell import OnProofs, RawClock, Shell
+from skewd.links.threaded import Budget, Condition, Handover, ThreadedLink
 from skewd.links.unavailable import LinkUnavailable
 from skewd.links.wire import is_name
 from skewd.ports import ListenError, PortTaken, format_address
@@ -68,8 +71,6 @@ _FRAGMENTS = 32
 _MESSAGES_PER_WINDOW = 200
 _BACKOFF_S = (0.5, 1.0, 2.0, 5.0, 10.0)
 _MISSING_PEER_RETRY_S = 30.0
-_CLOSE_LIMIT_S = 10.0
-_S = 1_000_000_000
 # The driver's counters take 48 MB with its own default, for a thousand times the channels that a node has.
 _DRIVER_ENVIRONMENT = {"AERON_COUNTERS_BUFFER_LENGTH": "65536"}
 
@@ -98,7 +99,7 @@ class _Session:
     missing: dict[str, str] = field(default_factory=dict)
 
 
-class AeronLink:
+class AeronLink(ThreadedLink):
     """Make one with :meth:`open`."""
 
     def __init__(
@@ -115,26 +116,20 @@ class AeronLink:
         import pyaeron
 
         self._pyaeron = pyaeron
-        self._shell, self._channel, self._stream, self._direction = shell, channel, stream, direction
+        super().__init__(shell, interval_ns, _THREAD_COUNTERS)
+        self._channel, self._stream, self._direction = channel, stream, direction
         self._directory, self._own_directory = directory, own_directory
-        self._schedule = Schedule(interval_ns / _S, random.random)
-        self._changed = asyncio.Event()
         # Address of a peer -> its label on a shared channel, or its own channel.
         self._peers = {self._address(peer): peer for peer in peers}
         self._second: set[str] = set()
         self._handover: Handover[_Arrived] = Handover(self._take)
         where = f"the media driver in {directory}" if directory is not None else "the media driver"
         self._condition = Condition(shell.protocol.link, f"waiting for {where}")
-        self._counted = dict.fromkeys(_THREAD_COUNTERS, 0)
-        self._stop = threading.Event()
         # Held by the loop while it offers, by the thread while it tears down.
         self._lock = threading.Lock()
         self._session: _Session | None = None
         self._awake_until_s = 0.0
         self._driver_gone: str | None = None
-        self._thread = threading.Thread(target=self._work, name="skewd-aeron", daemon=True)
-        self._task: asyncio.Task[None] | None = None
-        self._closed = False
 
     @classmethod
     async def open(
@@ -199,16 +194,8 @@ class AeronLink:
 
         shell = Shell(protocol, clock, proven, _COUNTERS)
         link = cls(shell, channel, stream, peers, interval_ns, direction, directory, own_directory)
-        link._thread.start()
-        if direction != "receive":
-            now_s = asyncio.get_running_loop().time()
-            if direction == "send" and channel.shared:
-                link._schedule.add("", now_s)
-            for key in link._peers:
-                link._schedule.add(key, now_s)
-            link._task = asyncio.create_task(
-                shell.ask(link._schedule, link._changed, link._ask), name="skewd-aeron-ask"
-            )
+        everybody = [""] if direction == "send" and channel.shared else []
+        link._start(None if direction == "receive" else [*everybody, *link._peers])
         return link
 
     @property
@@ -217,31 +204,9 @@ class AeronLink:
         return f"{self._channel.uri} stream {self._stream}"
 
     @property
-    def counters(self) -> dict[str, int]:
-        """What was sent, accepted and refused, by reason."""
-        return {**self._shell.counters, **self._counted}
-
-    @property
-    def protocol(self) -> LinkProtocol:
-        """The protocol behind it, for its peers and targets."""
-        return self._shell.protocol
-
-    @property
     def trouble(self) -> str | None:
         """What is wrong with the driver or a channel, and what to do; ``None`` when all is well."""
         return self._condition.trouble
-
-    async def close(self) -> None:
-        """End the task and the thread, and with it the client and the driver of our own."""
-        if self._closed:
-            return
-        self._closed = True
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-        self._handover.close()
-        self._stop.set()
-        await asyncio.to_thread(self._thread.join, _CLOSE_LIMIT_S)
 
     # -- in the event loop
 
@@ -411,15 +376,20 @@ class AeronLink:
         pause_s = 0.0
         me = self.protocol.name
         raw_ns = self._shell.clock.raw_ns
+        assembler = Assembler(_MAX_DATA_BYTES)
 
-        def take(view: Any, _header: Any) -> None:
+        def take(view: Any, header: Any) -> None:
             nonlocal pause_s
             received_ns = raw_ns()
             pause_s = max(pause_s, budget.spend(time.monotonic()))
-            if len(view) > _MAX_DATA_BYTES:
+            try:
+                data = assembler.add(header.session_id, header.flags, view.tobytes())
+            except TooLong:
                 self._counted["oversized_data"] += 1
                 return
-            labelled = envelope.unwrap(view.tobytes())
+            if data is None:
+                return
+            labelled = envelope.unwrap(data)
             if labelled is None:
                 self._counted["bad_labels"] += 1
             elif labelled.receiver in ("", me) and labelled.sender != me:
@@ -429,7 +399,7 @@ class AeronLink:
 
         retry_s = time.monotonic() + _MISSING_PEER_RETRY_S
         while not self._stop.is_set():
-            count = 0 if session.subscription is None else session.subscription.poll(take, _FRAGMENTS)
+            count = 0 if session.subscription is None else session.subscription.poll(take, _FRAGMENTS, assemble=False)
             now_s = time.monotonic()
             if pause_s > 0:
                 self._counted["flooded"] += 1

@@ -33,9 +33,6 @@ nodes must be able to read and write the topic both.
 
 from __future__ import annotations
 
-import asyncio
-import random
-import threading
 import time
 import zlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -44,8 +41,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from skewd.keys import KeyNeeded
 from skewd.links.protocol import LinkProtocol, Proofs
-from skewd.links.shell import OnProofs, RawClock, Schedule, Shell
-from skewd.links.threaded import Budget, Condition, Handover
+from skewd.links.shell import OnProofs, RawClock, Shell
+from skewd.links.threaded import Budget, Condition, Handover, ThreadedLink
 from skewd.links.unavailable import LinkUnavailable
 from skewd.links.wire import Kind, is_name
 from skewd.ports import is_loopback, split_address
@@ -67,11 +64,9 @@ _MOCK_FETCH_HOLD_MS = 1
 _MOCK = "mockCluster"
 _RECORDS_PER_WINDOW = 200
 _BACKOFF_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
-_CLOSE_LIMIT_S = 5.0
 _MAX_PROPERTIES_BYTES = 64 << 10
 _PROPERTIES = ("security.", "sasl.", "ssl.", "enable.ssl.")
 _FROM = "from"
-_S = 1_000_000_000
 
 _COUNTERS = ("send_dropped", "asked_already", "not_answered")
 # Written by the client's thread only, so that no count is lost.
@@ -95,7 +90,7 @@ class _Anew(Exception):
     """What was connected to is of no use any more; the message says why."""
 
 
-class KafkaLink:
+class KafkaLink(ThreadedLink):
     """Make one with :meth:`open`."""
 
     def __init__(
@@ -111,11 +106,10 @@ class KafkaLink:
         import confluent_kafka as ck
 
         self._ck = ck
-        self._shell, self._bootstrap, self._topic, self._direction = shell, bootstrap, topic, direction
+        super().__init__(shell, interval_ns, _THREAD_COUNTERS)
+        self._bootstrap, self._topic, self._direction = bootstrap, topic, direction
         self._settings = {**_COMMON, **settings, "bootstrap.servers": bootstrap, "error_cb": self._on_error}
         self._interval_ns = interval_ns
-        self._schedule = Schedule(interval_ns / _S, random.random)
-        self._changed = asyncio.Event()
         self._names = {self._address(name): name for name in peers}
         self._quiet_until: dict[str, int] = {}
         self._taking: _Taking | None = None
@@ -125,17 +119,12 @@ class KafkaLink:
         self._writing = Condition(shell.protocol.link, "")
         self._writing.well()
         self._lost: str | None = None
-        self._counted = dict.fromkeys(_THREAD_COUNTERS, 0)
-        self._stop = threading.Event()
         self._producer: ck.Producer | None = None
         if direction != "receive":
             try:
                 self._producer = ck.Producer({**self._settings, **_PRODUCER})
             except ck.KafkaException as error:
                 raise ValueError(f"Kafka's client refuses its settings: {_text(error)}; correct properties") from None
-        self._thread = threading.Thread(target=self._work, name="skewd-kafka", daemon=True)
-        self._task: asyncio.Task[None] | None = None
-        self._closed = False
 
     @classmethod
     async def open(
@@ -187,15 +176,7 @@ class KafkaLink:
 
         shell = Shell(protocol, clock, proven, _COUNTERS)
         link = cls(shell, bootstrap, topic, properties or {}, peers, interval_ns, direction)
-        link._thread.start()
-        if direction != "receive":
-            now_s = asyncio.get_running_loop().time()
-            link._schedule.add("", now_s)
-            for address in link._names:
-                link._schedule.add(address, now_s)
-            link._task = asyncio.create_task(
-                shell.ask(link._schedule, link._changed, link._ask), name="skewd-kafka-ask"
-            )
+        link._start(None if direction == "receive" else ["", *link._names])
         return link
 
     @property
@@ -204,31 +185,9 @@ class KafkaLink:
         return f"{self._bootstrap}/{self._topic}"
 
     @property
-    def counters(self) -> dict[str, int]:
-        """What was sent, accepted and refused, by reason."""
-        return {**self._shell.counters, **self._counted}
-
-    @property
-    def protocol(self) -> LinkProtocol:
-        """The protocol behind it, for its peers and targets."""
-        return self._shell.protocol
-
-    @property
     def trouble(self) -> str | None:
         """What is wrong with the broker or the topic, and what to do; ``None`` when all is well."""
         return self._condition.trouble or self._writing.trouble
-
-    async def close(self) -> None:
-        """End the task and the thread, leave the broker."""
-        if self._closed:
-            return
-        self._closed = True
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-        self._handover.close()
-        self._stop.set()
-        await asyncio.to_thread(self._thread.join, _CLOSE_LIMIT_S)
 
     # -- in the event loop
 

@@ -1,4 +1,4 @@
-"""For links that a thread reads: handing messages to the event loop, and saying once what is wrong.
+"""For links that a thread reads: their start and end, handing messages to the event loop, saying once what is wrong.
 
 The receive stamp is what counts, and it is taken in the thread, right after the call that returned the message. What
 happens to the message afterwards may take its time: a receive stamp is part of the proof, the way to the event loop is
@@ -14,17 +14,23 @@ Limits: a full queue refuses (the caller counts it), so a flood costs memory for
 from __future__ import annotations
 
 import asyncio
+import random
 import threading
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable
-from typing import Generic, TypeVar
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any, Generic, TypeVar
 
 from skewd.lean import structlog
+from skewd.links.protocol import LinkProtocol
+from skewd.links.shell import Schedule, Shell
 
 T = TypeVar("T")
 
 QUEUE_LIMIT = 256
 _BATCH = 32
+_CLOSE_LIMIT_S = 10.0
+_S = 1_000_000_000
 
 
 class Handover(Generic[T]):
@@ -76,6 +82,69 @@ class Handover(Generic[T]):
                 item = self._items.popleft()
             self._take(item)
         self._loop.call_soon(self._drain)
+
+
+class ThreadedLink(ABC):
+    """What such links have in common. They have ``_handover``, to which their thread gives what it read.
+
+    Args:
+        shell: what they are around.
+        interval_ns: how often each peer is asked.
+        counters: what the thread alone counts, in ``_counted``, so that no count is lost.
+    """
+
+    _handover: Handover[Any]
+
+    def __init__(self, shell: Shell, interval_ns: int, counters: Iterable[str]) -> None:
+        self._shell = shell
+        self._schedule = Schedule(interval_ns / _S, random.random)
+        self._changed = asyncio.Event()
+        self._counted = dict.fromkeys(counters, 0)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, name=f"skewd-{shell.protocol.link}", daemon=True)
+        self._task: asyncio.Task[None] | None = None
+        self._closed = False
+
+    @abstractmethod
+    def _work(self) -> None:
+        """The thread, until ``_stop`` is set."""
+
+    @abstractmethod
+    def _ask(self, key: Hashable) -> None:
+        """It is time for this one, in the event loop."""
+
+    def _start(self, keys: Iterable[Hashable] | None) -> None:
+        """Starts the thread, and asks each of these once an interval; None for a link that only receives."""
+        self._thread.start()
+        if keys is None:
+            return
+        now_s = asyncio.get_running_loop().time()
+        for key in keys:
+            self._schedule.add(key, now_s)
+        asking = self._shell.ask(self._schedule, self._changed, self._ask)
+        self._task = asyncio.create_task(asking, name=f"{self._thread.name}-ask")
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """What was sent, accepted and refused, by reason."""
+        return {**self._shell.counters, **self._counted}
+
+    @property
+    def protocol(self) -> LinkProtocol:
+        """The protocol behind it, for its peers and targets."""
+        return self._shell.protocol
+
+    async def close(self) -> None:
+        """End the task and the thread, and leave what they were connected to."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        self._handover.close()
+        self._stop.set()
+        await asyncio.to_thread(self._thread.join, _CLOSE_LIMIT_S)
 
 
 class Condition:

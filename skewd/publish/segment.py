@@ -15,6 +15,10 @@ not: mount the directory. A daemon that ends in order says so in the file, so re
 Nothing here depends on the order in which another processor sees two stores: the newest record is found through the
 count, but believed for its number and checksum alone; what is not (or not wholly) there yet is read later.
 
+A daemon sees a step when it next looks, or when the kernel told it and it got to run; until then its knots are of the
+clock before. A reader that is given this node's clocks compares them with the newest knot before it answers, and sees
+such a step itself (``bounds/unseen.py``).
+
 A process in another time namespace has other monotonic and raw clocks than the daemon: it refuses the segment and
 says why (``problem``).
 
@@ -38,6 +42,8 @@ from pathlib import Path
 from skewd import hostclock
 from skewd.bounds.history import UNSYNCHRONIZED, Correction, History, Knot, Status
 from skewd.bounds.table import Table, TableKeeper
+from skewd.bounds.unseen import NOTED_NS, NOTED_VIRTUAL_NS, Unseen, unseen
+from skewd.clock import Clock
 from skewd.interval import Interval
 
 NAME = "clock.shm"
@@ -72,6 +78,10 @@ _RECORD_BYTES = 184
 _CRC = struct.Struct("<I")
 _NONE = -(1 << 63)
 _STATUSES = tuple(Status)
+
+_NO_TABLE = Table((), 0)
+_READINGS = 3
+"""Readings of the clocks at most, for one that is not interrupted, before a step is believed."""
 
 _monotonic_ns = time.monotonic_ns  # bound at import: see skewd.clock on virtual nodes
 
@@ -228,6 +238,8 @@ class SegmentReader:
         path: the segment, usually ``/run/skewd/clock.shm``.
         node: the node's name, until the segment tells it.
         stamps, max_uncertainty_ns: as in :class:`~skewd.bounds.history.History`.
+        clock: this node's clocks, which are compared with what the daemon says. Without, a stamp that is asked about
+            before the daemon has seen a step is judged by the clock before it.
     """
 
     _REOPEN_NS = 200_000_000
@@ -239,8 +251,10 @@ class SegmentReader:
         node: str = "",
         stamps: str = "unknown",
         max_uncertainty_ns: int = 1_000_000_000,
+        clock: Clock | None = None,
     ) -> None:
         self.path = Path(path)
+        self._clock = clock
         self._stamps = stamps
         self._max_uncertainty_ns = max_uncertainty_ns
         self._node = node
@@ -273,18 +287,41 @@ class SegmentReader:
 
     def at(self, wall_ns: int) -> Correction:
         """The correction for a stamp of this node's wall clock."""
-        if self.refresh():
-            return self._history.at(wall_ns)
-        # The daemon is gone: what it said of the past stands, what came after it is unknown.
+        running = self.refresh()
         latest = self._history.latest
-        if latest is None or wall_ns > latest.wall_ns + STALE_NS:
+        # Where the daemon is gone, what it said of the past stands, and what came after it is unknown.
+        if latest is None or (not running and wall_ns > latest.wall_ns + STALE_NS):
             return UNSYNCHRONIZED
-        return self._history.at(wall_ns)
+        step = self._unseen(latest)
+        known = self._history.at(wall_ns)
+        return known if step is None else step.judged(wall_ns, known, self._max_uncertainty_ns)
 
     def table(self) -> Table:
-        """What :meth:`at` would say of the newest stretch of time; made anew when the daemon has written something."""
+        """What :meth:`at` would say of the newest stretch of time; made anew when the daemon has written something.
+
+        Of stamps that were taken before this is called: of later ones, ask for another.
+        """
         self.refresh()
+        latest = self._history.latest
+        if latest is not None and self._unseen(latest) is not None:
+            return _NO_TABLE  # each stamp is asked for
         return self._tables.table()
+
+    def _unseen(self, knot: Knot) -> Unseen | None:
+        """The step that the daemon has not seen yet, by a reading of this moment."""
+        clock = self._clock
+        if clock is None or clock.virtual != self.virtual:
+            return None
+        noted_ns = NOTED_VIRTUAL_NS if self.virtual else NOTED_NS
+        found: Unseen | None = None
+        for _ in range(_READINGS):
+            before_ns, wall_ns, after_ns = clock.raw_ns(), clock.wall_ns(), clock.raw_ns()
+            step = unseen(knot, before_ns, wall_ns, after_ns, noted_ns, STALE_NS)
+            if step is None:
+                return None
+            if found is None or step.moved_ns.width < found.moved_ns.width:
+                found = step
+        return found
 
     def refresh(self) -> bool:
         """Takes in what the daemon wrote since; False when no daemon is writing."""

@@ -51,6 +51,39 @@ def test_a_page_is_one_clock_for_every_process(tmp_path: Path) -> None:
     page.close()
 
 
+@pytest.mark.parametrize("steerable", [False, True])
+@pytest.mark.parametrize("waits_in", ["wall", "raw"])
+@pytest.mark.parametrize("by_ns", [20 * MS, -20 * MS])
+def test_a_step_in_the_middle_of_a_reading_shows_no_time_that_the_clock_never_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_ns: int, waits_in: str, steerable: bool
+) -> None:
+    """A kernel's clock is read whole. Here a process waits inside of it for longer than it takes to be stepped."""
+    page = VirtualPage.create(tmp_path / "clock", steerable=steerable, drift_ppb=1_000)
+    other = VirtualPage.open(tmp_path / "clock")
+    now = [SECOND]
+    read_wall_first: list[str] = []
+
+    def wait(where: str) -> int:
+        read = now[0]
+        if where == waits_in and read == SECOND and (where == "wall" or read_wall_first):
+            now[0] += 5 * MS
+            other.step_to(by_ns)
+        if where == "wall":
+            read_wall_first.append(where)
+        return read
+
+    class Host(HostClock):
+        def raw_ns(self) -> int:
+            return wait("raw")
+
+        def wall_ns(self) -> int:
+            return wait("wall")
+
+    monkeypatch.setattr(page, "_host", Host())
+    shown = page.wall_ns()
+    assert shown == page.wall_ns() == now[0] + by_ns + page.deviation_ns(now[0]) - page.offset_ns
+
+
 def test_raw_has_its_own_epoch_and_is_never_stepped() -> None:
     page = VirtualPage.create(None, epoch_ns=1_000 * SECOND)
     clock = VirtualClock(page)

@@ -149,3 +149,58 @@ def test_passage_is_no_wider_than_the_worst_turn() -> None:
     assert 3_333 <= flat.hi <= 3_338  # up at 1000 ppm for a third of the time, down at 500 for the rest
     assert -3_338 <= flat.lo <= -3_333
     assert passage(WallSample(0, Interval(0, 9)), WallSample(MS, Interval(2_000, 2_009)), Interval(-900, 900)) is None
+
+
+@given(
+    by_ns=st.integers(1 * MS, 40 * MS),
+    forward=st.booleans(),
+    wide_ns=st.lists(st.integers(0, 60 * MS), min_size=0, max_size=4),
+    when=st.floats(0, 1),
+    slew_ppb=st.integers(-900_000, 900_000),
+    share=st.floats(0, 1),
+)
+def test_a_wide_reading_is_no_bridge_over_a_step(
+    by_ns: int, forward: bool, wide_ns: list[int], when: float, slew_ppb: int, share: float
+) -> None:
+    """Readings that waited in the middle come between two narrow ones; the step is anywhere between those."""
+    step = by_ns if forward else -by_ns
+    begin = 10**15
+    ends = [begin]
+    for wide in wide_ns:
+        ends.append(ends[-1] + 3 * MS + wide)
+    last = ends[-1] + 7 * MS
+    stepped_ns = begin + 1 + round((last - 300 - begin) * when)
+
+    def wall(raw: int) -> int:
+        return 1_700_000_000 * 10**9 + raw + slew_ppb * (raw - begin) // 10**9 + step * (raw >= stepped_ns)
+
+    def sample(end: int, width: int) -> WallSample:
+        read = end - round(width * share)
+        return WallSample(end, Interval(wall(read) - end, wall(read) - end + width))
+
+    found = WallMap(sample(begin, 200))
+    seen = [found.sample(sample(end, wide)) for end, wide in zip(ends[1:], wide_ns, strict=True)]
+    seen.append(found.sample(sample(last, 200)))
+    assert seen.count(True) == 1, seen
+    assert found.era == 2
+    assert found.era_begin_wall_ns <= wall(stepped_ns)
+    assert found.previous_end_wall_ns is not None
+    assert found.previous_end_wall_ns >= wall(stepped_ns - 1)
+    assert found.last_step_ns is not None
+
+
+@given(st.lists(st.tuples(st.integers(1 * MS, 300 * MS), st.integers(100, 60 * MS), st.floats(0, 1)), max_size=60))
+def test_wide_readings_of_a_clock_that_is_only_slewed_are_no_step(looks: list[tuple[int, int, float]]) -> None:
+    raw = 10**15
+    rate_ppb = 0
+    shown = 0
+    found = WallMap(WallSample(raw, Interval(0, 200)))
+    for number, (wait, width, share) in enumerate(looks):
+        before, raw = raw, raw + wait + width
+        read = raw - round(width * share)
+        rate_ppb = 1_000_000 if number % 5 < 2 else -1_000_000
+        at_read = shown + rate_ppb * (read - before) // 10**9
+        shown += rate_ppb * (raw - before) // 10**9
+        offset = at_read - (raw - read)
+        assert not found.sample(WallSample(raw, Interval(offset, offset + width)))
+    assert found.era == 1

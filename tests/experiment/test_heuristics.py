@@ -27,8 +27,8 @@ from skewd_pipeline.heuristics import (
     relations,
 )
 from skewd_pipeline.results import Heuristic
-from skewd_pipeline.simulated import World
 from skewd_pipeline.spans import ROLE, SpanRecord
+from skewd_pipeline.world import World
 from tests.experiment.test_analysis import facts, raw_spans, tagged
 
 MS = 1_000_000

@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from skewd.interval import Interval
 from skewd_pipeline.law import prediction_interval
 from skewd_pipeline.options import ExperimentOptions
 from skewd_pipeline.overtime import STEP_NS, Story, Trajectory, false_alarms, schedule
 from skewd_pipeline.results import STAGES, Results, Separations, Window
 from skewd_pipeline.simulated import long_run
-from skewd_pipeline.spans import HOST_RAW, RECEIVED, SENT, SpanRecord
+from skewd_pipeline.spans import HOST_RAW, HOST_RAW_AFTER, RECEIVED, SENT, SpanRecord
 
 SECOND = 1_000_000_000
 MS = 1_000_000
@@ -58,6 +59,94 @@ def test_lines_come_in_order() -> None:
     assert deviation.at(5) == 7
     with pytest.raises(ValueError, match="earlier"):
         deviation.line(9, 0, 0)
+
+
+@given(
+    lines=st.lists(
+        st.tuples(
+            st.integers(0, 10**9), st.integers(0, 10**8), st.integers(-(10**8), 10**8), st.integers(-(10**5), 10**5)
+        ),
+        min_size=1,
+        max_size=6,
+    ),
+    instant=st.integers(0, 7 * 10**9),
+    before=st.integers(0, 10**8),
+    after=st.integers(0, 10**8),
+    when=st.floats(0, 1),
+)
+def test_the_truth_is_among_what_is_possible_wherever_a_process_had_to_wait(
+    lines: list[tuple[int, int, int, int]], instant: int, before: int, after: int, when: float
+) -> None:
+    """Each change happens somewhere between two notes, each stamp too."""
+    noted, real = Trajectory(), Trajectory()
+    at = shown = rate = 0
+    for trajectory in (noted, real):
+        trajectory.line(0, 0, 0)
+    for wait, doing, step, new_rate in lines:
+        since = at + wait
+        changed, done = since + round(doing * when), since + doing
+        shown += rate * (changed - at) // SECOND + step
+        rate = new_rate
+        real.line(changed, shown, rate)
+        shown += rate * (done - changed) // SECOND
+        noted.line(done, shown, rate, step=True, since_ns=since)
+        at = done
+    possible = noted.between(instant - before, instant + after)
+    truth = real.at(instant)
+    assert any(each.widen(3 * len(lines)).contains(truth) for each in possible)
+    if len(possible) == 1:
+        assert possible[0].width <= 10**5 * (before + after) // SECOND + 30
+
+
+def test_only_a_stamp_from_the_middle_of_a_change_has_two_truths() -> None:
+    deviation = Trajectory()
+    deviation.line(0, -3 * MS, 0)
+    deviation.line(1_010 * MS, 17 * MS, 0, step=True, since_ns=1_000 * MS)
+    before, after = Interval(-3 * MS, -3 * MS), Interval(17 * MS, 17 * MS)
+    for first, last, expected in (
+        (900, 999, [before]),
+        (999, 1_000, [before, after]),
+        (1_002, 1_003, [before, after]),
+        (1_009, 1_020, [before, after]),
+        (1_010, 1_020, [after]),
+        (900, 2_000, [before, after]),
+    ):
+        found = deviation.between(first * MS, last * MS)
+        assert [each.midpoint for each in found] == [each.midpoint for each in expected], (first, last)
+        assert all(each.width <= 8 for each in found)
+
+
+@pytest.mark.parametrize(
+    ("before_ms", "after_ms", "said_ms", "ambiguous", "missed"),
+    [
+        (90, 92, 3, 0, 0),
+        (90, 92, -17, 0, 1),
+        (112, 113, -17, 0, 0),
+        (112, 113, 3, 0, 1),
+        # The process waited between the stamp and its note, or the experiment before it noted the step.
+        (90, 130, 3, 1, 0),
+        (90, 130, -17, 1, 0),
+        (103, 104, -17, 1, 0),
+        (103, 104, 9, 1, 1),
+    ],
+)
+def test_a_bound_misses_only_when_it_holds_no_truth_that_is_possible(
+    before_ms: int, after_ms: int, said_ms: int, ambiguous: int, missed: int
+) -> None:
+    deviation = Trajectory()
+    deviation.line(0, -3 * MS, 0)
+    deviation.line(110 * MS, 17 * MS, 0, step=True, since_ns=100 * MS)
+    story = Story(
+        run="r", transport="zmq", stage="inference", deviation=deviation, begin_ns=0, duration_ns=20 * SECOND, known={}
+    )
+    said: dict[str, str | bool | int | float] = {
+        HOST_RAW: before_ms * MS,
+        HOST_RAW_AFTER: after_ms * MS,
+        "clock.offset_ns": said_ms * MS,
+        "clock.uncertainty_ns": 100_000,
+    }
+    story.add("tag", [SpanRecord("s", "", "t", "inference", 1, 2, said, {})])
+    assert (story.spans, story.ambiguous, story.bound_misses) == (1, ambiguous, missed)
 
 
 def windows(results: Results, **wanted: object) -> list[Window]:

@@ -163,6 +163,25 @@ async def test_noise_is_counted_and_moves_nothing(driver_directory: Path) -> Non
         assert a.link.counters["internal_errors"] == 0
 
 
+async def test_a_message_longer_than_a_packet_survives_the_end_of_a_poll(driver_directory: Path) -> None:
+    """A poll takes so many fragments and no more. Sent faster than they are taken, some message is cut by its end."""
+    import pyaeron
+
+    async with nodes(Medium("aeron", directory=str(driver_directory))) as members:
+        a, b = members
+        await until(lambda: both(members), LIMIT_S)
+        with pyaeron.Aeron(dir=str(driver_directory / "driver")) as client:
+            noise = client.add_publication(IPC, STREAM)
+            noise.await_connected(10)
+            sent = 0
+            for data in (b"one fragment", *[bytes(1_500)] * 3) * 100:
+                while not noise.offer(data):
+                    await asyncio.sleep(0.001)
+                sent += 1
+            await until(lambda: min(each.link.counters["bad_labels"] for each in (a, b)) >= sent, LIMIT_S)
+        assert a.link.counters["bad_labels"] == b.link.counters["bad_labels"] == sent
+
+
 async def test_a_flood_is_slowed_and_moves_nothing(driver_directory: Path) -> None:
     import pyaeron
 

@@ -1,4 +1,19 @@
-"""One attempt of a single liar against a small mesh; everything about it follows from the way it lies and a seed."""
+"""One attempt of a single liar against a small mesh; everything about it follows from the way it lies and a seed.
+
+**Which convictions are due?** A liar that is contradicted by ``NEIGHBOURS`` honest neighbours is to be convicted by
+every honest member that is able to. With f = 1 a member is not able to while a single other one might have made up all
+that it hears against the liar. That is a matter of who has measured whom (the liars meant here are truthful about that
+much), and :func:`able` says it in three conditions, by trying:
+
+1. the judge *knows* enough of the contradicting neighbours: it is one, has measured it, or hears of it in spite of any
+   one other member. Else that one may have invented the others;
+2. ``NEIGHBOURS`` of those are left;
+3. where it takes two neighbours' words to contradict the liar (who showed another time to each), two of them are
+   connected without the judge, too. Else the judge takes part in every contradiction and does not rule out that its own
+   clock is what is wrong.
+
+Many attempts have a fan-out of 2, and then a member may hang on a single other one: those are ``unable``.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +27,10 @@ from tests.simulation.world import STYLES, Wire
 
 ROUNDS = 24
 NEIGHBOURS = 3
-"""An honest member is sure to convict who is contradicted by so many honest neighbours."""
+"""An honest member convicts who is contradicted by so many honest neighbours, if it is able to."""
+
+Met = dict[str, set[str]]
+"""Whom each member has measured."""
 
 
 @dataclass
@@ -22,9 +40,12 @@ class Attempt:
     tally: Tally = field(default_factory=Tally)
     count: int = 0
     due: int = 0
-    """Verdicts that are claimed: honest members, where the liar is blatant and has honest neighbours enough."""
+    """Verdicts that are claimed: honest members able to convict a liar that contradicts enough of its neighbours."""
     convicting: int = 0
     """Of those, the ones that convict it."""
+    unable: int = 0
+    """Honest members, where a liar contradicts enough of its neighbours, that can't know."""
+    missed: list[str] = field(default_factory=list)
     convicted: int = 0
     """Attempts, of any kind, in which some honest member convicts the liar."""
     jumps: list[str] = field(default_factory=list)
@@ -34,6 +55,8 @@ class Attempt:
         self.count += other.count
         self.due += other.due
         self.convicting += other.convicting
+        self.unable += other.unable
+        self.missed += other.missed
         self.convicted += other.convicted
         self.jumps += other.jumps
 
@@ -63,10 +86,45 @@ def attempt(way: str, seed: int) -> Attempt:
         look(fleet, outcome.tally)
     lies = fleet.members[liar].lies
     assert lies is not None
-    verdicts = [member.node.mesh is not None and liar in member.node.mesh.convicted for member in fleet.honest()]
-    outcome.convicted = any(verdicts)
-    neighbours = sum(liar in member.node.first_hand(member.oscillator.raw(fleet.true_ns)) for member in fleet.honest())
-    if lies.blatant and neighbours >= NEIGHBOURS:
-        outcome.due, outcome.convicting = len(verdicts), sum(verdicts)
+    verdicts = {m.name: m.node.mesh is not None and liar in m.node.mesh.convicted for m in fleet.honest()}
+    outcome.convicted = any(verdicts.values())
+    met = {m.name: set(m.node.first_hand(m.oscillator.raw(fleet.true_ns))) for m in fleet.living()}
+    neighbours = {name for name in verdicts if liar in met[name]}
+    if lies.contradicts and len(neighbours) >= NEIGHBOURS:
+        due = {name for name in verdicts if able(name, met, neighbours, liar, lies.contradicts)}
+        outcome.due, outcome.unable = len(due), len(verdicts) - len(due)
+        outcome.convicting = sum(verdicts[name] for name in due)
+        outcome.missed = [f"{way}, seed {seed}: {name} does not convict {liar}" for name in due if not verdicts[name]]
     outcome.jumps = [text for member in fleet.honest() for text in member.published.jumps]
     return outcome
+
+
+def able(judge: str, met: Met, neighbours: set[str], liar: str, together: int) -> bool:
+    """Whether ``judge`` can know that ``liar`` lies, whom each ``together`` of its honest ``neighbours`` contradict."""
+    known = {name for name in neighbours if name == judge or _hears(judge, name, met)}
+    if len(known) < NEIGHBOURS:
+        return False
+    others = known - {judge}
+    return together == 1 or any(len(others & _around(name, met, {judge, liar})) >= together for name in others)
+
+
+def _hears(judge: str, name: str, met: Met) -> bool:
+    """Whether ``judge`` hears of ``name`` whichever other member would keep it from that."""
+    return name in met[judge] or all(
+        name in _reach(judge, {one: those - {without} for one, those in met.items()})
+        for without in met.keys() - {judge, name}
+    )
+
+
+def _around(name: str, met: Met, without: set[str]) -> set[str]:
+    """All whose clocks are compared with ``name``'s, in whatever direction, with some members left out."""
+    either = {one: {other for other in met if other in met[one] or one in met[other]} - without for one in met}
+    return _reach(name, either)
+
+
+def _reach(start: str, ways: Met) -> set[str]:
+    """What lies at the end of any number of ways, ``start`` included."""
+    found = [start]
+    for name in found:
+        found += sorted(ways[name] - set(found))
+    return set(found)

@@ -23,10 +23,10 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from unittest import mock
 
-from skewd import records
+from skewd import record_store, records
 from skewd.bounds.history import History, Knot
 from skewd.clock import WallSample
-from skewd.config import Config, MeshConfig, NodeConfig, SourceConfig
+from skewd.config import ClockConfig, Config, MeshConfig, NodeConfig, SourceConfig
 from skewd.election import Timescale
 from skewd.identity import SEQUENCES_PER_START
 from skewd.interval import Interval
@@ -34,7 +34,8 @@ from skewd.keys import MeshKey
 from skewd.links.protocol import LinkProtocol, Self, Timebases
 from skewd.membership import Membership, new_plan
 from skewd.node import Node
-from skewd.records import Record, RecordStore, private_key
+from skewd.record_store import RecordStore
+from skewd.records import Record, private_key
 from tests.simulation.world import SECOND, UNIX_NS, Oscillator, Wall, Wire, set_going
 
 KEY = MeshKey.from_secret(b"simulated fleet".ljust(32, b"."))
@@ -60,14 +61,14 @@ class Lies:
         record: its own record, altered before it is signed.
         describe: what it says about itself in messages.
         attach: what it attaches: from itself, the peer, the room, and what an honest member would attach.
-        blatant: whether each of its neighbours can see that it lies.
+        contradicts: so many of its honest neighbours together contradict it, whichever they are; 0: perhaps none.
     """
 
     shift_ns: Callable[[str, int], int] = lambda peer, true_ns: 0
     record: Callable[[Record], Record] = lambda record: record
     describe: Callable[[Self], Self] = lambda said: said
     attach: Callable[[Member, str | None, int, bytes], bytes] = lambda member, peer, room, honest: honest
-    blatant: bool = False
+    contradicts: int = 0
 
 
 @dataclass
@@ -123,6 +124,7 @@ class Fleet:
         loss: share of the messages that are lost.
         style: how the oscillators move (``world.STYLES``).
         lies: who lies, and how.
+        steady: members whose oscillators keep to 1 ppm and 1 ppb/s, and are declared to.
         utc: members with a source of UTC of their own, which answers from ``utc_from_s`` on.
         duration_s: how long the simulation will be at most.
         composing: whether records are composed into bounds: it is most of the cost.
@@ -143,6 +145,7 @@ class Fleet:
         loss: float = 0.0,
         style: str = "bang",
         lies: dict[str, Lies] | None = None,
+        steady: Iterable[str] = (),
         utc: Iterable[str] = (),
         utc_from_s: float = 0.0,
         duration_s: float = 900.0,
@@ -160,6 +163,7 @@ class Fleet:
         self._turn_ns = round(interval_s * TURN_NS)
         self._wire, self._wires, self._loss = wire or Wire(jitter_us=50.0), wires or {}, loss
         self._style, self._lies, self._duration_s = style, lies or {}, duration_s
+        self.steady = frozenset(steady)
         self._utc, self._utc_from_ns = set(utc), round(utc_from_s * SECOND)
         self._composing, self._publishing = composing, publishing
         self._parts: dict[str, int] = {}
@@ -175,7 +179,7 @@ class Fleet:
         old = self.members.get(name)
         choose = random.Random(f"{name}/{self.choose.random()}")
         if old is None or reboot:
-            drift, wander = 100_000.0, 10.0
+            drift, wander = (1_000.0, 1.0) if name in self.steady else (100_000.0, 10.0)
             oscillator = Oscillator(choose.randrange(-(10**14), 10**14), drift, wander)
             mirror = Oscillator(0, drift, wander)
             set_going(self._style, oscillator, mirror, choose, self._duration_s + 100)
@@ -184,7 +188,8 @@ class Fleet:
         else:
             oscillator, wall, boot = old.oscillator, old.wall, old.node.boot
         sources = (SourceConfig(type="ntp", name="ntp", address="ntp", interval=SECOND),) if name in self._utc else ()
-        config = Config(node=NodeConfig(name=name), mesh=self._mesh, source=sources)
+        clock = ClockConfig(max_drift_ppm=1, max_wander_ppb_per_s=1) if name in self.steady else ClockConfig()
+        config = Config(node=NodeConfig(name=name), clock=clock, mesh=self._mesh, source=sources)
         raw = oscillator.raw(self.true_ns)
         difference = wall.read(self.true_ns) - raw
         first = WallSample(raw, Interval(difference - 100, difference + 100))
@@ -219,6 +224,7 @@ class Fleet:
         membership.alter = lies.record if lies else None
         if old is not None:
             old.alive = False
+        membership.begin(raw)
         membership.plan.candidates((other for other in self.names if other != name), raw)
         self.members[name] = self.clocks[name, boot] = member
         self._at(self.true_ns + choose.randrange(self._turn_ns), lambda: self._turn(member))
@@ -271,7 +277,7 @@ class Fleet:
     def run(self, seconds: float) -> None:
         """Goes on by so much true time."""
         end = self.true_ns + round(seconds * SECOND)
-        with mock.patch.object(records, "verify", _verify), mock.patch.object(records, "decode", _decode):
+        with mock.patch.object(record_store, "verify", _verify), mock.patch.object(record_store, "decode", _decode):
             while self._events and self._events[0][0] <= end:
                 self.true_ns, _, happen = heapq.heappop(self._events)
                 happen()

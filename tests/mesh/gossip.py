@@ -9,7 +9,8 @@ from unittest import mock
 from skewd.bounds.carry import Claim
 from skewd.bounds.compose import clock_tag
 from skewd.interval import Interval
-from skewd.records import EDGES_MAX, Edge, Record, RecordStore, _encode
+from skewd.record_store import RecordStore
+from skewd.records import EDGES_MAX, Edge, Record, _encode
 
 SECOND = 1_000_000_000
 ROOM = 1_060
@@ -70,7 +71,7 @@ class Gossip:
     def step(self) -> None:
         self.round += 1
         now = self.round * SECOND
-        with mock.patch("skewd.records.verify", return_value=True):
+        with mock.patch("skewd.record_store.verify", return_value=True):
             for index, store in enumerate(self.stores):
                 if index not in self.down:
                     store.put_own(self.record(index))

@@ -1,4 +1,5 @@
-"""How a mesh behaves as it grows: when all is bounded, what is sent, how old records are, what it costs."""
+"""How a mesh behaves as it grows: when all is bounded, what is sent, how old records are, what it costs; and where the
+direct path is slow."""
 
 from __future__ import annotations
 
@@ -9,7 +10,9 @@ from dataclasses import dataclass, field
 
 from tests.mesh.fleet import Fleet
 from tests.mesh.truths import Tally, bounded, look, quantile, scales
-from tests.simulation.world import SECOND
+from tests.simulation.world import SECOND, Wire
+
+FANOUT = 8
 
 
 @dataclass
@@ -34,7 +37,7 @@ class Growth:
     tally: Tally = field(default_factory=Tally)
 
 
-def grow(nodes: int, reference: str, rounds: int, *, fanout: int = 8, seed: int = 1, whole: bool = True) -> Growth:
+def grow(nodes: int, reference: str, rounds: int, *, fanout: int = FANOUT, seed: int = 1, whole: bool = True) -> Growth:
     """A cold start of so many members at once; ends early when everything was reached.
 
     Args:
@@ -77,35 +80,74 @@ class Traffic:
     """What each member sends in one round, once it has begun: mean and most; and what it costs.
 
     Attributes:
-        memory_kib: of one member, Python objects; ``cpu_ms``: of one member for one round, this machine's. Both are
-            measured, and without composing.
+        cpu_ms: of one member for one round, this machine's: measured, and without composing.
     """
 
     nodes: int
     packets: tuple[float, float] = (0.0, 0.0)
     bytes_sent: tuple[float, float] = (0.0, 0.0)
     requests: tuple[float, float] = (0.0, 0.0)
-    memory_kib: float = 0.0
     cpu_ms: float = 0.0
 
 
-def traffic(nodes: int, *, before: int = 6, rounds: int = 6, fanout: int = 8, memory: bool = False) -> Traffic:
-    """Counts for ``rounds`` rounds, after ``before``."""
-    names = [f"n{index:04}" for index in range(nodes)]
-    if memory:
-        gc.collect()
-        tracemalloc.start()
-    fleet = Fleet(names, 1, fanout=fanout, duration_s=before + rounds + 1, composing=False)
+def traffic(nodes: int, *, before: int = 6, rounds: int = 6, fanout: int = FANOUT) -> Traffic:
+    """Counts for ``rounds`` rounds, after ``before``; the reference is configured, so it is asked by all."""
+    fleet = _without_composing(nodes, before + rounds, fanout)
     fleet.run(before)
     begun = {name: member.sent.copy() for name, member in fleet.members.items()}
     spent = time.process_time()
     fleet.run(rounds)
     spent = time.process_time() - spent
     found = Traffic(nodes, cpu_ms=spent * 1000 / rounds / nodes)
-    if memory:
-        found.memory_kib = tracemalloc.get_traced_memory()[0] / nodes / 1024
-        tracemalloc.stop()
     for kind in ("packets", "bytes", "requests"):
         each = [(member.sent[kind] - begun[name][kind]) / rounds for name, member in fleet.members.items()]
         setattr(found, "bytes_sent" if kind == "bytes" else kind, (sum(each) / nodes, max(each)))
     return found
+
+
+def memory(nodes: int, *, rounds: int = 12) -> float:
+    """KiB of Python objects that one member holds after so many rounds, without composing: measured."""
+    gc.collect()
+    tracemalloc.start()
+    try:
+        fleet = _without_composing(nodes, rounds, FANOUT)
+        fleet.run(rounds)
+        return tracemalloc.get_traced_memory()[0] / nodes / 1024
+    finally:
+        tracemalloc.stop()
+
+
+def _without_composing(nodes: int, rounds: int, fanout: int) -> Fleet:
+    names = [f"n{index:04}" for index in range(nodes)]
+    reference = names[nodes * 3 // 5]
+    return Fleet(names, 1, fanout=fanout, reference=reference, duration_s=rounds + 1, composing=False)
+
+
+@dataclass
+class Congested:
+    """Bounds of pairs whose direct path is slow, in us: median of what own exchanges give, and with the others'."""
+
+    own_us: float
+    with_others_us: float
+    bettered: int
+    pairs: int
+
+
+def congested(seeds: int) -> Congested:
+    """A direct path of 20 ms each way with 2 ms jitter in a mesh of 100 us; f = 1."""
+    own, both = [], []
+    for seed in range(seeds):
+        slow = Wire(minimum_us=20_000.0, jitter_us=2_000.0)
+        ways = {("n00", "n01"): slow, ("n01", "n00"): slow, ("n02", "n03"): slow, ("n03", "n02"): slow}
+        fleet = Fleet([f"n{index:02}" for index in range(8)], seed, wires=ways)
+        fleet.run(20)
+        for one, other in ways:
+            here = fleet.members[one]
+            raw = here.oscillator.raw(fleet.true_ns)
+            found = here.node._raw_offset(other, raw)
+            if found is not None and other in here.node.first_hand(raw):
+                own.append(here.node.first_hand(raw)[other][1].offset.width)
+                both.append(found[0].offset.width)
+    bettered = sum(one > 5 * other for one, other in zip(own, both, strict=True))
+    middle = len(own) // 2
+    return Congested(sorted(own)[middle] / 1000, sorted(both)[middle] / 1000, bettered, len(own))

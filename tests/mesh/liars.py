@@ -8,6 +8,7 @@ everything at once against one victim, to have it convicted; false UTC, false vo
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -56,7 +57,7 @@ def _any(choose: random.Random) -> int:
 
 def shifted(choose: random.Random, names: list[str]) -> Lies:
     by_ns = _far(choose)
-    return Lies(record=lambda record: _edges(record, lambda _, claim: _moved(claim, by_ns)), blatant=True)
+    return Lies(record=lambda record: _edges(record, lambda _, claim: _moved(claim, by_ns)), contradicts=1)
 
 
 def shifted_a_little(choose: random.Random, names: list[str]) -> Lies:
@@ -130,9 +131,10 @@ def limits_that_change(choose: random.Random, names: list[str]) -> Lies:
 
 
 def two_faced(choose: random.Random, names: list[str]) -> Lies:
-    """Another time for each peer, and records that agree with what was shown."""
-    shifts = {name: index * choose.randrange(20_000_000, 50_000_000) for index, name in enumerate(names)}
-    return Lies(shift_ns=lambda peer, _: shifts[peer], blatant=True)
+    """Another time for each peer, any two too far apart for one clock; records that agree with what was shown."""
+    steps = (choose.randrange(20_000_000, 50_000_000) for _ in names)
+    shifts = dict(zip(names, itertools.accumulate(steps), strict=True))
+    return Lies(shift_ns=lambda peer, _: shifts[peer], contradicts=2)
 
 
 def two_faced_a_little(choose: random.Random, names: list[str]) -> Lies:

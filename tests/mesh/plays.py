@@ -30,6 +30,7 @@ class Play:
         script: what happens when, in seconds.
         settled: whether all agree on one reference at the end.
         epochs: new epochs that each member may tell in all.
+        steady: so many have better clocks than the others.
         congested: (share of the pairs, factor): direct paths that are slow, both ways.
     """
 
@@ -40,6 +41,7 @@ class Play:
     loss: float = 0.0
     style: str = ""
     reference: str = "auto"
+    steady: int = 0
     utc: int = 0
     utc_from_s: float = 0.0
     duration_s: float = 60.0
@@ -96,6 +98,7 @@ def play(what: Play, seed: int) -> Played:
         wires={way: slow for one, other in pairs for way in ((one, other), (other, one))},
         loss=what.loss,
         style=what.style or choose.choice(STYLES),
+        steady=names[: what.steady],
         utc=choose.sample(names, what.utc),
         utc_from_s=what.utc_from_s,
         duration_s=what.duration_s + 10,
@@ -219,6 +222,12 @@ def cut_off(fleet: Fleet, choose: random.Random) -> None:
     fleet.part([_other(fleet, choose).name])
 
 
+def cut_off_steady(fleet: Fleet, choose: random.Random) -> None:
+    """One of the steady members alone: it goes on knowing the others of them, and knows the rest by old records."""
+    first = keeper(fleet)
+    fleet.part([choose.choice(sorted(fleet.steady - {first.name if first else ""}))])
+
+
 def heal(fleet: Fleet, choose: random.Random) -> None:
     fleet.heal()
 
@@ -266,6 +275,15 @@ PLAYS: tuple[Play, ...] = (
         duration_s=290,
     ),
     Play(
+        "a long silence between steady clocks",
+        nodes=9,
+        wire=Wire(1.0, "none"),
+        style="crossing",
+        steady=5,
+        script=((40, cut_off_steady), (265, heal)),
+        duration_s=285,
+    ),
+    Play(
         "all of it",
         nodes=10,
         loss=0.02,
@@ -275,3 +293,8 @@ PLAYS: tuple[Play, ...] = (
         duration_s=190,
     ),
 )  # fmt: skip
+
+
+def play_named(name: str, seed: int) -> Played:
+    """The play of that name."""
+    return play(next(what for what in PLAYS if what.name == name), seed)

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("cryptography", reason="skewd[mesh] is not installed")
 
 from skewd.identity import SEQUENCES_PER_START, IdentityError, PinsFile, load_identity
-from skewd.records import Pin
+from skewd.record_store import Pin
 
 
 def test_the_key_stays_and_sequences_grow_over_restarts(tmp_path: Path) -> None:

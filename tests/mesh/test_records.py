@@ -10,23 +10,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skewd import records
+from skewd import record_store, records
 from skewd.bounds.carry import Claim
 from skewd.bounds.compose import clock_tag
 from skewd.election import Timescale
 from skewd.interval import Interval
+from skewd.record_store import PINS_MAX, Accepted, Pin, Reason, RecordStore, Refused
 from skewd.records import (
     BYTES_MAX,
     EDGES_MAX,
-    PINS_MAX,
-    Accepted,
     Edge,
-    Pin,
-    Reason,
     Record,
     RecordError,
-    RecordStore,
-    Refused,
     bundle,
     decode,
     private_key,
@@ -445,7 +440,7 @@ def test_every_owner_is_given_once_before_any_twice() -> None:
     room = max(map(len, data)) + 2 + 40
     given = []
     for _ in range(24):
-        given += [data[one] for one in unbundle(me.next_for("peer", room)[records._WANT.size :])]
+        given += [data[one] for one in unbundle(me.next_for("peer", room)[record_store._WANT.size :])]
     assert sorted(given[:12]) == sorted(data.values())
     assert sorted(given[12:]) == sorted(data.values())
 

@@ -91,6 +91,25 @@ class _Chain(Fleet):
         return abs(self.names.index(one) - self.names.index(other)) == 1
 
 
+class _Ring(Fleet):
+    """The same, and the first and the last hear each other."""
+
+    def _passes(self, one: str, other: str) -> bool:
+        return abs(self.names.index(one) - self.names.index(other)) in (1, len(self.names) - 1)
+
+
+def test_two_chains_round_a_ring_vouch_for_everybody() -> None:
+    names = ["a", "b", "c", "d", "e", "f"]
+    ring = _Ring(names, 4)
+    ring.run(60)
+    for place, name in enumerate(names):
+        status = told_by(ring, name)
+        assert status["mesh"]["agreed"] is True
+        assert set(rows(status)) == set(names) - {name}
+        assert not any("vouch" in text for text in ring.members[name].membership.messages())
+        assert rows(status)[names[(place + 3) % 6]]["trust"] == "composed"
+
+
 def test_members_that_too_few_vouch_for_do_not_count_and_are_not_spoken_for() -> None:
     names = ["a", "b", "c", "d", "e"]
     chain = _Chain(names, 4)

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from skewd.interval import Interval
 from skewd.links.protocol import Proofs
-from skewd.records import Record, RecordStore, bundle, decode, private_key, public_key_of, sign, unbundle
+from skewd.record_store import RecordStore
+from skewd.records import Record, bundle, decode, private_key, public_key_of, sign, unbundle
 from tests.mesh.fleet import Fleet
 
 SECOND = 1_000_000_000

@@ -12,7 +12,8 @@ from skewd.bounds.compose import COMPOSED, Composed, FirstHand, Here, clock_tag,
 from skewd.bounds.mesh import Verdict
 from skewd.bounds.pair import PairBound, pair_limits
 from skewd.interval import Interval
-from skewd.records import Accepted, Edge, Record, RecordStore, private_key, public_key_of, sign
+from skewd.record_store import Accepted, RecordStore
+from skewd.records import Edge, Record, private_key, public_key_of, sign
 from tests.mesh.worlds import DRIFT_PPM, WANDER, Clock
 
 pytest.importorskip("cryptography", reason="skewd[mesh] is not installed")

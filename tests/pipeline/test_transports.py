@@ -326,25 +326,3 @@ def test_the_linger_of_default_clients_is_on_every_message(apache_broker: Broker
         assert time.monotonic() - before >= (DEFAULT_LINGER_MS - 1) / 1000
     inbox.close()
     outbox.close()
-
-
-def test_fragments_are_put_together_by_session_and_whatever_is_torn_is_dropped() -> None:
-    pytest.importorskip("pyaeron", reason="pyaeron is not here: it needs Python 3.12 and x86_64")
-    from skewd_pipeline.transports.aeron import SENDERS_MAX, Assembler
-
-    begin, end = 0x80, 0x40
-    assembler = Assembler()
-    assert assembler.add(1, begin | end, b"whole") == b"whole"
-    assert assembler.add(1, end, b"of a message that began before this one listened") is None
-    assert assembler.add(1, begin, b"a") is None
-    assert assembler.add(2, begin, b"x") is None
-    assert assembler.add(1, 0, b"b") is None
-    assert assembler.add(2, end, b"y") == b"xy"
-    assert assembler.add(1, end, b"c") == b"abc"
-    assert assembler.add(1, begin, b"torn") is None
-    assert assembler.add(1, begin, b"d") is None
-    assert assembler.add(1, end, b"e") == b"de"
-    for session in range(SENDERS_MAX + 1):
-        assembler.add(session, begin, b"s")
-    assert assembler.add(0, end, b"t") is None, "the oldest gave way"
-    assert assembler.add(SENDERS_MAX, end, b"t") == b"st"

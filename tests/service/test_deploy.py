@@ -4,6 +4,7 @@ needs. No cluster and no container engine is asked; a manifest's keys are checke
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Iterator
 from importlib import metadata
 from itertools import pairwise
@@ -34,15 +35,47 @@ def test_everything_copied_into_the_image_exists() -> None:
         assert (CHECKOUT / source).exists(), source
 
 
-def test_base_images_are_plain_names() -> None:
-    bases = [rest.split()[0] for name, rest in instructions() if name == "FROM"]
-    assert len(bases) == 2, "one stage builds, another runs"
-    for base in bases:
-        assert re.fullmatch(r"[a-z]+:[0-9.]+(-[a-z]+)?", base), base
+def stages() -> list[tuple[str, str, list[tuple[str, str]]]]:
+    """Each stage's base, its name (empty if it has none), and what is done in it."""
+    found: list[tuple[str, str, list[tuple[str, str]]]] = []
+    for name, rest in instructions():
+        if name == "FROM":
+            base, _, called = rest.partition(" AS ")
+            found.append((base, called, []))
+        elif found:
+            found[-1][2].append((name, rest))
+    return found
+
+
+def test_stages_build_on_plain_names_or_on_earlier_stages() -> None:
+    known: set[str] = set()
+    for base, called, done in stages():
+        assert base in known or re.fullmatch(r"[a-z]+:[0-9.]+(-[a-z]+)*", base), base
+        copied = [
+            rest.split()[0].removeprefix("--from=") for name, rest in done if name == "COPY" and "--from=" in rest
+        ]
+        assert set(copied) <= known, copied
+        known.add(called)
+    base, called, done = stages()[-1]
+    assert (called, base) == ("", stages()[0][0]), "the interpreter that runs it is the one that it was installed by"
+    assert [rest for name, rest in done if name == "COPY"] == ["--from=build /opt/skewd /opt/skewd"]
+
+
+def test_the_image_has_the_native_part_from_a_stage_of_its_own() -> None:
+    by_name = {called: (base, dict(done)) for base, called, done in stages()}
+    base, done = by_name["native"]
+    assert base.startswith("rust:")
+    version = tuple(map(int, base.partition(":")[2].partition("-")[0].split(".")))
+    cargo = tomllib.loads((CHECKOUT / "sidecar" / "native" / "Cargo.toml").read_text())["package"]
+    assert version >= tuple(map(int, cargo["rust-version"].split(".")))
+    assert done["RUN"] == "maturin build --release --manifest-path sidecar/native/Cargo.toml --out dist"
+    copied, installed = by_name["build"][1]["COPY"], by_name["build"][1]["RUN"]
+    assert copied == "--from=native /src/dist/ dist/", "both wheels lie in one folder"
+    assert "--no-deps dist/*.whl" in installed
 
 
 def test_the_image_runs_without_root() -> None:
-    last = dict(instructions()[[name for name, _ in instructions()].index("FROM") + 1 :])
+    last = dict(stages()[-1][2])
     assert int(last["USER"].split(":")[0]) >= 1000
     assert (last["ENTRYPOINT"], last["CMD"]) == ('["skewd"]', '["run"]')
 
@@ -55,9 +88,9 @@ def test_everything_installed_is_pinned_by_hash() -> None:
 
 
 def test_the_build_tool_comes_with_all_it_needs() -> None:
-    """The container file names hatchling's requirements, since it takes them out of a longer list."""
+    """The container file names what hatchling and maturin require, since it takes them out of a longer list."""
     (named,) = re.findall(r"\^\\\(([^)]*)\\\)==", CONTAINERFILE.read_text())
-    needed, look = set[str](), ["hatchling"]
+    needed, look = set[str](), ["hatchling", "maturin"]
     while look:
         name = look.pop()
         if name not in needed:

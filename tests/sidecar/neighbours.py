@@ -1,8 +1,8 @@
 """The sidecar among its real neighbours: ``make test-neighbours``.
 
-Builds what takes too long to build for ``make test`` (Jaeger, and the programs of four languages' SDKs; once, into
-``build/``), runs the tests that need it, and writes what they showed into docs/reports/sidecar.md. ``make test`` runs
-the same tests with what is there, and says what it left out.
+Builds what takes too long to build for ``make test`` (Jaeger, a Collector that reads Kafka, and the programs of four
+languages' SDKs; once, into ``build/``), runs the tests that need it, and writes what they showed into
+docs/reports/sidecar.md. ``make test`` runs the same tests with what is there, and says what it left out.
 """
 
 from __future__ import annotations
@@ -15,12 +15,19 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from benchmarks.sidecar import report
-from tests.sidecar import jaeger
+from skewd_pipeline.broker_plan import kafka_version
+from skewd_pipeline.kafka_broker import default_libs
+from tests.sidecar import jaeger, kafka_collector
 from tests.sidecar.captures import record
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "build" / "neighbours.xml"
-TESTS = ("tests/sidecar/test_jaeger.py", "tests/sidecar/test_live_sdks.py", "tests/sidecar/test_captures.py")
+TESTS = (
+    "tests/sidecar/test_jaeger.py",
+    "tests/sidecar/test_kafka_receiver.py",
+    "tests/sidecar/test_live_sdks.py",
+    "tests/sidecar/test_captures.py",
+)
 PINNED = {
     "javascript": ("package.json", r'"@opentelemetry/exporter-trace-otlp-http": "([\d.]+)"'),
     "java": ("pom.xml", r"<artifactId>opentelemetry-sdk</artifactId>\s*<version>([\d.]+)"),
@@ -31,10 +38,11 @@ PINNED = {
 def prepare() -> list[str]:
     """Builds everything; what could not be, and why."""
     missing = []
-    try:
-        jaeger.build()
-    except RuntimeError as problem:
-        missing.append(f"Jaeger: {problem}")
+    for name, build in {"Jaeger": jaeger.build, "the Collector's Kafka receiver": kafka_collector.build}.items():
+        try:
+            build()
+        except RuntimeError as problem:
+            missing.append(f"{name}: {problem}")
     for language in record.PROGRAMS:
         try:
             record.make(language)
@@ -50,7 +58,10 @@ def versions() -> list[str]:
     for language, (file, pattern) in PINNED.items():
         text = (record.HERE / language / file).read_text()
         found += [f"{language} {number}" for number in re.findall(pattern, text)[:1]]
-    return [*found, f"Jaeger {jaeger.VERSION}"]
+    found += [f"Jaeger {jaeger.VERSION}", f"the Collector's Kafka receiver and exporter {kafka_collector.VERSION}"]
+    if (kafka := kafka_version(path.name for path in default_libs().glob("*.jar"))) is not None:
+        found.append(f"Apache Kafka {kafka}")
+    return found
 
 
 def written(results: Path, missing: list[str]) -> str:
@@ -70,6 +81,13 @@ def written(results: Path, missing: list[str]) -> str:
         "whole microseconds, integers up to 2^53 as numbers and larger ones as strings: nothing of ours is rounded "
         "there but the times themselves. A trace with an infinite attribute, which JSON cannot say, it does not tell "
         "at all (500; `/api/v3` does), with a sidecar and without.",
+        "Behind Kafka: `skewd sidecar --forward kafka://...` writes to a real broker, topics of four partitions; the "
+        "Collector reads them with the configuration of [operations](../operations.md) and sends on to a recording "
+        "next hop. Every span, log record and metric is there once, with its resource and scope, as the SDK sent it "
+        "and the sidecar corrected it; a message's key is the trace id in hex of all its spans. Keys, partitions and "
+        "content are those of the Collector's own exporter with `partition_traces_by_id`; it makes a message of each "
+        "scope of a trace, and writes an empty status where a span has none. Alone, once the Collector is built: "
+        "`.venv/bin/pytest tests/sidecar/test_kafka_receiver.py`.",
         *(f"**Not run**: {one}." for one in missing),
         report.table(["what", "which", "outcome"], rows),
     ]

@@ -7,7 +7,7 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 import grpc.aio
@@ -136,6 +136,16 @@ async def http_collector(port: int = 0, ssl: Any = None, max_bytes: int = 64 * 1
         yield collector
     finally:
         await runner.cleanup()
+
+
+class Addresses(Protocol):
+    """Where a sidecar listens: ``host:port`` of gRPC, and the URL of HTTP."""
+
+    @property
+    def grpc(self) -> str: ...
+
+    @property
+    def http(self) -> str: ...
 
 
 @dataclass

@@ -17,7 +17,7 @@ from google.protobuf import json_format
 from skewd_sidecar.gateway import Signal
 from skewd_sidecar.patch import Mode
 from tests.sidecar.exact import REQUEST, corrected, items, neutral
-from tests.sidecar.sidecar_lab import LIMIT_S, Collector, Running, grpc_collector, http_collector, sidecar
+from tests.sidecar.sidecar_lab import LIMIT_S, Addresses, Collector, Running, grpc_collector, http_collector, sidecar
 
 RECORDED = Path(__file__).parent / "captures" / "recorded"
 LANGUAGES = ("python", "javascript", "java", "go")
@@ -37,7 +37,7 @@ async def post_json(body: bytes, signal: Signal, running: Running) -> None:
         assert (answer.status, answer.content_type) == (200, kind["Content-Type"]), await answer.text()
 
 
-async def send(file: Path, running: Running) -> None:
+async def send(file: Path, running: Addresses) -> None:
     """Sends a recorded body as its exporter did."""
     if "-grpc-" in file.name:
         path = f"/{signal_of(file).grpc_service}/Export"

@@ -169,8 +169,8 @@ async def test_a_cancelled_request_leaves_nothing_and_others_go_on(by: Transport
             hub.release()
 
 
-@needs_native
-async def test_unix_sockets_are_called(tmp_path: Path) -> None:
+@pytest.mark.parametrize("by", TRANSPORTS)
+async def test_unix_sockets_are_called(by: Transport, tmp_path: Path) -> None:
     path = str(tmp_path / "otlp.sock")
 
     async def taken(request: bytes, context: Any) -> bytes:
@@ -181,7 +181,7 @@ async def test_unix_sockets_are_called(tmp_path: Path) -> None:
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(Signal.LOGS.grpc_service, service),))
     server.add_insecure_port(f"unix:{path}")
     await server.start()
-    async with forwarding(Transport.NATIVE, 0, path, Signal.LOGS) as forwarder:
+    async with forwarding(by, 0, path, Signal.LOGS) as forwarder:
         assert (await forwarder.send(b"abc", None)).body == b"cba"
     await server.stop(0)
 
@@ -414,7 +414,7 @@ async def test_a_fault_in_a_call_fails_that_call() -> None:
                 assert (await forwarder.send(b"x", None)).code == 13
                 assert (await forwarder.send(b"x", None)).ok
         assert any("a fault in the native transport" in line["event"] for line in said)
-        assert not hub.lost.done()
+        assert not hub.lost
         hub.release()
 
 
@@ -430,7 +430,7 @@ async def test_should_the_thread_die_calls_fail_at_once_and_the_log_says_it() ->
                 assert outcome.code == 14
                 assert "has ended" in outcome.message
         assert [line["event"] for line in said] == ["the native transport has ended"]
-        assert hub.lost.result() == "the native transport has ended"
+        assert hub.lost == "the native transport has ended"
         hub.release()
 
 

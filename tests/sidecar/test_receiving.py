@@ -7,6 +7,7 @@ import contextlib
 import datetime
 import gzip
 import ipaddress
+import itertools
 import json
 import os
 import socket
@@ -42,6 +43,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 
 from skewd.ports import ListenError, PortTaken
+from skewd_sidecar.endpoint import EndpointError
 from skewd_sidecar.gateway import Signal
 from skewd_sidecar.hop import HOP_HEADER
 from skewd_sidecar.patch import Mode
@@ -471,6 +473,27 @@ async def test_a_unix_socket_is_served_and_removed_and_a_left_over_one_replaced(
                 assert await reach_socket(protocol, path), "whom it belongs to keeps it"
             assert not path.exists()
         assert len(behind.requests) == 4
+
+
+async def test_sidecars_in_a_row_over_unix_sockets_whoever_speaks_and_none_to_itself(tmp_path: Path) -> None:
+    last, first = tmp_path / "last.sock", tmp_path / "first.sock"
+    transports = [Transport.PYTHON] if NATIVE_MISSING else [Transport.PYTHON, Transport.NATIVE]
+    for receives, sends in itertools.product(transports, transports):
+        async with (
+            grpc_collector() as behind,
+            sidecar(**over("grpc", last), forward=behind.url, transport=receives),
+            sidecar(**over("grpc", first), forward=f"grpc+unix://{last}", transport=sends),
+        ):
+            if sends is Transport.PYTHON:
+                assert await reach_socket("grpc", first)
+            else:  # as the native receiver's text says
+                options = [("grpc.default_authority", "localhost")]
+                async with grpc.aio.insecure_channel(f"unix:{first}", options=options) as channel:
+                    await channel.unary_unary(EXPORT, None, None)(traces(), timeout=LIMIT_S)
+            assert len(behind.requests) == 1
+    with pytest.raises(EndpointError, match="would lead back to this sidecar"):
+        async with sidecar(**over("grpc", first), forward=f"grpc+unix://{tmp_path}/./first.sock"):
+            pass
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

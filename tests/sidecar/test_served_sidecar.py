@@ -418,6 +418,22 @@ async def test_an_http_failure_behind_is_the_failure_in_front(status: int, code:
         assert f"HTTP {status}" in RpcStatus.FromString(answer).message
 
 
+@pytest.mark.parametrize("inward", PROTOCOLS)
+async def test_a_failure_whose_words_are_no_text_is_passed_on_all_the_same(inward: str) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 503 nicht ge\xf6ffnet\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server, sidecar(forward=f"http://127.0.0.1:{port}") as running:
+        got, message, _ = await post(inward, running, traces())
+        assert got == {"grpc": "UNAVAILABLE", "http": "503"}[inward]
+        assert b"HTTP 503 nicht ge" in message
+
+
 async def test_a_redirect_is_a_failure_not_a_success() -> None:
     async with http_collector() as behind, sidecar(forward=behind.url) as running:
         behind.fail_http = lambda: web.Response(status=307, headers={"Location": behind.url + "/elsewhere"})

@@ -63,6 +63,7 @@ def test_where_it_is_not_auto_goes_without_and_a_demand_is_refused(
         (Destination("http", False, "collector", 4318), {"http_proxy": "http://proxy:1"}, True),
         (Destination("grpc", False, "collector", 4317), {"http_proxy": "http://proxy:1"}, False),
         (Destination("grpc", False, "collector", 4317), {"grpc_proxy": ""}, True),
+        (Destination("grpc", False, "/run/otlp.sock", 0), {"grpc_proxy": "http://proxy:1"}, True),
         (Destination("grpc", False, "localhost", 4317), {"grpc_proxy": "http://proxy:1"}, True),
         (Destination("grpc", False, "127.0.0.1", 4317), {"https_proxy": "http://proxy:1"}, True),
     ],
@@ -99,12 +100,15 @@ async def test_each_side_has_the_one_that_fits(more: dict[str, object], said: di
 
 @needs_native
 @pytest.mark.parametrize("what", [5, 6], ids=["its thread", "a listener"])
-async def test_a_sidecar_whose_transport_breaks_says_why_and_ends(what: int, tmp_path: Path) -> None:
+async def test_a_sidecar_whose_transport_breaks_says_why_and_ends(
+    what: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # gRPC's own library has the Unix socket and aiohttp the next hop, the native transport the rest.
+    monkeypatch.setattr("skewd_sidecar.forward.forwarders.fits_native", lambda *about: False)
     from skewd_sidecar.native_hub import Hub
 
     async with http_collector() as behind, aiohttp.ClientSession() as session, asyncio.timeout(2 * LIMIT_S):
         ready: asyncio.Future[dict[str, str | None]] = asyncio.get_running_loop().create_future()
-        # gRPC's own library has the Unix socket, the native transport the rest.
         more = settings(
             grpc=f"unix://{tmp_path}/s",
             forward=behind.url.replace("localhost", "127.0.0.1"),
@@ -124,7 +128,7 @@ async def test_a_sidecar_whose_transport_breaks_says_why_and_ends(what: int, tmp
             host, _, port = str(addresses["http"]).rpartition(":")
             with contextlib.suppress(OSError):
                 (await asyncio.open_connection(host, int(port)))[1].close()
-            why = await hub.lost
+            why = await hub.until_lost()
             for path in ("healthz", "readyz"):
                 while (await said(session, addresses, path)) != (503, f"{why}\n"):
                     await asyncio.sleep(0)
@@ -147,6 +151,7 @@ def test_the_command_fails_if_its_sidecar_breaks(
         raise SidecarBroken("the native transport has ended")
 
     monkeypatch.setattr("skewd_sidecar.service.serve", breaks)
+    monkeypatch.setattr("skewd.commands._configure_logs", lambda config: None)  # which would outlast this test
     words = ["sidecar", "--static-offset", "1ms", "--static-uncertainty", "1us", "--forward", "grpc://localhost:1"]
     assert dispatch(words) == 1
     assert "skewd: the native transport has ended" in capsys.readouterr().err

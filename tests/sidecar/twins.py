@@ -2,7 +2,7 @@
 
 Whatever one of them says of a body, the other must say too: the same bytes, the same counts, the same refusal to the
 letter. So no oracle is needed, and nothing is too odd to be tried: the generator writes every construction that the
-rules of ``patch.py`` name, well-formed or not, from whatever makes its choices.
+rules of ``skewd_sidecar.patch`` name, well-formed or not, from whatever makes its choices.
 """
 
 from __future__ import annotations

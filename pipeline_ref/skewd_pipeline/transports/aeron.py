@@ -12,8 +12,8 @@ Per hop one stream of work, upstream to downstream, which carries clock frames t
 the clock frames on their way back; over UDP that one needs a channel of its own at the upstream end. The relay and the
 stamps are those of the ZeroMQ hops (``daemon_link.py``), as are the frames (``frames.py``), joined to one buffer.
 
-Messages longer than a packet come in fragments. The binding puts them together within one ``poll`` only, and loses a
-message whose fragments two polls took; so they are put together here, by the flags of their headers (``Assembler``).
+Messages longer than a packet come in fragments, which are put together as skewd's own link does it
+(``skewd/links/fragments.py`` says why not by the binding).
 
 A *media driver* owns the files and the sockets: one for the run (``skewd_pipeline.aeron_driver``), or the user's. The
 client library's own answer to a driver that is gone is to end the process; an error handler takes its place here.
@@ -40,6 +40,7 @@ from typing import Any
 import pyaeron
 import zmq
 
+from skewd.links.fragments import Assembler, TooLong
 from skewd_pipeline.transports import beside
 from skewd_pipeline.transports.base import HopConfig, Message, TransportError
 from skewd_pipeline.transports.daemon_link import CLOCK_QUEUE, STAMP_AHEAD_S, DaemonLink
@@ -63,48 +64,9 @@ RELAY_S = 0.002
 ANSWER_S = 0.004
 RETRY_S = 0.000_2
 FRAGMENTS = 64
-SENDERS_MAX = 16
-_BEGIN, _END = 0x80, 0x40
 READ_AHEAD = 64
 SEND_LIMIT_S = 30.0
 DRIVER_TIMEOUT_MS = 10_000
-
-
-class Assembler:
-    """Fragments to messages. Pure.
-
-    A fragment says whether it begins and whether it ends a message; within a session (a publication) they come in
-    order and without gaps. Limits: ``MAX_JOINED_BYTES`` a message, unfinished ones of ``SENDERS_MAX`` sessions.
-    """
-
-    def __init__(self) -> None:
-        self._unfinished: dict[int, bytearray] = {}
-
-    def add(self, session: int, flags: int, fragment: bytes) -> bytes | None:
-        """The message that this fragment completes, if it does.
-
-        Raises:
-            MalformedFrames: the message is too large (what is left of it is passed over).
-        """
-        if flags & _BEGIN and flags & _END:
-            return fragment
-        if flags & _BEGIN:
-            self._unfinished.pop(session, None)
-            if len(self._unfinished) >= SENDERS_MAX:  # one that went in the middle of a message
-                self._unfinished.pop(next(iter(self._unfinished)))
-            self._unfinished[session] = bytearray(fragment)
-            return None
-        message = self._unfinished.get(session)
-        if message is None:
-            return None
-        message += fragment
-        if len(message) > MAX_JOINED_BYTES:
-            del self._unfinished[session]
-            raise MalformedFrames("over the size limit")
-        if not flags & _END:
-            return None
-        del self._unfinished[session]
-        return bytes(message)
 
 
 class _Group:
@@ -165,7 +127,7 @@ class _End:
         self._config = config
         self._counters: Counter[str] = Counter()
         self._to_hop: deque[bytes] = deque(maxlen=CLOCK_QUEUE)
-        self._assembler = Assembler()
+        self._assembler = Assembler(MAX_JOINED_BYTES)
         self.pending: deque[Message] = deque()
         self._owner = threading.get_ident()
         self._closed = False
@@ -272,7 +234,7 @@ class _End:
                 return
             frames, stamp = split_stamp(unjoin(data))
             arrived = decode(frames)
-        except MalformedFrames:
+        except (MalformedFrames, TooLong):
             self._counters["malformed"] += 1
             return
         if isinstance(arrived, bytes):

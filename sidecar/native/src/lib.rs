@@ -3,6 +3,7 @@
 //! The sidecar is Python, and stays whole without this. What is here are twins of Python modules that cost too much
 //! there, with the same rules and the same bytes out; the Python module is the specification, and tests compare the two.
 
+mod attributes;
 mod patch;
 mod table;
 mod transport;

@@ -1,4 +1,4 @@
-//! Twin of `skewd_sidecar/patch.py`, whose opening text holds the rules; the same bytes come out of both.
+//! Twin of the package `skewd_sidecar.patch`, whose opening text holds the rules; the same bytes come out of both.
 //!
 //! One walk over the body makes a list of edits (from, to, replacement) in order of position, with the replacements in
 //! one arena, and a list of times to write. The result is then put together at once, in the memory of the Python
@@ -9,6 +9,9 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
+use crate::attributes::{
+    Attributes, CORRECTED, FACTS, NAMES, OFFSET, ORIGINAL_END, ORIGINAL_START, ORIGINAL_TIME, REFERENCE, UNCERTAINTY,
+};
 use crate::table::{Correction, Table, UNSYNCHRONIZED};
 use crate::wire::{self, Malformed, Value};
 
@@ -16,27 +19,6 @@ pyo3::create_exception!(skewd_native, MalformedBody, PyValueError);
 
 /// Changes with what Python calls and with what comes out: see `skewd_sidecar/kernel.py`.
 pub const INTERFACE: u32 = 1;
-
-/// The attributes that are ours, as `NAMES` there, in the order in which they are appended.
-const NAMES: [&str; 9] = [
-    "offset_ns",
-    "uncertainty_ns",
-    "reference",
-    "status",
-    "node.name",
-    "corrected",
-    "original.start_time_unix_nano",
-    "original.end_time_unix_nano",
-    "original.time_unix_nano",
-];
-const OFFSET: usize = 0;
-const UNCERTAINTY: usize = 1;
-const FACTS: usize = 2; // reference, status, node.name, corrected
-const REFERENCE: usize = 0;
-const CORRECTED: usize = 3;
-const ORIGINAL_START: usize = 6;
-const ORIGINAL_END: usize = 7;
-const ORIGINAL_TIME: usize = 8;
 
 const STATUSES: [&str; 3] = ["synchronized", "holdover", "unsynchronized"];
 
@@ -61,61 +43,6 @@ enum Action {
 enum Record {
     Span,
     Log,
-}
-
-/// Our attributes in bytes, for one kind of owner: what comes before an attribute's value is made once.
-struct Attributes {
-    tag: u8,
-    /// For each name its key's field.
-    keys: Vec<Vec<u8>>,
-    /// For each name and each length of a number (1 to 10 bytes), all bytes before the number.
-    heads: Vec<Vec<Vec<u8>>>,
-}
-
-impl Attributes {
-    fn new(prefix: &str, tag: u8) -> Self {
-        let keys: Vec<Vec<u8>> = NAMES
-            .iter()
-            .map(|name| {
-                let mut key = Vec::new();
-                wire::push_field(&mut key, 0x0A, format!("{prefix}{name}").as_bytes());
-                key
-            })
-            .collect();
-        let heads = keys
-            .iter()
-            .map(|key| {
-                (1..=10u8)
-                    .map(|size| {
-                        let mut head = vec![tag];
-                        wire::push_varint(&mut head, key.len() as u64 + 3 + u64::from(size));
-                        head.extend_from_slice(key);
-                        head.extend_from_slice(&[0x12, 1 + size, 0x18]);
-                        head
-                    })
-                    .collect()
-            })
-            .collect();
-        Attributes { tag, keys, heads }
-    }
-
-    #[inline]
-    fn push_int(&self, out: &mut Vec<u8>, name: usize, value: u64) {
-        out.extend_from_slice(&self.heads[name][wire::varint_len(value) - 1]);
-        wire::push_varint(out, value);
-    }
-
-    fn push_fact(&self, out: &mut Vec<u8>, fact: usize, value: &Value) {
-        let mut any = Vec::new();
-        match value {
-            Value::Text(text) => wire::push_field(&mut any, 0x0A, text),
-            Value::Bool(flag) => any.extend_from_slice(&[0x10, u8::from(*flag)]),
-            Value::Int(_) | Value::Other => return,
-        }
-        let mut content = self.keys[FACTS + fact].clone();
-        wire::push_field(&mut content, 0x12, &any);
-        wire::push_field(out, u64::from(self.tag), &content);
-    }
 }
 
 /// How spans are patched: twin of `PatchOptions`.

@@ -1,4 +1,4 @@
-//! The protobuf wire format, as far as `patch.rs` walks it. Twin of the reading half of `skewd_sidecar/patch.py`.
+//! The protobuf wire format, as far as `patch.rs` walks it. Twin of `skewd_sidecar/patch/wire.py`.
 //!
 //! Positions are of the whole body, as there: a field is read to its end wherever its message ends, and whoever walks
 //! the message compares afterwards. Only that way both twins say the same of a damaged body.

@@ -8,6 +8,7 @@ Limits: a signal for which nowhere was named is not implemented, and its exporte
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import socket
@@ -29,6 +30,11 @@ from skewd_sidecar.forward.transport import Forwarder
 from skewd_sidecar.gateway import Metadata, Signal
 from skewd_sidecar.outcome import UNIMPLEMENTED, Outcome
 from skewd_sidecar.transport import fits_native
+
+_LEADS_BACK = (
+    "forwarding to {} would lead back to this sidecar, which listens there; "
+    "give --forward the address of the collector or backend"
+)
 
 
 class Forwarders:
@@ -170,19 +176,25 @@ class Forwarders:
         """Each next hop of each signal, and whether it answered last."""
         return [state for way in self._ways.values() for state in way.hops.states()]
 
-    async def refuse_itself(self, listeners: Iterable[tuple[str, int]]) -> None:
+    async def refuse_itself(self, listeners: Iterable[tuple[str, int] | str]) -> None:
         """Compares each destination, resolved, with the addresses listened on.
 
         Args:
-            listeners: numeric addresses and ports.
+            listeners: numeric addresses and ports; paths of Unix sockets.
 
         Raises:
             EndpointError: a destination is one of them.
         """
-        listening = list(listeners)
+        listening, sockets = list[tuple[str, int]](), list[str]()
+        for each in listeners:
+            sockets.append(each) if isinstance(each, str) else listening.append(each)
         ports = {port for _, port in listening}
         loop = asyncio.get_running_loop()
         for destination in {each for several in self._destinations.values() for each in several}:
+            if destination.unix:
+                if any(_same_file(destination.host, path) for path in sockets):
+                    raise EndpointError(_LEADS_BACK.format(destination))
+                continue
             if destination.port not in ports or destination.protocol == "kafka":
                 continue
             try:
@@ -192,14 +204,17 @@ class Forwarders:
             addresses = {str(entry[4][0]) for entry in found}
             reached = reached_listener(addresses, destination.port, listening, _own_addresses(listening))
             if reached is not None:
-                raise EndpointError(
-                    f"forwarding to {destination} would lead back to this sidecar, which listens there; "
-                    "give --forward the address of the collector or backend"
-                )
+                raise EndpointError(_LEADS_BACK.format(destination))
 
     async def close(self) -> None:
         """Ends what is under way and closes all connections."""
         await asyncio.gather(*(way.close() for way in self._ways.values()))
+
+
+def _same_file(one: str, other: str) -> bool:
+    with contextlib.suppress(OSError):  # not there now: it cannot be told, nor reached
+        return os.path.samefile(one, other)
+    return False
 
 
 def _own_addresses(listening: list[tuple[str, int]]) -> set[str]:

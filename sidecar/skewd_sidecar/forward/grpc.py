@@ -33,7 +33,7 @@ class GrpcForwarder:
 
         self._destination = destination
         self._error = grpc.aio.AioRpcError
-        options: list[tuple[str, int]] = [
+        options: list[tuple[str, int | str]] = [
             ("grpc.max_send_message_length", -1),
             ("grpc.max_receive_message_length", ANSWER_MAX_BYTES),
             ("grpc.initial_reconnect_backoff_ms", 100),
@@ -41,7 +41,10 @@ class GrpcForwarder:
             ("grpc.max_reconnect_backoff_ms", _RECONNECT_MAX_MS),
             ("grpc.enable_retries", 0),
         ]
-        if is_loopback(destination.host):
+        if destination.unix:
+            # What it makes of a path by itself is no authority that RFC 3986 allows, and some servers refuse it.
+            options.append(("grpc.default_authority", "localhost"))
+        elif is_loopback(destination.host):
             options.append(("grpc.enable_http_proxy", 0))
         compression = grpc.Compression.Gzip if destination.gzip else grpc.Compression.NoCompression
         if destination.secure:

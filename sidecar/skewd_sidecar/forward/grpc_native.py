@@ -31,7 +31,7 @@ class NativeGrpcForwarder:
             self._channel = self._hub.connect(
                 destination.host,
                 destination.port,
-                "localhost" if destination.host.startswith("/") else destination.target,
+                "localhost" if destination.unix else destination.target,
                 destination.gzip,
                 ANSWER_MAX_BYTES,
             )

@@ -63,7 +63,8 @@ class HttpForwarder:
                 return outcome_of(
                     self._destination,
                     response.status,
-                    response.reason or "",
+                    # Bytes that are no UTF-8 come as lone surrogates, which neither protocol can pass on.
+                    (response.reason or "").encode(errors="replace").decode(),
                     response.content_type,
                     response.headers.get("Retry-After"),
                     response.headers.get("Date"),

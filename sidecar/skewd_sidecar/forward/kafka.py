@@ -2,8 +2,9 @@
 
 What reads them is the Collector's Kafka receiver, or stream processing that fleets have hung behind such topics. So
 the form is the Collector's: a message's value is a serialized export request of its signal. Traces are keyed by trace
-id, in lower-case hex, one message per trace and request (its ``partition_traces_by_id``), so that all spans of a trace
-are in one partition; which one, FNV-1a says, as there. Other signals have no key. Request metadata become headers.
+id, in lower-case hex, one message per trace and request (with its ``partition_traces_by_id`` it is one per scope, too),
+so that all spans of a trace are in one partition; which one, FNV-1a says, as there. Other signals have no key. Request
+metadata become headers.
 
 A request is acknowledged when the brokers have acknowledged all its messages, in every in-sync replica; the producer
 is idempotent, so its own retries write nothing twice.

@@ -74,25 +74,27 @@ class NativeGrpcReceiver:
         file = UnixSocketFile(listen, SETTING) if listen.startswith(UNIX) else None
         with bind_tcp(listen, SETTING) if file is None else bind_unix(file, SETTING) as bound:
             bound.listen(BACKLOG)
-            hub = Hub.acquire()
-            try:
-                server = hub.listen(
-                    bound.fileno(),
-                    counted(handler, picker, counts),
-                    unix=file is not None,
-                    body_max_bytes=body_max_bytes,
-                    held_max_bytes=held_max_bytes,
-                    requests_max=CONCURRENT_MAX,
-                    connections_max=connections_max,
-                    streams_max=STREAMS_MAX,
-                    read_s=READ_S,
-                    metadata=picker.names,
-                )
-            except BaseException:
-                hub.release()
-                raise
             address = name_of(bound) if file is None else file.path
-            bound.detach()
+            hub = Hub.acquire()
+            fd = bound.detach()
+        try:
+            server = hub.listen(
+                fd,
+                counted(handler, picker, counts),
+                unix=file is not None,
+                body_max_bytes=body_max_bytes,
+                held_max_bytes=held_max_bytes,
+                requests_max=CONCURRENT_MAX,
+                connections_max=connections_max,
+                streams_max=STREAMS_MAX,
+                read_s=READ_S,
+                metadata=picker.names,
+            )
+        except BaseException:
+            hub.release()
+            if file is not None:
+                file.remove()
+            raise
         hub.show(counts)
         return cls(hub, server, address, file)
 

@@ -18,6 +18,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from skewd.quiet import QuietLog
 from skewd_sidecar.counts import Counts
 from skewd_sidecar.gateway import BODY_MAX_BYTES
+from skewd_sidecar.handler import Handler
 from skewd_sidecar.receive.http_rules import (
     BYTES_MAX,
     CONNECTIONS_MAX,
@@ -33,7 +34,6 @@ from skewd_sidecar.receive.http_rules import (
 from skewd_sidecar.receive.listen import BACKLOG, UNIX, Address, UnixSocketFile, bind_tcp, bind_unix, name_of
 from skewd_sidecar.receive.metadata import MetadataPicker
 from skewd_sidecar.receive.tls import ServerTls
-from skewd_sidecar.relay import Handler
 
 _FORCE_S = 0.25
 _TOO_MANY_CONNECTIONS = (

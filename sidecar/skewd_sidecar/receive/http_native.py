@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from skewd.quiet import QuietLog
 from skewd_sidecar.counts import Counts
 from skewd_sidecar.gateway import BODY_MAX_BYTES, Metadata
+from skewd_sidecar.handler import Handler
 from skewd_sidecar.native_hub import Hub
 from skewd_sidecar.outcome import INTERNAL, INVALID_ARGUMENT
 from skewd_sidecar.receive.http_rules import (
@@ -38,7 +39,6 @@ from skewd_sidecar.receive.http_rules import (
 from skewd_sidecar.receive.listen import BACKLOG, UNIX, Address, UnixSocketFile, bind_tcp, bind_unix, name_of
 from skewd_sidecar.receive.metadata import MetadataPicker
 from skewd_sidecar.receive.tls import ServerTls
-from skewd_sidecar.relay import Handler
 
 log = QuietLog(__name__)
 
@@ -85,25 +85,27 @@ class NativeHttpReceiver:
         file = UnixSocketFile(listen, SETTING) if listen.startswith(UNIX) else None
         with bind_tcp(listen, SETTING) if file is None else bind_unix(file, SETTING) as bound:
             bound.listen(BACKLOG)
-            hub = Hub.acquire()
-            try:
-                server = hub.listen_http(
-                    bound.fileno(),
-                    _Requests(rules, READ_S),
-                    unix=file is not None,
-                    paths=PATHS,
-                    body_max_bytes=body_max_bytes,
-                    held_max_bytes=held_max_bytes,
-                    connections_max=CONNECTIONS_MAX,
-                    idle_s=IDLE_S,
-                    read_s=READ_S,
-                    metadata=rules.picker.names,
-                )
-            except BaseException:
-                hub.release()
-                raise
             address = name_of(bound) if file is None else file.path
-            bound.detach()
+            hub = Hub.acquire()
+            fd = bound.detach()
+        try:
+            server = hub.listen_http(
+                fd,
+                _Requests(rules, READ_S),
+                unix=file is not None,
+                paths=PATHS,
+                body_max_bytes=body_max_bytes,
+                held_max_bytes=held_max_bytes,
+                connections_max=CONNECTIONS_MAX,
+                idle_s=IDLE_S,
+                read_s=READ_S,
+                metadata=rules.picker.names,
+            )
+        except BaseException:
+            hub.release()
+            if file is not None:
+                file.remove()
+            raise
         hub.show(rules.counts)
         return cls(hub, server, rules, address, file)
 

@@ -12,7 +12,6 @@
 //! proxy, no load balancing: those endpoints are gRPC's own client's.
 
 use std::future::poll_fn;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,13 +20,12 @@ use bytes::Bytes;
 use h2::client::SendRequest;
 use h2::RecvStream;
 use http::header::{HeaderMap, HeaderName, HeaderValue, CONTENT_TYPE, TE, USER_AGENT};
-use http::{Request, Uri};
+use http::Request;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{watch, Notify};
 use tokio::time::{timeout, timeout_at, Instant};
 
-use super::server::{ACCEPT_ENCODING, DETAILS, ENCODING, ENCODINGS, GRPC, MESSAGE, STATUS, TIMEOUT};
-use super::shared::{lock, spawn, Answer, Counted, Event, Heard, Shared, Socket};
+use super::shared::{lock, spawn, Answer, Call, Counted, Event, Heard, Shared, Socket, Target};
 use super::wire::{self, Encoding, Incoming};
 
 const WINDOW: u32 = 1 << 20;
@@ -38,19 +36,6 @@ const BACKOFF_MIN_MS: u64 = 100;
 const BACKOFF_MAX_MS: u64 = 1000;
 const FAR: Duration = Duration::from_secs(24 * 3600);
 const AGENT: HeaderValue = HeaderValue::from_static(concat!("skewd-native/", env!("CARGO_PKG_VERSION")));
-
-pub enum Target {
-    Tcp { host: String, port: u16 },
-    Unix(PathBuf),
-}
-
-/// One call, as Python gave it.
-pub struct Call {
-    pub uri: Uri,
-    pub body: Bytes,
-    pub timeout: Option<Duration>,
-    pub metadata: HeaderMap,
-}
 
 pub struct Channel {
     shared: Arc<Shared>,
@@ -63,11 +48,17 @@ pub struct Channel {
 
 #[derive(Clone)]
 enum State {
-    Idle { failures: u32 },
+    Idle {
+        failures: u32,
+    },
     Connecting,
     Ready(Arc<Link>),
     /// Calls fail with this text until then.
-    Away { until: Instant, text: String, failures: u32 },
+    Away {
+        until: Instant,
+        text: String,
+        failures: u32,
+    },
 }
 
 /// A connection that works, or did.
@@ -84,7 +75,10 @@ struct Link {
 enum Tried {
     Answered(Answer),
     /// The peer didn't take it; why, and whether the connection takes others.
-    NotTaken { text: String, usable: bool },
+    NotTaken {
+        text: String,
+        usable: bool,
+    },
 }
 
 impl Channel {
@@ -282,16 +276,16 @@ impl Channel {
         let fields = request.headers_mut();
         *fields = call.metadata.clone();
         fields.insert(TE, HeaderValue::from_static("trailers"));
-        fields.insert(CONTENT_TYPE, GRPC);
+        fields.insert(CONTENT_TYPE, wire::GRPC);
         fields.entry(USER_AGENT).or_insert(AGENT);
-        fields.insert(ACCEPT_ENCODING, ENCODINGS);
+        fields.insert(wire::ACCEPT_ENCODING, HeaderValue::from_static(wire::ENCODINGS));
         if self.gzip {
-            fields.insert(ENCODING, HeaderValue::from_static("gzip"));
+            fields.insert(wire::ENCODING, HeaderValue::from_static("gzip"));
         }
         if call.timeout.is_some() {
             let left = deadline.saturating_duration_since(Instant::now());
             if let Ok(value) = HeaderValue::from_str(&wire::format_timeout(left)) {
-                fields.insert(TIMEOUT, value);
+                fields.insert(wire::TIMEOUT, value);
             }
         }
         let sent = send.send_request(request, false).and_then(|(response, mut stream)| {
@@ -315,7 +309,7 @@ impl Channel {
     }
 
     async fn answer(&self, status: u16, head: &HeaderMap, mut body: RecvStream) -> Tried {
-        if body.is_end_stream() && head.contains_key(STATUS) {
+        if body.is_end_stream() && head.contains_key(wire::STATUS) {
             return Tried::Answered(ended(head, None));
         }
         if status != 200 {
@@ -325,7 +319,7 @@ impl Channel {
         if !kind.starts_with(b"application/grpc") {
             return Tried::Answered(Answer::failed(wire::UNKNOWN, "the answer is not gRPC's, by its content type"));
         }
-        let Some(encoding) = Encoding::parse(head.get(ENCODING).map(HeaderValue::as_bytes)) else {
+        let Some(encoding) = Encoding::parse(head.get(wire::ENCODING).map(HeaderValue::as_bytes)) else {
             return Tried::Answered(Answer::failed(wire::INTERNAL, "the answer has an encoding that was not offered"));
         };
         let mut incoming = Incoming::new(self.answer_bytes);
@@ -351,7 +345,7 @@ impl Channel {
 
 /// The answer that headers with a `grpc-status` give, with the message that came before them.
 fn ended(fields: &HeaderMap, message: Option<Result<Vec<u8>, wire::Refusal>>) -> Answer {
-    let Some(value) = fields.get(STATUS) else {
+    let Some(value) = fields.get(wire::STATUS) else {
         return Answer::failed(wire::UNKNOWN, "the answer has no grpc-status");
     };
     let code = value.to_str().ok().and_then(|text| text.parse::<u8>().ok()).filter(|code| *code <= 16);
@@ -363,9 +357,9 @@ fn ended(fields: &HeaderMap, message: Option<Result<Vec<u8>, wire::Refusal>>) ->
         },
         code => Answer {
             code,
-            message: fields.get(MESSAGE).map_or_else(String::new, |value| wire::decode_message(value.as_bytes())),
+            message: fields.get(wire::MESSAGE).map_or_else(String::new, |value| wire::decode_message(value.as_bytes())),
             body: Bytes::new(),
-            details: fields.get(DETAILS).and_then(|value| wire::decode_binary(value.as_bytes())),
+            details: fields.get(wire::DETAILS).and_then(|value| wire::decode_binary(value.as_bytes())),
         },
     }
 }

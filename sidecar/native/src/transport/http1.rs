@@ -1,4 +1,4 @@
-//! HTTP/1.1 as it is read: heads and bodies of messages, strictly.
+//! HTTP/1.1 as it is read: heads and bodies of messages, strictly; and what passes of them to and from Python.
 //!
 //! Where two parsers disagree on where a message ends, a request can be hidden in another. So there is one way to read
 //! each message, or none: one `Content-Length` of digits or `Transfer-Encoding: chunked`, never both, never twice;
@@ -7,7 +7,9 @@
 //! Limits: a head of `HEAD_MAX` bytes and `FIELDS_MAX` fields; lines of chunks, and all trailers (which are dropped),
 //! of `LINE_MAX`. Sources: RFC 9110, RFC 9112.
 
-use bytes::{Buf, BytesMut};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes, BytesMut};
 use http::header::HeaderName;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
@@ -38,6 +40,61 @@ impl From<std::io::Error> for Broken {
 
 fn malformed<T>(text: impl Into<String>) -> Result<T, Broken> {
     Err(Broken::Malformed(text.into()))
+}
+
+/// A request, or what came of it.
+pub struct HttpRequest {
+    pub method: String,
+    pub path: String,
+    pub content_type: Option<String>,
+    pub content_encoding: Option<String>,
+    pub metadata: Vec<(String, String)>,
+    pub body: Vec<u8>,
+    /// Why the body isn't there: a word, and what more there is to say.
+    pub fault: Option<(&'static str, String)>,
+}
+
+/// The answer to a request. Length, date and connection are added to its fields.
+pub struct HttpAnswer {
+    pub status: u16,
+    pub content_type: String,
+    pub fields: Vec<(String, String)>,
+    pub body: Bytes,
+    pub close: bool,
+}
+
+impl HttpAnswer {
+    /// Without a body, and the last on its connection.
+    pub fn empty(status: u16) -> Self {
+        let content_type = "application/x-protobuf".to_owned();
+        HttpAnswer { status, content_type, fields: Vec::new(), body: Bytes::new(), close: true }
+    }
+}
+
+/// One call, as Python gave it.
+pub struct HttpCall {
+    /// Names and values, checked, as they are sent.
+    pub fields: String,
+    pub body: Bytes,
+    pub timeout: Option<Duration>,
+}
+
+/// An answer, or why there is none.
+pub enum HttpAnswered {
+    Answer { status: u16, reason: String, fields: Fields, body: Vec<u8> },
+    /// No answer in time.
+    Late,
+    /// The answer is longer than it may be.
+    TooLarge,
+    Failed(String),
+}
+
+/// What is of interest of an answer's head.
+#[derive(Default)]
+pub struct Fields {
+    pub content_type: Option<String>,
+    pub retry_after: Option<String>,
+    pub date: Option<String>,
 }
 
 /// How long a body is.

@@ -18,41 +18,14 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{watch, Semaphore};
 use tokio::time::{timeout, Instant};
 
-use super::client::Target;
-use super::http1::{self, Broken, Length, Reader};
-use super::shared::{lock, spawn, Counted, Event, Heard, Shared, Socket};
+use super::http1::{self, Broken, Fields, HttpAnswered, HttpCall, Length, Reader};
+use super::shared::{lock, spawn, Counted, Event, Heard, Shared, Socket, Target};
 use super::wire;
 
 const CONNECTIONS_MAX: usize = 64;
 /// Shorter than servers keep theirs.
 const KEEP: Duration = Duration::from_secs(15);
 const FAR: Duration = Duration::from_secs(24 * 3600);
-
-/// One call, as Python gave it.
-pub struct HttpCall {
-    /// Names and values, checked, as they are sent.
-    pub fields: String,
-    pub body: Bytes,
-    pub timeout: Option<Duration>,
-}
-
-/// An answer, or why there is none.
-pub enum HttpAnswered {
-    Answer { status: u16, reason: String, fields: Fields, body: Vec<u8> },
-    /// No answer in time.
-    Late,
-    /// The answer is longer than it may be.
-    TooLarge,
-    Failed(String),
-}
-
-/// What is of interest of an answer's head.
-#[derive(Default)]
-pub struct Fields {
-    pub content_type: Option<String>,
-    pub retry_after: Option<String>,
-    pub date: Option<String>,
-}
 
 pub struct HttpChannel {
     shared: Arc<Shared>,

@@ -13,13 +13,12 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
 use http::StatusCode;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 
-use super::http1::{self, Broken, Head, Length, Reader};
+use super::http1::{self, Broken, Head, HttpAnswer, HttpRequest, Length, Reader};
 use super::server::{used_now, Connection, Phase, Server, UnderWay};
 use super::shared::{lock, Event, Held, Shared, Socket, REQUEST_BYTES};
 
@@ -31,34 +30,6 @@ const JOINED_MAX: usize = 16 << 10;
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 const TURNED_AWAY: &[u8] =
     b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
-
-/// A request, or what came of it.
-pub struct HttpRequest {
-    pub method: String,
-    pub path: String,
-    pub content_type: Option<String>,
-    pub content_encoding: Option<String>,
-    pub metadata: Vec<(String, String)>,
-    pub body: Vec<u8>,
-    /// Why the body isn't there: a word, and what more there is to say.
-    pub fault: Option<(&'static str, String)>,
-}
-
-/// The answer to a request. Length, date and connection are added to its fields.
-pub struct HttpAnswer {
-    pub status: u16,
-    pub content_type: String,
-    pub fields: Vec<(String, String)>,
-    pub body: Bytes,
-    pub close: bool,
-}
-
-impl HttpAnswer {
-    fn empty(status: u16) -> Self {
-        let content_type = "application/x-protobuf".to_owned();
-        HttpAnswer { status, content_type, fields: Vec::new(), body: Bytes::new(), close: true }
-    }
-}
 
 /// Tells a client beyond the limit to come again, if it is there to hear it.
 pub async fn turn_away(mut socket: Socket) {

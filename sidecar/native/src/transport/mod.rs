@@ -36,11 +36,11 @@ use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
 use tokio::time::Instant;
 
-use client::{Call, Channel, Target};
-use http_client::{Fields, HttpAnswered, HttpCall, HttpChannel};
-use http_server::{HttpAnswer, HttpRequest};
-use server::{Limits, Protocol, Server};
-use shared::{lock, Answer, Command, Event, Listening, Shared};
+use client::Channel;
+use http1::{Fields, HttpAnswer, HttpAnswered, HttpCall, HttpRequest};
+use http_client::HttpChannel;
+use server::Server;
+use shared::{lock, Answer, Call, Command, Event, Limits, Listening, Protocol, Shared, Target};
 
 /// What `skewd_sidecar.transport` expects: changes with what is called here, and with what events hold.
 pub const INTERFACE: u32 = 3;
@@ -168,7 +168,8 @@ impl Transport {
 
     /// Serves on a listening socket, which becomes the transport's own.
     ///
-    /// fd: of the socket. unix: of its family. Sizes in bytes. metadata: names of headers that are handed on.
+    /// fd: of the socket, closed if this fails. unix: of its family. Sizes in bytes. metadata: names of headers that are
+    /// handed on.
     #[pyo3(signature = (fd, *, unix, body_bytes, held_bytes, requests, connections, streams, read_s, metadata))]
     #[allow(clippy::too_many_arguments)]
     fn listen(
@@ -183,10 +184,9 @@ impl Transport {
         read_s: f64,
         metadata: Vec<String>,
     ) -> PyResult<u64> {
+        let protocol = Protocol::Grpc;
         let limits = Limits { body_bytes, held_bytes, requests, connections, streams, read: limited(read_s) };
-        let paths = self.paths.clone();
-        let server = Server::new(self.shared.clone(), Protocol::Grpc, paths, names(&metadata)?, limits);
-        self.serve(server, fd, unix)
+        self.serve(fd, unix, protocol, self.paths.clone(), &metadata, limits)
     }
 
     /// The same for OTLP over HTTP/1.1, whose `paths` are those whose bodies are read. idle_s: for a head to arrive.
@@ -204,11 +204,10 @@ impl Transport {
         read_s: f64,
         metadata: Vec<String>,
     ) -> PyResult<u64> {
+        let protocol = Protocol::Http { idle: limited(idle_s) };
         let read = limited(read_s);
         let limits = Limits { body_bytes, held_bytes, requests: connections, connections, streams: 1, read };
-        let protocol = Protocol::Http { idle: limited(idle_s) };
-        let server = Server::new(self.shared.clone(), protocol, paths, names(&metadata)?, limits);
-        self.serve(server, fd, unix)
+        self.serve(fd, unix, protocol, paths, &metadata, limits)
     }
 
     /// Frees the address; requests under way have `grace_s`. An event tells when it is over.
@@ -258,9 +257,8 @@ impl Transport {
             uris.push(uri.map_err(|error| PyValueError::new_err(error.to_string()))?);
         }
         let id = self.shared.new_id();
-        let channel = Arc::new(Channel::new(self.shared.clone(), target, gzip, answer_bytes));
         lock(&self.channels).insert(id, Endpoint { uris });
-        self.shared.command(Command::Connect { id, channel });
+        self.shared.command(Command::Connect { id, target, gzip, answer_bytes });
         Ok(id)
     }
 
@@ -286,8 +284,7 @@ impl Transport {
         let path: PathAndQuery = path.parse().map_err(|_| wrong(path))?;
         let start = format!("POST {path} HTTP/1.1\r\nHost: {authority}\r\n{}", lines(&fields)?);
         let id = self.shared.new_id();
-        let channel = Arc::new(HttpChannel::new(self.shared.clone(), target, start, gzip, answer_bytes));
-        self.shared.command(Command::ConnectHttp { id, channel });
+        self.shared.command(Command::ConnectHttp { id, target, start, gzip, answer_bytes });
         Ok(id)
     }
 
@@ -384,21 +381,32 @@ impl Transport {
 }
 
 impl Transport {
-    fn serve(&self, server: Server, fd: i32, unix: bool) -> PyResult<u64> {
+    fn serve(
+        &self,
+        fd: i32,
+        unix: bool,
+        protocol: Protocol,
+        paths: Vec<String>,
+        metadata: &[String],
+        limits: Limits,
+    ) -> PyResult<u64> {
         if fd < 0 {
             return Err(PyValueError::new_err("not a socket"));
         }
-        // SAFETY: the caller gives the descriptor away, which nothing below fails to take.
+        // SAFETY: the caller gives the descriptor away, whatever becomes of it here.
         let owned = unsafe { OwnedFd::from_raw_fd(fd) };
+        let names = metadata.iter().map(|name| HeaderName::from_bytes(name.as_bytes()));
+        let metadata =
+            names.collect::<Result<_, _>>().map_err(|_| PyValueError::new_err("not the name of a header"))?;
         let listener = if unix {
             Listening::Unix(std::os::unix::net::UnixListener::from(owned))
         } else {
             Listening::Tcp(std::net::TcpListener::from(owned))
         };
-        let id = server.id;
-        self.shared.command(Command::Listen { server: Arc::new(server), listener });
+        let server = self.shared.new_id();
+        self.shared.command(Command::Listen { server, protocol, listener, paths, metadata, limits });
         self.shared.flush();
-        Ok(id)
+        Ok(server)
     }
 }
 
@@ -436,11 +444,6 @@ fn limited(value: f64) -> Duration {
     seconds(value).min(Duration::from_secs(3600))
 }
 
-fn names(metadata: &[String]) -> PyResult<Vec<HeaderName>> {
-    let names = metadata.iter().map(|name| HeaderName::from_bytes(name.as_bytes()));
-    names.collect::<Result<_, _>>().map_err(|_| PyValueError::new_err("not the name of a header"))
-}
-
 /// The thread's work: obeying, until told to stop.
 async fn run(shared: Arc<Shared>) {
     tokio::spawn(shared.clone().signal());
@@ -461,10 +464,17 @@ async fn run(shared: Arc<Shared>) {
                 Command::HttpCall { id, .. } => Some(*id),
                 _ => None,
             };
+            let deaf = match &command {
+                Command::Listen { server, .. } => Some(*server),
+                _ => None,
+            };
             let obeying = AssertUnwindSafe(|| obey(&shared, &mut servers, &mut channels, command));
             if catch_unwind(obeying).is_err() {
                 shared.stats.panics.fetch_add(1, Relaxed);
                 shared.tell(Event::Trouble { text: "a fault in the native transport: a command was lost".to_owned() });
+                if let Some(server) = deaf {
+                    shared.tell(Event::Deaf { server });
+                }
                 if let Some(call) = lost_http {
                     let answered = Box::new(HttpAnswered::Failed("a fault in it".to_owned()));
                     shared.tell(Event::HttpAnswered { call, answered });
@@ -487,9 +497,10 @@ fn obey(
 ) {
     shared.maybe_panic(4);
     match command {
-        Command::Listen { server, listener } => {
+        Command::Listen { server: id, protocol, listener, paths, metadata, limits } => {
+            let server = Arc::new(Server::new(shared.clone(), id, protocol, paths, metadata, limits));
             server.listen(listener);
-            servers.insert(server.id, server);
+            servers.insert(id, server);
         }
         Command::Close { server, grace } => match servers.remove(&server) {
             Some(server) => server.close(grace),
@@ -505,8 +516,9 @@ fn obey(
                 let _ = waiting.send(answer);
             }
         }
-        Command::Connect { id, channel } => {
-            channels.insert(id, Called::Grpc(channel));
+        Command::Connect { id, target, gzip, answer_bytes } => {
+            let channel = Channel::new(shared.clone(), target, gzip, answer_bytes);
+            channels.insert(id, Called::Grpc(Arc::new(channel)));
         }
         Command::Disconnect { id } => {
             match channels.remove(&id) {
@@ -515,8 +527,9 @@ fn obey(
                 None => {}
             }
         }
-        Command::ConnectHttp { id, channel } => {
-            channels.insert(id, Called::Http(channel));
+        Command::ConnectHttp { id, target, start, gzip, answer_bytes } => {
+            let channel = HttpChannel::new(shared.clone(), target, start, gzip, answer_bytes);
+            channels.insert(id, Called::Http(Arc::new(channel)));
         }
         Command::HttpCall { channel, id, call } => match channels.get(&channel) {
             Some(Called::Http(channel)) => channel.call(id, call),

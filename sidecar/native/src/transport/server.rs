@@ -27,7 +27,7 @@ use tokio::time::{sleep, timeout, Instant};
 
 use super::http_server;
 use super::shared::{
-    lock, spawn, Answer, Counted, Event, Heard, Held, Listening, Metadata, Shared, Socket, REQUEST_BYTES,
+    lock, spawn, Answer, Counted, Event, Heard, Held, Listening, Metadata, Protocol, Shared, Socket, REQUEST_BYTES,
 };
 use super::wire::{self, Encoding, Incoming, Refusal};
 
@@ -48,38 +48,11 @@ const ANSWER_BUFFERED: usize = 64 << 10;
 /// Longer details than this would not fit into the headers that clients take.
 const DETAILS_MAX: usize = 4 << 10;
 
-pub const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
-pub const STATUS: HeaderName = HeaderName::from_static("grpc-status");
-pub const MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
-pub const DETAILS: HeaderName = HeaderName::from_static("grpc-status-details-bin");
-pub const ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
-pub const ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-encoding");
-pub const TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
-pub const ENCODINGS: HeaderValue = HeaderValue::from_static(wire::ENCODINGS);
-
-pub struct Limits {
-    pub body_bytes: usize,
-    pub held_bytes: usize,
-    pub requests: usize,
-    pub connections: usize,
-    pub streams: u32,
-    /// For one request to arrive.
-    pub read: Duration,
-}
-
-/// What is spoken on a server's connections.
-#[derive(Clone, Copy)]
-pub enum Protocol {
-    Grpc,
-    /// `idle`: between two requests, until the head of the second is there.
-    Http { idle: Duration },
-}
-
 pub struct Server {
     pub id: u64,
     protocol: Protocol,
     pub(super) shared: Arc<Shared>,
-    pub(super) limits: Limits,
+    pub(super) limits: super::shared::Limits,
     pub(super) paths: Vec<String>,
     pub(super) metadata: Vec<HeaderName>,
     requests: AtomicUsize,
@@ -112,13 +85,14 @@ pub(super) fn used_now() -> u64 {
 impl Server {
     pub fn new(
         shared: Arc<Shared>,
+        id: u64,
         protocol: Protocol,
         paths: Vec<String>,
         metadata: Vec<HeaderName>,
-        limits: Limits,
+        limits: super::shared::Limits,
     ) -> Self {
         Server {
-            id: shared.new_id(),
+            id,
             protocol,
             shared,
             limits,
@@ -192,7 +166,8 @@ impl Server {
             });
             let id = self.shared.new_id();
             lock(&self.connections).insert(id, connection.clone());
-            let listed = Listed { server: self.clone(), id, _counted: Counted::new(&self.shared.stats, |s| &s.connections) };
+            let listed =
+                Listed { server: self.clone(), id, _counted: Counted::new(&self.shared.stats, |s| &s.connections) };
             spawn(&self.shared, "a connection", async move {
                 let _listed = listed;
                 let phase = server.phase.subscribe();
@@ -288,14 +263,24 @@ impl Server {
         }
     }
 
-    fn begin(self: &Arc<Self>, connection: &Arc<Connection>, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
+    fn begin(
+        self: &Arc<Self>,
+        connection: &Arc<Connection>,
+        request: Request<RecvStream>,
+        respond: SendResponse<Bytes>,
+    ) {
         connection.used.store(used_now(), Relaxed);
         let under_way = UnderWay::new(self.clone(), connection.clone());
         let server = self.clone();
         spawn(&self.shared, "a request", async move { server.request(under_way, request, respond).await });
     }
 
-    async fn request(self: Arc<Self>, under_way: UnderWay, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+    async fn request(
+        self: Arc<Self>,
+        under_way: UnderWay,
+        request: Request<RecvStream>,
+        mut respond: SendResponse<Bytes>,
+    ) {
         let (head, mut body) = request.into_parts();
         let arrived = Instant::now();
         let received = self.receive(&under_way, &head, &mut body, arrived).await;
@@ -379,7 +364,10 @@ impl Server {
     fn check(&self, head: &http::request::Parts) -> Result<Head, Refusal> {
         let kind = head.headers.get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
         if !(kind.starts_with(b"application/grpc") && matches!(kind.get(16), None | Some(b'+' | b';'))) {
-            return Err(Refusal { http: 415, ..Refusal::new(wire::INTERNAL, "this is a gRPC server; the content type is not") });
+            return Err(Refusal {
+                http: 415,
+                ..Refusal::new(wire::INTERNAL, "this is a gRPC server; the content type is not")
+            });
         }
         if head.method != Method::POST {
             return Err(Refusal { http: 405, ..Refusal::new(wire::INTERNAL, "gRPC calls are POSTs") });
@@ -389,11 +377,11 @@ impl Server {
             let cut: String = asked.chars().take(100).collect();
             return Err(Refusal::new(wire::UNIMPLEMENTED, format!("no such method here: {cut}")));
         };
-        let Some(encoding) = Encoding::parse(head.headers.get(ENCODING).map(HeaderValue::as_bytes)) else {
+        let Some(encoding) = Encoding::parse(head.headers.get(wire::ENCODING).map(HeaderValue::as_bytes)) else {
             let text = format!("the message's encoding is not offered; send one of {}", wire::ENCODINGS);
             return Err(Refusal::new(wire::UNIMPLEMENTED, text));
         };
-        let timeout = match head.headers.get(TIMEOUT) {
+        let timeout = match head.headers.get(wire::TIMEOUT) {
             None => None,
             Some(value) => match wire::parse_timeout(value.as_bytes()) {
                 None => return Err(Refusal::new(wire::INTERNAL, "malformed grpc-timeout")),
@@ -583,12 +571,12 @@ async fn send(mut respond: SendResponse<Bytes>, answer: Answer) -> Result<(), h2
     let fields = status(code, &message, details.as_deref());
     if code != wire::OK {
         *response.headers_mut() = fields; // headers and trailers in one
-        response.headers_mut().insert(CONTENT_TYPE, GRPC);
-        response.headers_mut().insert(ACCEPT_ENCODING, ENCODINGS);
+        response.headers_mut().insert(CONTENT_TYPE, wire::GRPC);
+        response.headers_mut().insert(wire::ACCEPT_ENCODING, HeaderValue::from_static(wire::ENCODINGS));
         respond.send_response(response, true)?;
         return Ok(());
     }
-    response.headers_mut().insert(CONTENT_TYPE, GRPC);
+    response.headers_mut().insert(CONTENT_TYPE, wire::GRPC);
     let mut stream = respond.send_response(response, false)?;
     for mut piece in wire::framed(body, false) {
         while piece.len() > ANSWER_BUFFERED {
@@ -606,15 +594,15 @@ async fn send(mut respond: SendResponse<Bytes>, answer: Answer) -> Result<(), h2
 
 fn status(code: u8, message: &str, details: Option<&[u8]>) -> HeaderMap {
     let mut fields = HeaderMap::with_capacity(3);
-    fields.insert(STATUS, HeaderValue::from(u16::from(code)));
+    fields.insert(wire::STATUS, HeaderValue::from(u16::from(code)));
     if !message.is_empty() {
         if let Ok(value) = HeaderValue::from_bytes(&wire::encode_message(message)) {
-            fields.insert(MESSAGE, value);
+            fields.insert(wire::MESSAGE, value);
         }
     }
     if let Some(details) = details.filter(|details| details.len() <= DETAILS_MAX) {
         if let Ok(value) = HeaderValue::from_str(&wire::encode_binary(details)) {
-            fields.insert(DETAILS, value);
+            fields.insert(wire::DETAILS, value);
         }
     }
     fields

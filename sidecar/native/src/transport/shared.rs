@@ -12,6 +12,7 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
@@ -19,16 +20,15 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::header::{HeaderMap, HeaderName};
+use http::Uri;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{oneshot, Notify};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use super::client::{Call, Channel};
-use super::http_client::{HttpAnswered, HttpCall, HttpChannel};
-use super::http_server::{HttpAnswer, HttpRequest};
-use super::server::Server;
+use super::http1::{HttpAnswer, HttpAnswered, HttpCall, HttpRequest};
 
 pub type Metadata = Vec<(String, String)>;
 
@@ -48,33 +48,106 @@ impl Answer {
 
 /// From the transport to Python.
 pub enum Event {
-    Request { server: u64, id: u64, path: u8, body: Vec<u8>, deadline: Option<Instant>, metadata: Metadata, held: Held },
+    Request {
+        server: u64,
+        id: u64,
+        path: u8,
+        body: Vec<u8>,
+        deadline: Option<Instant>,
+        metadata: Metadata,
+        held: Held,
+    },
     /// Nobody waits for the answer to a request any more.
-    Gone { id: u64 },
-    Answered { call: u64, answer: Answer },
-    Closed { server: u64 },
-    Trouble { text: String },
+    Gone {
+        id: u64,
+    },
+    Answered {
+        call: u64,
+        answer: Answer,
+    },
+    Closed {
+        server: u64,
+    },
+    Trouble {
+        text: String,
+    },
     /// A server listens no more, though nobody closed it.
-    Deaf { server: u64 },
-    HttpRequest { server: u64, id: u64, request: Box<HttpRequest>, held: Held },
-    HttpAnswered { call: u64, answered: Box<HttpAnswered> },
+    Deaf {
+        server: u64,
+    },
+    HttpRequest {
+        server: u64,
+        id: u64,
+        request: Box<HttpRequest>,
+        held: Held,
+    },
+    HttpAnswered {
+        call: u64,
+        answered: Box<HttpAnswered>,
+    },
     /// So many connections were beyond a server's limit.
-    TurnedAway { server: u64, count: u64 },
+    TurnedAway {
+        server: u64,
+        count: u64,
+    },
 }
 
-/// From Python to the transport.
+/// From Python to the transport: values, of which its own thread makes servers and channels.
 pub enum Command {
-    Listen { server: Arc<Server>, listener: Listening },
+    Listen {
+        server: u64,
+        protocol: Protocol,
+        listener: Listening,
+        paths: Vec<String>,
+        metadata: Vec<HeaderName>,
+        limits: Limits,
+    },
     Close { server: u64, grace: Duration },
     Reply { id: u64, answer: Answer },
     HttpReply { id: u64, answer: HttpAnswer },
-    Connect { id: u64, channel: Arc<Channel> },
+    Connect { id: u64, target: Target, gzip: bool, answer_bytes: usize },
+    /// `start`: the first line of every request, and the fields that never change.
+    ConnectHttp { id: u64, target: Target, start: String, gzip: bool, answer_bytes: usize },
     Disconnect { id: u64 },
     Call { channel: u64, id: u64, call: Call },
-    ConnectHttp { id: u64, channel: Arc<HttpChannel> },
     HttpCall { channel: u64, id: u64, call: HttpCall },
     Cancel { id: u64 },
     Stop,
+}
+
+/// What is spoken on a server's connections.
+#[derive(Clone, Copy)]
+pub enum Protocol {
+    Grpc,
+    /// `idle`: between two requests, until the head of the second is there.
+    Http {
+        idle: Duration,
+    },
+}
+
+/// What a server bears.
+pub struct Limits {
+    pub body_bytes: usize,
+    pub held_bytes: usize,
+    pub requests: usize,
+    pub connections: usize,
+    pub streams: u32,
+    /// For one request to arrive.
+    pub read: Duration,
+}
+
+/// Where an endpoint is.
+pub enum Target {
+    Tcp { host: String, port: u16 },
+    Unix(PathBuf),
+}
+
+/// One call, as Python gave it.
+pub struct Call {
+    pub uri: Uri,
+    pub body: Bytes,
+    pub timeout: Option<Duration>,
+    pub metadata: HeaderMap,
 }
 
 /// A listening socket, which becomes the runtime's on its thread.

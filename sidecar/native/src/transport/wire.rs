@@ -11,6 +11,7 @@ use bytes::Bytes;
 use flate2::bufread::{MultiGzDecoder, ZlibDecoder};
 use flate2::write::GzEncoder;
 use flate2::Compression;
+use http::header::{HeaderName, HeaderValue};
 
 pub const OK: u8 = 0;
 pub const CANCELLED: u8 = 1;
@@ -22,6 +23,15 @@ pub const UNIMPLEMENTED: u8 = 12;
 pub const INTERNAL: u8 = 13;
 pub const UNAVAILABLE: u8 = 14;
 pub const UNAUTHENTICATED: u8 = 16;
+
+// Names of headers, and the value of one.
+pub const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
+pub const STATUS: HeaderName = HeaderName::from_static("grpc-status");
+pub const MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+pub const DETAILS: HeaderName = HeaderName::from_static("grpc-status-details-bin");
+pub const ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
+pub const ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-encoding");
+pub const TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
 /// Bytes before each message: a flag and a length.
 pub const PREFIX: usize = 5;
@@ -130,7 +140,9 @@ impl Incoming {
             (0, _) => Ok(self.message),
             (_, Encoding::Gzip) => inflate(MultiGzDecoder::new(&self.message[..]), self.message.len(), self.limit),
             (_, Encoding::Deflate) => inflate(ZlibDecoder::new(&self.message[..]), self.message.len(), self.limit),
-            (_, Encoding::Identity) => Err(Refusal::new(INTERNAL, "a message is compressed, but no grpc-encoding says how")),
+            (_, Encoding::Identity) => {
+                Err(Refusal::new(INTERNAL, "a message is compressed, but no grpc-encoding says how"))
+            }
         }
     }
 }

@@ -1,0 +1,135 @@
+"""Writes a clock's correction into serialized spans, without ever parsing them.
+
+A span in OTLP is a few hundred bytes of which a correction concerns eight or sixteen. Decoding it into objects and
+encoding it again costs an order of magnitude more than the change, and loses what the decoder does not know. But the
+times are ``fixed64``, so they can be shifted in place, and an attribute is one more field at the end of its span:
+the wire format needs only to be *walked*, and three nested lengths repaired. The result is an edit list over the
+received bytes; what is not edited is the received bytes.
+
+The rules, which a native twin of this package obeys too:
+
+- Fields come in any order. Of a singular scalar that occurs twice the last one counts, and every occurrence is
+  shifted. A field of ours with another wire type is an unknown field. Unknown fields, groups included, are kept byte
+  for byte, and so is every length that did not change, however it was encoded.
+- A singular submessage that occurs twice (a Resource, a KeyValue's value) is merged: what both hold counts.
+- Attributes are upserted: all of ours that a span carries go, one of each is appended. A key that occurs twice within
+  one KeyValue counts with its last value.
+- A time of 0, or none, means "unknown": it is never shifted and never created. A shift that would leave 1..2^64-1
+  anywhere in a span is not done at all: that span keeps its times and is tagged instead.
+- Malformed (a length past its message's end, a field 0, wire types 6 and 7, a group that does not match, varints
+  longer than they may be): the request is refused whole, in every mode alike.
+- ``clock.corrected = true`` on the reference in force passes unchanged. On another reference a rewrite re-bases from
+  the originals; where that cannot be done (no bound now, no originals and no offset), and under ``tag``, which moves
+  nothing, the span passes unchanged, since what it says of itself is still true.
+
+- What arrives under our names is believed (``Incoming.TRUST``) or taken for an application's claim
+  (``Incoming.REPLACE``): then it is removed, from the Resource too, and times are raw stamps, whatever it says of them.
+
+**Where it is written** (``Placement``). Four facts are the same for nearly every span of a batch: reference, status,
+node and whether times were moved. They may be written once, on the Resource, as the first span patched there has
+them, and a span carries only those in which it differs, beside what is its own: offset, uncertainty, originals. A
+reader therefore takes a fact that a span lacks from its Resource, and so does this module, wherever it writes itself.
+Facts that a trusted Resource brought along stay, since spans that pass unchanged may rely on them.
+
+Log records are patched by the same rules: ``time_unix_nano`` is their only time. ``observed_time_unix_nano`` was
+stamped by whoever observed the record, which was not this sidecar, so it is not ours to move. A record without a time
+says nothing that a clock could correct, and passes unchanged.
+
+The tag speaks for the whole span: the uncertainty covers the bound at its start, at its end and at its events, all
+as seen from the start's offset. So a clock that was stepped in the middle of a span is not hidden by the tag. A span
+whose end no bound covers is unsynchronized.
+
+On its way a body meets ``batch.py`` (down to the spans), ``span.py`` or ``log_record.py`` (what lies where in one),
+``decision.py`` (what becomes of it), ``edits.py`` (what that does to the bytes). ``attributes.py`` is what we write,
+``facts.py`` who says what is common, ``wire.py`` the format.
+
+Limits: what lies deeper than the fields read here (links, the values of other people's attributes, the attributes of
+events) is carried unread: whether it is well-formed is for the receiver to say. Offsets and
+uncertainties fit in 64 bits. Groups nest ``GROUPS_MAX`` deep. Pure: bytes in, bytes out.
+"""
+
+from __future__ import annotations
+
+from skewd.bounds.history import Correction
+from skewd.bounds.table import Table
+from skewd_sidecar.patch.attributes import FACTS, NAMES, RESOURCE, Record, attributes_of
+from skewd_sidecar.patch.batch import Walk
+from skewd_sidecar.patch.decision import Decision
+from skewd_sidecar.patch.edits import Edits
+from skewd_sidecar.patch.facts import Facts
+from skewd_sidecar.patch.log_record import LogRecordReader
+from skewd_sidecar.patch.options import (
+    PREFIX_MAX_BYTES,
+    Action,
+    CorrectionAt,
+    Incoming,
+    Mode,
+    PatchOptions,
+    PatchResult,
+    Placement,
+)
+from skewd_sidecar.patch.span import SpanReader
+from skewd_sidecar.patch.wire import GROUPS_MAX, MalformedRequest, check_message
+
+__all__ = [
+    "FACTS", "GROUPS_MAX", "NAMES", "PREFIX_MAX_BYTES", "Action", "CorrectionAt", "Incoming", "MalformedRequest",
+    "Mode", "PatchOptions", "PatchResult", "Placement", "check_message", "patch_logs", "patch_traces",
+]  # fmt: skip
+
+
+def patch_traces(
+    body: bytes, options: PatchOptions, correction_at: CorrectionAt, table: Table | None = None
+) -> PatchResult:
+    """Corrects every span of a serialized ``ExportTraceServiceRequest``.
+
+    Args:
+        body: the request as received, not compressed.
+        options: what to do.
+        correction_at: asked for stamps that the table does not cover. Not called under ``off``.
+        table: answers most stamps at less cost; None for none.
+
+    Raises:
+        MalformedRequest: the body cannot be walked to its end; nothing of it should be sent on.
+    """
+    return _patch(body, options, _asking(correction_at, table), Record.SPAN)
+
+
+def patch_logs(
+    body: bytes, options: PatchOptions, correction_at: CorrectionAt, table: Table | None = None
+) -> PatchResult:
+    """Corrects every log record of a serialized ``ExportLogsServiceRequest``; otherwise as :func:`patch_traces`."""
+    return _patch(body, options, _asking(correction_at, table), Record.LOG)
+
+
+def _asking(correction_at: CorrectionAt, table: Table | None) -> CorrectionAt:
+    """The table where it answers, the source elsewhere. The native twin does the same."""
+    if table is None:
+        return correction_at
+    in_table = table.at
+
+    def at(wall_ns: int) -> Correction:
+        found = in_table(wall_ns)
+        return correction_at(wall_ns) if found is None else found
+
+    return at
+
+
+def _patch(body: bytes, options: PatchOptions, correction_at: CorrectionAt, record: Record) -> PatchResult:
+    attributes = attributes_of(options.prefix, record.value)
+    facts = Facts(
+        options.node, options.placement is not Placement.SPAN, attributes, attributes_of(options.prefix, RESOURCE)
+    )
+    edits = Edits(body)
+    decision = Decision(body, options, correction_at, record, attributes, facts, edits)
+    # One search in C saves looking at the key of every attribute in the usual case.
+    ours_may_occur = options.mode is not Mode.OFF and attributes.prefix in body
+    names = attributes.names if ours_may_occur else None
+    if record is Record.SPAN:
+        read = SpanReader(body, names, decision.span).read
+    else:
+        read = LogRecordReader(body, names, decision.log_record).read
+    try:
+        Walk(body, attributes.names, options.trusts, read, facts, edits).request()
+    except IndexError:
+        raise MalformedRequest(f"malformed OTLP body: it ends inside a field, at byte {len(body)}") from None
+    return PatchResult(edits.result(), sum(decision.actions.values()), decision.actions)
