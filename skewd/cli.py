@@ -48,6 +48,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if options is not None:
                 file = options.get("--config")
                 return start.run(None if file is None else Path(file), options.get("--virtual-clock"))
+        if words[:1] == ["sidecar"]:
+            from skewd import start_sidecar
+
+            plain = start_sidecar.plain_words(words[1:])
+            if plain is not None:
+                return start_sidecar.main(plain)
         from skewd.commands import dispatch
 
         return dispatch(words)

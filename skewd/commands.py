@@ -7,11 +7,9 @@ words become settings, settings go to the part, and what it refuses is said in o
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import platform
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -20,9 +18,10 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from skewd import __version__, cli, sd_notify
-from skewd.config import Config, ConfigError, Loaded, load_with_origins, not_yet
+from skewd import __version__, cli
+from skewd.config import ConfigError, Loaded, load_with_origins, not_yet
 from skewd.durations import parse_duration_ns
+from skewd.refused import RefusedError as _RefusedError
 
 app = typer.Typer(
     name="skewd",
@@ -53,14 +52,6 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Answer as JSON.")]
 
 WATCH_INTERVAL_S = 1.0
 WAIT_INTERVAL_S = 0.1
-
-
-class _RefusedError(Exception):
-    """A command that cannot be carried out; the message says why and what to do."""
-
-    def __init__(self, message: str, code: int = 1) -> None:
-        super().__init__(message)
-        self.code = code
 
 
 def dispatch(words: Sequence[str]) -> int:
@@ -438,157 +429,32 @@ def sidecar(
     virtual_clock: Annotated[str | None, typer.Option(metavar="TEXT", hidden=True)] = None,
 ) -> int:
     """Take OTLP from applications, correct or tag its spans, and forward it, until SIGINT or SIGTERM."""
-    # What is said on the command line is written as it would be in the file, and meets the same rules.
-    said = {"grpc": grpc, "http": http, "mode": mode, "stamps": stamps, "balance": balance, "dead_letter": dead_letter}
-    said |= {"attributes": attributes, "incoming": incoming}
-    said |= {"tls_certificate": tls_certificate, "tls_key": tls_key, "tls_client_ca": tls_client_ca}
-    if forward:
-        empty = "" in forward
-        said["forward"] = "" if empty else forward[0] if len(forward) == 1 else json.dumps(forward)
-    for option, value in {**said, "node": node, "metrics": metrics}.items():
-        if value == "":  # an empty variable counts as not set; an empty option is a mistake in a script
-            raise _RefusedError(
-                f"--{option.replace('_', '-')}: it is empty; write a value or leave it out", cli.EX_USAGE
-            )
-    override = {f"SKEWD_SIDECAR__{key.upper()}": value for key, value in said.items() if value is not None}
-    if node is not None:
-        override["SKEWD_NODE__NAME"] = node
-    loaded = _load(config, override)
-    settings = loaded.config.sidecar
-    _configure_logs(loaded.config)
-    # Otherwise gRPC's core writes a line of its own for each handshake that fails, as often as a network likes.
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    from skewd.lean import structlog
-    from skewd_sidecar.forward.retry import Balance
-    from skewd_sidecar.kernel import Choice, choose
-    from skewd_sidecar.patch import Incoming, Mode, Placement
-    from skewd_sidecar.service import SidecarBroken, SidecarSettings, TlsFiles, Transport, serve
+    from skewd import start_sidecar
 
-    if replay is not None:
-        return _replay(replay, settings)
-    source: Any
-    if static_offset is not None or static_uncertainty is not None:
-        source = _static_source(loaded.config.node.name, static_offset, static_uncertainty, static_reference)
-    else:
-        from skewd.clock import clock_from_option
-        from skewd.publish.segment import SegmentReader
-
-        try:
-            clock = clock_from_option(virtual_clock)
-        except (ValueError, OSError) as error:
-            raise _RefusedError(str(error), cli.EX_USAGE) from None
-        source = SegmentReader(
-            loaded.config.segment_path,
-            node=loaded.config.node.name,
-            stamps=settings.stamps,
-            max_uncertainty_ns=loaded.config.clock.max_uncertainty,
-            clock=clock,
+    return start_sidecar.run(
+        start_sidecar.Words(
+            config=config,
+            grpc=grpc,
+            http=http,
+            forward=tuple(forward or ()),
+            balance=balance,
+            dead_letter=dead_letter,
+            replay=replay,
+            mode=mode,
+            attributes=attributes,
+            incoming=incoming,
+            metrics=metrics,
+            stamps=stamps,
+            node=node,
+            tls_certificate=tls_certificate,
+            tls_key=tls_key,
+            tls_client_ca=tls_client_ca,
+            static_offset=static_offset,
+            static_uncertainty=static_uncertainty,
+            static_reference=static_reference,
+            virtual_clock=virtual_clock,
         )
-    tls = None
-    if settings.tls_certificate is not None and settings.tls_key is not None:
-        tls = TlsFiles(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
-    wanted = SidecarSettings(
-        source=source,
-        tls=tls,
-        max_request_bytes=settings.max_request_bytes,
-        metadata=settings.metadata,
-        grpc=settings.grpc,
-        http=settings.http,
-        forward=settings.forward,
-        balance=Balance(settings.balance),
-        retry_s=settings.retry / 1e9,
-        forward_max_bytes=settings.forward_max_bytes or 0,
-        max_bytes=settings.max_bytes,
-        dead_letter=settings.dead_letter,
-        dead_letter_max_bytes=settings.dead_letter_max_bytes,
-        kafka_properties=settings.kafka_properties,
-        mode=Mode(settings.mode),
-        keep_original=settings.keep_original,
-        attributes=Placement(settings.attributes),
-        incoming=Incoming(settings.incoming),
-        kernel=Choice(settings.kernel),
-        attribute_prefix=settings.attribute_prefix,
-        # A name that nobody chose is this container's, perhaps; the daemon's own is better.
-        node="" if loaded.origins["node.name"] == "default" else loaded.config.node.name,
-        metrics_listen=metrics if metrics != "off" else None,
-        transport=Transport(settings.transport),
     )
-
-    transports: dict[str, str] = {}
-
-    def ready(addresses: dict[str, Any]) -> None:
-        structlog.get_logger().info(
-            "the sidecar is ready",
-            kernel=choose(wanted.kernel).name,
-            mode=settings.mode,
-            attributes=settings.attributes,
-            incoming=settings.incoming,
-            **transports,
-        )
-        _say_ready(addresses)
-        sd_notify.notify("READY=1")
-
-    async def until_told_to_stop() -> None:
-        stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, stop.set)
-        await serve(wanted, ready, stop, spoken=transports.update)
-
-    from skewd_sidecar.heap import keep_pages
-
-    keep_pages()
-    try:
-        asyncio.run(until_told_to_stop())
-    except ValueError as error:
-        raise _RefusedError(str(error), cli.EX_USAGE) from None
-    except (OSError, SidecarBroken) as error:
-        raise _RefusedError(str(error)) from None
-    return 0
-
-
-def _replay(path: Path, settings: Any) -> int:
-    from skewd_sidecar.forward.dead_letters import NotDeadLetters
-    from skewd_sidecar.replay import replay
-    from skewd_sidecar.service import kafka_settings
-
-    try:
-        told = asyncio.run(
-            replay(
-                path,
-                settings.forward,
-                os.environ,
-                max_bytes=settings.forward_max_bytes or 0,
-                kafka_properties=kafka_settings(settings.kafka_properties),
-            )
-        )
-    except (OSError, NotDeadLetters) as error:
-        raise _RefusedError(f"--replay: {error}") from None
-    except ValueError as error:
-        raise _RefusedError(str(error), cli.EX_USAGE) from None
-    print(f"{told.taken} taken, {told.refused} refused, {told.undelivered} not delivered")
-    if told.why:
-        print(f"what was not taken is in {path} again; the last: {told.why}", file=sys.stderr)
-    return 0 if not told.why else 1
-
-
-def _static_source(node: str, offset: str | None, uncertainty: str | None, reference: str) -> Any:
-    from skewd_sidecar.source import StaticSource
-
-    if offset is None or uncertainty is None:
-        raise _RefusedError("--static-offset and --static-uncertainty are given together or not at all", cli.EX_USAGE)
-    if reference != "utc" and not reference.removeprefix("node:"):
-        raise _RefusedError("--static-reference: write utc, or node:NAME", cli.EX_USAGE)
-    if reference != "utc" and not reference.startswith("node:"):
-        reference = f"node:{reference}"
-    try:
-        source = StaticSource(
-            node, _duration("--static-offset", offset), _duration("--static-uncertainty", uncertainty), reference
-        )
-    except ValueError as error:
-        raise _RefusedError(str(error), cli.EX_USAGE) from None
-    print("skewd: STATIC OFFSET: a test hook; spans are corrected by what was said, not measured", file=sys.stderr)
-    return source
 
 
 @experiment_app.command("run")
@@ -765,33 +631,17 @@ def _missing(error: ModuleNotFoundError) -> NoReturn:
     ) from None
 
 
-def _load(path: Path | None, override: dict[str, str] | None = None) -> Loaded:
+def _load(path: Path | None) -> Loaded:
     try:
-        return load_with_origins(path, {**os.environ, **(override or {})})
+        return load_with_origins(path, os.environ)
     except ConfigError as error:
-        raise _RefusedError(
-            "\nskewd: ".join(_as_said(problem, override or {}) for problem in error.problems), 64
-        ) from None
-
-
-def _as_said(problem: str, override: dict[str, str]) -> str:
-    """A problem with an option is said of the option, not of the variable that carried it to the rules."""
-    for variable in override:
-        option = "--" + variable.rpartition("__")[2].lower().replace("name", "node").replace("_", "-")
-        problem = problem.replace(f"environment {variable}", option)
-    return problem
+        raise _RefusedError("\nskewd: ".join(error.problems), cli.EX_USAGE) from None
 
 
 def _one_file(file: Path | None, config: Path | None) -> Path | None:
     if file is not None and config is not None and file != config:
         raise _RefusedError("a file is named twice; name it once, as FILE or with --config", cli.EX_USAGE)
     return file if file is not None else config
-
-
-def _configure_logs(config: Config) -> None:
-    from skewd.logs import configure_logs
-
-    configure_logs(config.log.level, config.log.format)
 
 
 def _duration(option: str, text: str) -> int:
@@ -806,8 +656,3 @@ def _above_zero(option: str, text: str) -> int:
     if value <= 0:
         raise _RefusedError(f"{option}: '{text}' is not above zero; write one that is, as 1ms", cli.EX_USAGE)
     return value
-
-
-def _say_ready(addresses: dict[str, Any]) -> None:
-    """The one line on standard output that scripts wait for."""
-    print(f"READY {json.dumps(addresses)}", flush=True)
