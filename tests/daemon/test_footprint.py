@@ -1,5 +1,6 @@
 """What may be loaded by what must stay small: milliseconds of a check and MiB of a daemon are imports, nearly all."""
 
+import inspect
 import json
 import os
 import signal
@@ -118,3 +119,54 @@ class TestOptionsOfRun:
         from skewd.start import plain_options
 
         assert plain_options(words) is None
+
+
+@pytest.mark.parametrize("onward", ["grpc", "http"])
+def test_a_sidecar_loads_no_command_framework_and_no_library_of_a_protocol_it_speaks_itself(
+    onward: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("skewd_native", reason="without skewd-native the libraries speak")
+    words = ["sidecar", "--grpc", "127.0.0.1:0", "--http=127.0.0.1:0", "--forward", f"{onward}://127.0.0.1:1"]
+    words += ["--static-offset=1ms", "--static-uncertainty", "1us", "--metrics", "off"]
+    sidecar = subprocess.Popen(
+        [sys.executable, "-X", "importtime", "-m", "skewd", *words],
+        env=environment(tmp_path) | {"SKEWD_SIDECAR__TRANSPORT": "native"},
+        stdout=subprocess.PIPE,
+        stderr=(tmp_path / "stderr").open("w"),
+        text=True,
+    )
+    try:
+        assert sidecar.stdout is not None
+        ready = sidecar.stdout.readline()
+    finally:
+        sidecar.send_signal(signal.SIGTERM)
+        assert sidecar.wait(30) == 0
+        sidecar.stdout.close() if sidecar.stdout else None
+    assert ready.startswith("READY "), (tmp_path / "stderr").read_text()
+    found = loaded((tmp_path / "stderr").read_text())
+    assert {"skewd_sidecar.receive.http_native", f"skewd_sidecar.forward.{onward}_native", "skewd_native"} <= found
+    unused = FRAMEWORKS - {"skewd_sidecar"} | {"skewd.commands", "skewd.daemon", "aiohttp", "prometheus_client"}
+    assert found & (unused | {"confluent_kafka", "psutil", "tomllib"}) == set()
+
+
+class TestOptionsOfSidecar:
+    def test_plain_words(self) -> None:
+        from skewd.start_sidecar import Words, plain_words
+
+        assert plain_words([]) == Words()
+        said = ["--forward", "grpc://a", "--forward=grpc://b", "--tls-key=k", "--config", "c", "--static-offset=-1ms"]
+        assert plain_words(said) == Words(
+            forward=("grpc://a", "grpc://b"), tls_key="k", config=Path("c"), static_offset="-1ms"
+        )
+
+    @pytest.mark.parametrize("words", [["--help"], ["--grpc"], ["x"], ["--grpc", "--http"], ["--grpc=a", "--grpc=b"]])
+    def test_whatever_is_not_plain_is_the_frameworks(self, words: list[str]) -> None:
+        from skewd.start_sidecar import plain_words
+
+        assert plain_words(words) is None
+
+    def test_its_options_are_those_of_the_command(self) -> None:
+        from skewd import start_sidecar
+        from skewd.commands import sidecar
+
+        assert set(start_sidecar._OPTIONS.values()) == set(inspect.signature(sidecar).parameters)
