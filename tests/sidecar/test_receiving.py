@@ -56,6 +56,7 @@ from tests.sidecar.sidecar_lab import (
     free_port,
     grpc_collector,
     http_collector,
+    needs_native,
     sidecar,
     transport,
 )
@@ -819,3 +820,51 @@ async def test_what_was_received_refused_and_added_is_counted() -> None:
         "skewd_bytes_in_flight 0.0",
     ):
         assert line in lines
+
+
+@needs_native
+@pytest.mark.parametrize(
+    "more",
+    [
+        b"Content-Length: 5\r\nContent-Length: 5\r\n",
+        b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n",
+        b"Transfer-Encoding: gzip, chunked\r\n",
+        b"Content-Length: +5\r\n",
+        b"Host: y\r\nContent-Length: 5\r\n",
+        b"X: a\r\n b\r\nContent-Length: 5\r\n",
+        b"Content-Length: 5\n",
+    ],
+)
+async def test_a_request_with_two_ends_is_refused_with_all_that_follows_it(more: bytes) -> None:
+    start = b"POST /v1/traces HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-protobuf\r\n"
+    hidden = head(len(traces())) + traces()
+    native = Transport.NATIVE
+    async with (
+        grpc_collector() as behind,
+        sidecar(forward=behind.url, transport=native) as running,
+        asyncio.timeout(LIMIT_S),
+    ):
+        reader, writer = await connect(running)
+        writer.write(start + more + b"\r\n" + b"0\r\n\r\n" + hidden)
+        writer.write_eof()
+        answer = await reader.read()
+        assert (answer[:12], answer.count(b"HTTP/1.1")) == (b"HTTP/1.1 400", 2)  # the second is in the text
+        assert b"Connection: close\r\n" in answer
+        writer.close()
+        assert (await post(running, traces(), PROTOBUF))[0] == 200
+    assert len(behind.requests) == 1
+
+
+async def test_chunks_and_requests_in_a_row_are_taken() -> None:
+    body = traces()
+    chunked = head(0).replace(b"Content-Length: 0", b"Transfer-Encoding: chunked")
+    chunks = b"".join(b"%x\r\n%s\r\n" % (len(each), each) for each in (body[:7], body[7:]))
+    async with grpc_collector() as behind, sidecar(forward=behind.url, mode=Mode.OFF) as running:
+        reader, writer = await connect(running)
+        for request in (chunked + chunks + b"0\r\n\r\n", head(len(body)) + body):
+            writer.write(request)
+            answer = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), LIMIT_S)
+            assert answer.startswith(b"HTTP/1.1 200")
+            assert b"content-length: 0\r\n" in answer.lower()
+        writer.close()
+    assert b"".join(behind.bodies()) == 2 * body
