@@ -253,7 +253,10 @@ fn parse(bytes: &[u8]) -> Result<Option<(AnswerHead, usize)>, Broken> {
     let bare = status < 200 || status == 204 || status == 304;
     let length = if bare { Length::Sized(0) } else { framing.length()?.unwrap_or(Length::Rest) };
     let keep_alive = parsed.version == Some(1) && !framing.close && length != Length::Rest;
-    let reason = parsed.reason.unwrap_or_default().to_owned();
+    // The parser leaves out a reason that isn't ASCII; people may want to read it all the same.
+    let line = bytes[..size].split(|&byte| byte == b'\r').next().unwrap_or_default();
+    let reason = line.splitn(3, |&byte| byte == b' ').nth(2).unwrap_or_default();
+    let reason = String::from_utf8_lossy(reason).into_owned();
     Ok(Some((AnswerHead { status, reason, fields, length, keep_alive }, size)))
 }
 
