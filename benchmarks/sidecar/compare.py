@@ -147,7 +147,7 @@ def active(target: Target) -> str:
     for line in re.findall(r"^skewd_(?:build|transport)_info\{(.*)\}", target.scrape(), re.MULTILINE):
         said = dict(re.findall(r'(\w+)="([^"]*)"', line))
         if "side" in said:
-            found.append(f"gRPC {said['side']} {said.get('transport')}")
+            found.append(f"{said.get('protocol', 'grpc')} {said['side']} {said.get('transport')}")
         else:
             found += [f"{key} {value}" for key, value in sorted(said.items()) if key not in ("component", "virtual")]
     return ", ".join(found)
