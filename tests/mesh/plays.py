@@ -281,7 +281,7 @@ PLAYS: tuple[Play, ...] = (
         style="crossing",
         steady=5,
         script=((40, cut_off_steady), (265, heal)),
-        duration_s=285,
+        duration_s=330,
     ),
     Play(
         "all of it",
