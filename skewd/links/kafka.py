@@ -372,7 +372,7 @@ class KafkaLink(ThreadedLink):
         self._counted["undelivered"] += 1
         if error.code() in self._gone:
             self._lost = self._explain(error)
-        elif error.code() not in (self._ck.KafkaError._MSG_TIMED_OUT, self._ck.KafkaError._PURGE_QUEUE):
+        elif error.code() not in self._given_up:
             self._writing.wrong(self._explain(error))
 
     def _on_error(self, error: ck.KafkaError) -> None:
@@ -417,6 +417,12 @@ class KafkaLink(ThreadedLink):
         """What the client says of a topic that was there."""
         codes = self._ck.KafkaError
         return codes.UNKNOWN_TOPIC_OR_PART, codes._UNKNOWN_TOPIC, codes._UNKNOWN_PARTITION
+
+    @property
+    def _given_up(self) -> tuple[int, ...]:
+        """What the client says of a message that we gave up ourselves: too late to be of use, or at the end."""
+        codes = self._ck.KafkaError
+        return codes._MSG_TIMED_OUT, codes._PURGE_QUEUE, codes._PURGE_INFLIGHT
 
     @property
     def _appearing(self) -> tuple[int, ...]:
