@@ -20,8 +20,9 @@ should exclude it.
 each attachment begins with what its sender holds of one slice of all owners: 256 bits, one for each owner by a hash
 that changes from message to message (once nobody new turns up, every other time without the eighth that was renewed
 longest ago). The answer gives a record of an owner that is not among them: little is wasted while anyone is unknown.
-Own records go out in the first two and every ``OWN_EVERY``-th message to a peer; when nothing is lacking the newest
-received go first, and each peer is given every owner once before any of them twice.
+Own records go out in the first two and every ``OWN_EVERY``-th message to a peer (in a large mesh every
+``OWN_EVERY_OF_MANY``-th); when nothing is lacking the newest received go first, and each peer is given every owner
+once before any of them twice.
 
 **Limits.** At most ``capacity`` owners, ``BYTES_MAX`` bytes each; owners that are not confirmed take at most a quarter
 of that, so a member that makes up names crowds out only others like them. Signatures are checked only for what would
@@ -45,6 +46,9 @@ from skewd.bounds.confirm import spread
 from skewd.records import Record, RecordError, bundle, decode, peek_owner, unbundle, verify
 
 OWN_EVERY = 4
+OWN_EVERY_OF_MANY = 8
+"""The same where more than ``MANY`` are known, and a message has room for one record: others' are needed more."""
+MANY = 64
 RICH_EDGES = 8
 """A record with fewer claims (in a small mesh: for a third of all) counts as lacking, so that a better one comes."""
 
@@ -438,7 +442,8 @@ class RecordStore:
         chosen: list[bytes] = []
         room = max_bytes - _WANT.size
         # Twice at first, for the first message to a peer is not fresh to it; and to whoever is not known yet.
-        due = peer is None or turn.count % OWN_EVERY == 0 or turn.count < 2 or not self._held
+        every = OWN_EVERY if len(self._ring) <= MANY else OWN_EVERY_OF_MANY
+        due = peer is None or turn.count % every == 0 or turn.count < 2 or not self._held
         if own is not None and due and len(own) + 2 <= room:
             chosen.append(own)
             room -= len(own) + 2

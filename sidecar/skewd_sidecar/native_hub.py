@@ -14,8 +14,9 @@ started again.
 from __future__ import annotations
 
 import asyncio
+import sys
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 from skewd_native import Transport
@@ -247,6 +248,15 @@ class Hub:
         self._handlers.pop(server, None)
         self._http.pop(server, None)
 
+    def _begin(self, loop: asyncio.AbstractEventLoop, number: int, work: Coroutine[Any, Any, None]) -> None:
+        """Works on a request, at once as far as it goes without waiting: that saves a turn of the loop for each."""
+        if sys.version_info >= (3, 12):
+            task = asyncio.Task(work, loop=loop, eager_start=True)
+        else:
+            task = loop.create_task(work)
+        if not task.done():
+            self._tasks[number] = task
+
     async def _serve(
         self, handler: Handler, number: int, signal: Signal, body: bytes, timeout_s: float | None, metadata: Metadata
     ) -> None:
@@ -414,13 +424,13 @@ class Hub:
                     self._reply(number, _STOPPING)
                     continue
                 work = self._serve(handler, number, _SIGNALS[path], body, timeout_s, metadata)
-                self._tasks[number] = loop.create_task(work)
+                self._begin(loop, number, work)
             elif kind == _HTTP_REQUEST:
                 requests = self._http.get(event[1])
                 if requests is None:
                     self._reply_http(event[2], HTTP_STOPPING)
                     continue
-                self._tasks[event[2]] = loop.create_task(self._serve_http(requests, event[2], event))
+                self._begin(loop, event[2], self._serve_http(requests, event[2], event))
             elif kind == _TURNED_AWAY:
                 requests = self._http.get(event[1])
                 if requests is not None:
