@@ -17,6 +17,22 @@ def rows(results: Results, **wanted: object) -> list[Run]:
     return [run for run in results.runs if all(getattr(run, key) == value for key, value in wanted.items())]
 
 
+@pytest.fixture(autouse=True)
+def law_of_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The made results have a hundred messages a cell, and are judged by the law all the same."""
+    monkeypatch.setattr("skewd_pipeline.claims.JUDGED_EDGES_LEAST", 100)
+
+
+def test_of_few_messages_the_law_is_told_and_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    results = made_results()
+    another_machine(results)
+    law = next(check for check in claims(results) if check.name == "law")
+    assert law.passed is None
+    assert "told, not judged" in law.measured
+    assert failed(claims(results)) == []
+
+
 def test_a_good_run_bears_out_every_claim() -> None:
     results = made_results()
     results.runs += [run_of("aeron", skew, mode, rule) for skew in SKEWS for mode in MODES for rule in RULES]
