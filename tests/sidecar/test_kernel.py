@@ -172,8 +172,8 @@ def times_of(body: bytes) -> list[int]:
 @needs_native
 @pytest.mark.parametrize("seed", range(8))
 def test_millions_of_spans_keep_their_order_while_the_bound_is_updated(seed: int) -> None:
-    # Eight times this is two million. Each time, a request is rewritten with what is known at that moment: a span of the
-    # past with a tighter bound, and the newest ones ahead of the newest knot. What was rewritten once and what is
+    # Eight times this is two million. Each time, a request is rewritten with what is known at that moment: a span of
+    # the past with a tighter bound, and the newest ones ahead of the newest knot. What was rewritten once and what is
     # rewritten later must fit together, so all of a node's spans are put in one order at the end.
     chance = random.Random(seed)
     native = choose(Choice.NATIVE)
