@@ -152,6 +152,14 @@ class StageFile(_Strict, frozen=True):
     hops: dict[Literal["preprocess", "inference", "postprocess", "consumer"], HopTable] = {}
     stages: dict[Literal["producer", "preprocess", "inference", "postprocess", "consumer"], StageTable] = {}
 
+    def stage(self, name: str) -> StageTable:
+        """What is said of this stage, if anything."""
+        return next((table for each, table in self.stages.items() if each == name), StageTable())
+
+    def hop_into(self, downstream: str) -> HopTable:
+        """What is said of the hop into this stage, if anything."""
+        return next((table for each, table in self.hops.items() if each == downstream), HopTable())
+
 
 @dataclass(frozen=True, slots=True)
 class OneStage:
@@ -216,7 +224,7 @@ def parse(text: str, name: str, base: Path = Path()) -> OneStage:
         raise ValueError(f"{error}; see docs/experiment.md") from None
     if not _RUN.fullmatch(told.run):
         raise ValueError(f"run: '{told.run[:80]}' is no name; use letters, digits, '.', '_' and '-', at most 60")
-    pipeline, own = told.pipeline, told.stages.get(name, StageTable())  # type: ignore[call-overload]  # checked above
+    pipeline, own = told.pipeline, told.stage(name)
     if not 1 <= pipeline.messages <= MESSAGES_MAX:
         raise ValueError(f"[pipeline] messages: {pipeline.messages} is not between 1 and {MESSAGES_MAX}")
     if not 0 < pipeline.rate <= RATE_MAX:
@@ -252,8 +260,8 @@ def parse(text: str, name: str, base: Path = Path()) -> OneStage:
 
 def _hop(told: StageFile, upstream: str, downstream: str, *, at: str) -> HopConfig:
     """A hop as the stage ``at`` opens it."""
-    hop = told.hops.get(downstream, HopTable())  # type: ignore[call-overload]  # a stage that has a hop into it
-    own = told.stages.get(at, StageTable())  # type: ignore[call-overload]
+    hop = told.hop_into(downstream)
+    own = told.stage(at)
     missing = f"[hops.{downstream}]: the hop into {downstream} needs"
     match told.pipeline.transport:
         case "zmq":
