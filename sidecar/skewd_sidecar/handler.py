@@ -1,4 +1,4 @@
-"""What whoever receives requests needs to know of what comes after it: one call, and its answer."""
+"""What whoever receives requests needs to know of what comes after it: one call, its answer, how many at once."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from typing import Protocol
 
 from skewd_sidecar.gateway import Metadata, Signal
 from skewd_sidecar.outcome import Outcome
+
+REQUESTS_MAX = 64
+"""Requests under way; a receiver takes in more than that, since what refuses them answers better than it can."""
 
 
 class Handler(Protocol):

@@ -26,14 +26,11 @@ from skewd_sidecar.counts import Reading
 from skewd_sidecar.forward import Forwarders
 from skewd_sidecar.forward.retry import try_again
 from skewd_sidecar.gateway import Gateway, Metadata, Signal
-from skewd_sidecar.handler import Handler
+from skewd_sidecar.handler import REQUESTS_MAX
 from skewd_sidecar.hop import HopMark, RequestLoops
 from skewd_sidecar.outcome import FAILED_PRECONDITION, INVALID_ARGUMENT, Outcome
 from skewd_sidecar.patch import MalformedRequest
 
-__all__ = ["BYTES_MAX", "COPIES", "REQUESTS_MAX", "RETRY_FIRST_S", "RETRY_MAX_S", "Handler", "Overload", "Relay"]
-
-REQUESTS_MAX = 64
 BYTES_MAX = 128 * 1024 * 1024
 COPIES = 3
 RETRY_FIRST_S = 1.0
@@ -68,7 +65,7 @@ class Overload:
 
 
 class Relay:
-    """See the module's text. A :class:`Handler`."""
+    """See the module's text. A :class:`~skewd_sidecar.handler.Handler`."""
 
     def __init__(
         self,

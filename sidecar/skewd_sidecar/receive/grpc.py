@@ -24,12 +24,12 @@ import grpc.aio
 from skewd.ports import ListenError, PortTaken, format_address, split_address
 from skewd_sidecar.counts import Counts
 from skewd_sidecar.gateway import BODY_MAX_BYTES, Metadata, Signal
+from skewd_sidecar.handler import Handler
 from skewd_sidecar.outcome import Outcome
 from skewd_sidecar.receive.grpc_common import CONCURRENT_MAX, CONNECTIONS_MAX, SETTING, STREAMS_MAX, counted
 from skewd_sidecar.receive.listen import UNIX, Address, UnixSocketFile, bind_tcp, name_of
 from skewd_sidecar.receive.metadata import MetadataPicker
 from skewd_sidecar.receive.tls import ServerTls
-from skewd_sidecar.relay import Handler
 
 CONNECTION_AGE_S = 300.0
 CONNECTION_GRACE_S = 60.0

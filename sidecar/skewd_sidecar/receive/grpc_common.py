@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from skewd_sidecar.counts import Counts
 from skewd_sidecar.gateway import Metadata, Signal
+from skewd_sidecar.handler import REQUESTS_MAX, Handler
 from skewd_sidecar.outcome import INVALID_ARGUMENT, Outcome
 from skewd_sidecar.receive.metadata import MetadataPicker, MetadataRefused
-from skewd_sidecar.relay import REQUESTS_MAX, Handler
 
 STREAMS_MAX = 2 * REQUESTS_MAX
 CONCURRENT_MAX = 16 * REQUESTS_MAX

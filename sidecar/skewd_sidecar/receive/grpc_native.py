@@ -19,12 +19,12 @@ from collections.abc import Iterable
 
 from skewd_sidecar.counts import Counts
 from skewd_sidecar.gateway import BODY_MAX_BYTES
+from skewd_sidecar.handler import Handler
 from skewd_sidecar.native_hub import Hub
 from skewd_sidecar.receive.grpc_common import CONCURRENT_MAX, CONNECTIONS_MAX, SETTING, STREAMS_MAX, counted
 from skewd_sidecar.receive.listen import BACKLOG, UNIX, Address, UnixSocketFile, bind_tcp, bind_unix, name_of
 from skewd_sidecar.receive.metadata import MetadataPicker
 from skewd_sidecar.receive.tls import ServerTls
-from skewd_sidecar.relay import Handler
 
 BYTES_MAX = 64 * 1024 * 1024
 READ_S = 30.0

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 
 from skewd_sidecar.counts import Counts
 from skewd_sidecar.gateway import Metadata, Signal
-from skewd_sidecar.handler import Handler
+from skewd_sidecar.handler import REQUESTS_MAX, Handler
 from skewd_sidecar.outcome import (
     BUSY_RETRY_AFTER_S,
     INVALID_ARGUMENT,
@@ -39,7 +39,6 @@ from skewd_sidecar.outcome import (
 )
 from skewd_sidecar.patch import MalformedRequest
 from skewd_sidecar.receive.metadata import MetadataPicker, MetadataRefused
-from skewd_sidecar.relay import REQUESTS_MAX
 from skewd_sidecar.rpc_status import write_retry_after
 
 CONCURRENT_MAX = 4 * REQUESTS_MAX
