@@ -555,6 +555,11 @@ def run_simulate_mesh(arguments: list[str]) -> None:
     become("python", "-m", "tests.mesh.campaign", *arguments)
 
 
+def run_experiment(arguments: list[str]) -> None:
+    """the experiment's every run, an hour on an idle machine; writes docs/reports/experiment.md and its pages"""
+    become("python", "-m", "benchmarks.experiment", *arguments)
+
+
 def run_bench(arguments: list[str]) -> None:
     """the sidecar against an OpenTelemetry Collector (built once, with Go); writes docs/reports/sidecar.md"""
     become("python", "-m", "benchmarks.sidecar.compare", *arguments)
@@ -636,6 +641,7 @@ def run_pins(arguments: list[str]) -> None:
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "setup": run_setup, "demo": run_demo, "test": run_test, "lint": run_lint, "types": run_types, "wheel": run_wheel,
     "simulate": run_simulate, "simulate-mesh": run_simulate_mesh, "bench": run_bench,
+    "experiment": run_experiment,
     "test-neighbours": run_test_neighbours, "fuzz": run_fuzz, "clean": run_clean, "pins": run_pins,
 }  # fmt: skip
 

@@ -16,7 +16,9 @@ Two rules say what an edge from a stage A to the next stage B is:
 Names: ``truth_ns[node]`` is what must be added to the node's wall clock to reach the reference's, the number that
 ``clock.offset_ns`` estimates. A *separation* is an edge's true gap.
 
-Limits: pure (spans in, rows out); one cell at a time, at a constant truth; each stage handles a message once.
+A cell that is run in blocks is analysed block by block and then :func:`joined`: only numbers are kept, no span.
+
+Limits: pure (spans in, rows out); one block at a time, at a constant truth; each stage handles a message once.
 """
 
 from __future__ import annotations
@@ -25,12 +27,17 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import TypeVar
+
+import msgspec
 
 from skewd_pipeline.confusion import Tally, truth_of
 from skewd_pipeline.law import edge_name, violable_edge
 from skewd_pipeline.results import MODES, RULES, STAGES, AllEdges, Run, Separation, Spread
 from skewd_pipeline.spans import HOST_RAW, HOST_RAW_SENT, NOTED, RECEIVED, SENT, SpanRecord
 from skewd_sidecar.causality import judge, stamp_from_attributes
+
+_K = TypeVar("_K")
 
 UNSYNCHRONIZED = "unsynchronized"
 """Counted beside the verdicts: an edge without one, because a side had no bound."""
@@ -91,6 +98,9 @@ class CellAnalysis:
     separations_ns: dict[str, list[int]] = field(default_factory=dict)
     by_edge_ns: dict[tuple[str, str], list[int]] = field(default_factory=dict)
     """By rule and edge, as ``preprocess>inference``."""
+    uncertainties_ns: dict[str, list[int]] = field(default_factory=dict)
+    errors_ns: dict[str, list[int]] = field(default_factory=dict)
+    """By mode: of every tagged span, how far its tag reaches, and how far it is from the truth."""
 
 
 def edges(spans: Iterable[SpanRecord], rule: str) -> Iterator[Edge]:
@@ -245,7 +255,15 @@ def _shorter_by_the_host(spans: Iterable[SpanRecord], rule: str, facts: CellFact
     return sum(separation < facts.skew_ns for separation in known)
 
 
-def _row(spans: Mapping[str, SpanRecord], duplicated: int, mode: str, rule: str, facts: CellFacts, prefix: str) -> Run:
+def _row(
+    spans: Mapping[str, SpanRecord],
+    duplicated: int,
+    mode: str,
+    rule: str,
+    facts: CellFacts,
+    tags: _Tags,
+    prefix: str,
+) -> Run:
     verdicts: Counter[str] = Counter()
     bad_verdicts: Counter[str] = Counter()
     all_verdicts: Counter[str] = Counter()
@@ -276,7 +294,6 @@ def _row(spans: Mapping[str, SpanRecord], duplicated: int, mode: str, rule: str,
             all_bad[verdict] += violation
             verdicts[verdict] += ours
             bad_verdicts[verdict] += ours and violation
-    tags = _against_truth(spans.values(), facts.truth_ns, prefix) if mode != "off" else _Tags()
     return Run(
         transport=facts.transport,
         broker=facts.broker,
@@ -325,13 +342,19 @@ def analyse(
         return found
     raw = unique.get("off") or unique.get("tag")
     base = raw if raw is not None else unique["rewrite"]
+    tags = {
+        mode: _against_truth(spans.values(), facts.truth_ns, prefix) if mode != "off" else _Tags()
+        for mode, spans in unique.items()
+    }
+    found.uncertainties_ns = {mode: of.uncertainties for mode, of in tags.items()}
+    found.errors_ns = {mode: of.errors for mode, of in tags.items()}
     for rule in RULES:
         by_edge = separations(base.values(), rule, facts, tagged=raw is None)
         found.by_edge_ns |= {(rule, edge_name(edge)): gaps for edge, gaps in by_edge.items()}
         violable = violable_edge(facts.stage, facts.direction)
         found.separations_ns[rule] = by_edge.get(violable, []) if violable is not None else []
         for mode, spans in unique.items():
-            row = _row(spans, len(spans_by_mode[mode]) - len(spans), mode, rule, facts, prefix)
+            row = _row(spans, len(spans_by_mode[mode]) - len(spans), mode, rule, facts, tags[mode], prefix)
             row.separation_ms = _separation(found.separations_ns[rule])
             row.shorter_separations = _shorter_by_the_host(base.values(), rule, facts)
             if raw is not None and mode == "tag" and "off" in unique:
@@ -343,6 +366,103 @@ def analyse(
                 row.order_changed = order_changed(raw, spans.values())
             found.rows.append(row)
     return found
+
+
+def joined(parts: Sequence[CellAnalysis]) -> CellAnalysis:
+    """One cell from its blocks; what is a rate or a share is weighed by the blocks' messages.
+
+    Raises:
+        ValueError: the blocks are not of one cell: their rows are of different modes, rules, skews or transports.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    whole = CellAnalysis(
+        separations_ns=_gathered([part.separations_ns for part in parts]),
+        by_edge_ns=_gathered([part.by_edge_ns for part in parts]),
+        uncertainties_ns=_gathered([part.uncertainties_ns for part in parts]),
+        errors_ns=_gathered([part.errors_ns for part in parts]),
+    )
+    for blocks in zip(*(part.rows for part in parts), strict=True):
+        row = _joined_row(blocks)
+        row.separation_ms = _separation(whole.separations_ns[row.rule])
+        row.uncertainty_ns = _spread(whole.uncertainties_ns.get(row.mode, []))
+        row.error_ns = _spread(whole.errors_ns.get(row.mode, []))
+        whole.rows.append(row)
+    return whole
+
+
+def _gathered(tables: Iterable[Mapping[_K, list[int]]]) -> dict[_K, list[int]]:
+    found: dict[_K, list[int]] = {}
+    for table in tables:
+        for key, values in table.items():
+            found.setdefault(key, []).extend(values)
+    return {key: sorted(values) for key, values in found.items()}
+
+
+_SAME_IN_A_CELL = ("transport", "broker", "client", "stage", "direction", "skew_ms", "mode", "rule", "floor_ms")
+
+
+def _joined_row(blocks: Sequence[Run]) -> Run:
+    """Counts added; the separations and spreads are the caller's to fill in."""
+    first = blocks[0]
+    for name in _SAME_IN_A_CELL:
+        if (found := {getattr(block, name) for block in blocks}) and len(found) > 1:
+            raise ValueError(f"blocks of different cells: {name} is {' and '.join(map(str, found))}")
+    messages = sum(block.messages for block in blocks)
+    edges = sum(block.edges for block in blocks)
+    violations = sum(block.violations for block in blocks)
+    sums = {name: _sum(getattr(block, name) for block in blocks) for name in _ADDED}
+    every = [block.all for block in blocks if block.all is not None]
+    return msgspec.structs.replace(
+        first,
+        **sums,
+        messages=messages,
+        edges=edges,
+        violations=violations,
+        violation_rate=round(violations / edges, 6) if edges else 0.0,
+        verdicts=_counted(block.verdicts for block in blocks),
+        violation_verdicts=_counted(block.violation_verdicts for block in blocks),
+        residual_max_ns=max(block.residual_max_ns for block in blocks),
+        residuals_ns=sorted(value for block in blocks for value in block.residuals_ns),
+        throughput_per_s=round(sum(block.throughput_per_s * block.messages for block in blocks) / messages, 3),
+        outputs_correct=round(sum(block.outputs_correct * block.messages for block in blocks) / messages, 6),
+        all=AllEdges(
+            sum(part.edges for part in every),
+            sum(part.violations for part in every),
+            _counted(part.verdicts for part in every),
+            _counted(part.violation_verdicts for part in every),
+        ),
+    )
+
+
+_ADDED = (
+    "bound_misses",
+    "spans",
+    "spans_missing",
+    "spans_duplicated",
+    "spans_unsynchronized",
+    "times_changed",
+    "durations_changed",
+    "order_changed",
+    "shorter_separations",
+)
+
+
+def _sum(counts: Iterable[int | None]) -> int | None:
+    """None if a block does not know."""
+    total = 0
+    for count in counts:
+        if count is None:
+            return None
+        total += count
+    return total
+
+
+def _counted(tables: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for table in tables:
+        total.update(table)
+    return dict(+total)
 
 
 def confuse(

@@ -75,22 +75,23 @@ class Picture:
 
 
 def curves(results: Results) -> list[Picture]:
-    """For each transport, direction and rule: the rate over the skew, above the separations that explain it."""
+    """For each transport, skewed stage, direction and rule: the rate over the skew, above the separations that explain
+    it."""
     found = []
-    groups: dict[tuple[str, str, str], list[Run]] = {}
+    groups: dict[tuple[str, str, str, str], list[Run]] = {}
     for rule in RULE_TITLES:
         for run in results.runs:
             if run.rule == rule:
-                groups.setdefault((run.transport, run.direction, rule), []).append(run)
-    for (transport, direction, rule), runs in sorted(groups.items(), key=lambda item: item[0][:2]):
-        label = f"{_label(runs)}, {direction}"
+                groups.setdefault((run.transport, run.direction, run.stage, rule), []).append(run)
+    for (transport, direction, stage, rule), runs in sorted(groups.items(), key=lambda item: item[0][:3]):
+        label = f"{_label(runs)}, {stage} {direction}"
         figure, (above, below) = _stacked(COLUMN, 4.0, (3, 1))
         right = _right(runs)
         _curve(above, runs, results, right)
         above.set_title(f"{label}: {RULE_TITLES[rule]}", loc="left", fontsize=10.5, color=INK)
         _histogram(below, runs, results, right)
         _legend(figure, [above])
-        name = f"law-{transport}-{direction}-{rule}"
+        name = f"law-{transport}-{stage}-{direction}-{rule}"
         found.append(Picture(name, f"Violation rate over skew, {label}: {RULE_TITLES[rule]}", figure))
     return found
 
@@ -205,8 +206,8 @@ def floors(results: Results) -> list[Picture]:
     mode = "off" if any(run.mode == "off" for run in rows) else "tag"
     rows = [run for run in rows if run.mode == mode]
     found = []
-    for transport in dict.fromkeys(run.transport for run in rows):
-        mine = [run for run in rows if run.transport == transport]
+    for transport, stage, direction in dict.fromkeys((run.transport, run.stage, run.direction) for run in rows):
+        mine = [run for run in rows if (run.transport, run.stage, run.direction) == (transport, stage, direction)]
         known = sorted({run.floor_ms for run in mine})
         if len(known) < 2:
             continue
@@ -230,9 +231,10 @@ def floors(results: Results) -> list[Picture]:
         axes.set_ylim(-0.05, 1.06)
         _percent(axes)
         axes.set_xlabel("skew, ms", fontsize=9.5, color=MUTED)
-        title = f"{_label(mine)}: service floors of {', '.join(f'{floor:g}' for floor in known)} ms"
+        title = f"{_label(mine)}, {stage} {direction}: floors of {', '.join(f'{floor:g}' for floor in known)} ms"
         axes.set_title(title, loc="left", fontsize=10.5, color=INK)
-        found.append(Picture(f"floors-{transport}", f"Violation rate over skew at several floors, {transport}", figure))
+        label = f"Violation rate over skew at several floors, {transport}, {stage} {direction}"
+        found.append(Picture(f"floors-{transport}-{stage}-{direction}", label, figure))
     return found
 
 
@@ -401,9 +403,11 @@ def verdicts(results: Results) -> list[Picture]:
         axes.set_ylim(0, 1.0)
         axes.set_xlabel("skew, ms", fontsize=9.5, color=MUTED)
         _percent(axes)
-        axes.set_title(f"{label}, {runs[0].direction}: verdicts on the sends", loc="left", fontsize=10.5, color=INK)
+        axes.set_title(
+            f"{label}, {runs[0].stage} {runs[0].direction}: verdicts on the sends", loc="left", fontsize=10.5, color=INK
+        )
         _legend(figure, [axes], columns=3)
-        name = f"verdicts-{runs[0].transport}-{runs[0].direction}"
+        name = f"verdicts-{runs[0].transport}-{runs[0].stage}-{runs[0].direction}"
         found.append(Picture(name, f"Verdicts on the edges of the tagged run, {label}", figure))
     return found
 
@@ -433,19 +437,19 @@ def bounds(results: Results) -> list[Picture]:
         axes.set_xticks(list(places), [f"{run.skew_ms:g}" for run in runs])
         axes.set_ylim(bottom=0)
         axes.set_xlabel("skew, ms", fontsize=9.5, color=MUTED)
-        title = f"{label}, {runs[0].direction}: \u00b5s, all spans of all nodes"
+        title = f"{label}, {runs[0].stage} {runs[0].direction}: \u00b5s, all spans of all nodes"
         axes.set_title(title, loc="left", fontsize=10.5, color=INK)
         _legend(figure, [axes], columns=2)
-        name = f"bounds-{runs[0].transport}-{runs[0].direction}"
+        name = f"bounds-{runs[0].transport}-{runs[0].stage}-{runs[0].direction}"
         found.append(Picture(name, f"Widest bound and largest error in each cell, {label}", figure))
     return found
 
 
 def _tagged(results: Results, rule: str) -> list[list[Run]]:
-    groups: dict[tuple[str, str], list[Run]] = {}
-    for run in results.runs:
+    groups: dict[tuple[str, str, str], list[Run]] = {}
+    for run in sorted(results.runs, key=lambda run: run.skew_ms):
         if run.mode == "tag" and run.rule == rule and run.edges:
-            groups.setdefault((run.transport, run.direction), []).append(run)
+            groups.setdefault((run.transport, run.stage, run.direction), []).append(run)
     return list(groups.values())
 
 

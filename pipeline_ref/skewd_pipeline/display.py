@@ -31,6 +31,7 @@ class Display:
         self._total_s = total_s
         self._progress: Progress | None = None
         self._task: TaskID | None = None
+        self._said = ""
         if self.console.is_terminal:
             self._progress = Progress(
                 SpinnerColumn(),
@@ -54,12 +55,13 @@ class Display:
             self._progress.stop()
 
     def step(self, text: str, done_s: float | None = None) -> None:
-        """What is being done now. Off a terminal it is a line of its own."""
+        """What is being done now. Off a terminal it is a line of its own, once however often it is said."""
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, description=text)
             if done_s is not None:
                 self._progress.update(self._task, completed=min(done_s, self._total_s))
-        else:
+        elif text != self._said:
+            self._said = text
             self.console.print(f"  {text}", markup=False)
 
     def busy(self, text: str, done_s: float) -> None:

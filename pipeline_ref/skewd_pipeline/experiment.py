@@ -81,12 +81,14 @@ def _ending(results: Results, report: Path, options: ExperimentOptions, display:
 def introduction(options: ExperimentOptions, groups: Sequence[Group]) -> list[str]:
     """What will be run, in a few lines; needs nothing but the options."""
     skews = ", ".join(f"{skew:g}" for skew in options.skews_ms)
+    cells = len({cell.cell for cell in cells_of(groups)})
     return [
         f"skewd experiment: {options.stage}'s clock {options.direction} by {skews} ms; nobody on its node is told",
         "  five stages, each on a virtual node of its own with its own clock, skewd and sidecars",
-        f"  {len(cells_of(groups))} cells on {' and '.join(options.transports)}, {options.messages} messages each at "
+        f"  {cells} cells on {' and '.join(options.transports)}, {options.messages} messages each at "
         f"{options.rate:g}/s; modes {', '.join(options.modes)} side by side; "
         f"service floor {options.service_floor_ns / 1e6:g} ms",
+        *([f"  in {groups[-1].round + 1} rounds with a block of every cell in each"] if groups[-1].round else []),
         *(["  clocks are compared over the transport under test alone; UDP is off"] if options.inband_only else []),
         *_long_run_said(options),
         f"  about {seconds(groups) + _over_time_s(options):.0f} s; results in {options.out}; "

@@ -21,7 +21,7 @@ finite synchronized run allowed for. A measured rate alone gets Clopper and Pear
 That asks two things at once: whether the law holds, and whether the pipeline's F stayed what it was from one cell to
 the next. They are told apart: stages also note the host's raw clock, which no node's clock has a part in, and so each
 edge's separation is known without the clock that is off. By it the law is checked within each cell on its own
-(``own_rate``). And the synchronized cell is run first and last, both taken as one.
+(``own_rate``). And cells are run in many short blocks, turn about (``plan.py``): what changes with time, all share.
 
 Limits: binomial intervals take messages for independent. A queue, a pause of the machine or a warm-up lets neighbours
 share their fate, and then real scatter is wider than these intervals say: an exception is where to look, not yet a
@@ -38,6 +38,9 @@ from functools import lru_cache
 from skewd_pipeline.results import STAGES, LawCell, Results, Run, Separations, Threshold
 
 CONFIDENCE = 0.99
+JUDGED_EDGES_LEAST = 500
+"""Below so many edges in a cell the law is told, not judged: one slow stretch of the machine is much of the cell."""
+
 AGREEMENT_LEAST = 0.95
 """The share of cells in which the measured rate must lie inside the interval around the predicted one."""
 
@@ -179,7 +182,8 @@ def _checked(count: int, of: int, confidence: float) -> None:
 def separations_for(known: Iterable[Separations], run: Run) -> Separations | None:
     """The synchronized run's separations of the very edge that this row counts.
 
-    Where they are not kept by edge, those counted under the same direction serve.
+    Where they are not kept by edge, those counted under the same direction serve; of several runs' on one page, the
+    row's own.
     """
     edge = violable_edge(run.stage, run.direction)
     same = [
@@ -187,6 +191,7 @@ def separations_for(known: Iterable[Separations], run: Run) -> Separations | Non
         for each in known
         if (each.transport, each.rule, each.floor_ms) == (run.transport, run.rule, run.floor_ms) and each.separations_ns
     ]
+    same.sort(key=lambda each: (each.stage, each.direction) != (run.stage, run.direction))
     exact = [each for each in same if edge is not None and each.edge == edge_name(edge)]
     whole = [each for each in same if each.edge is None]
     return next(iter(exact or whole), None)
@@ -271,8 +276,8 @@ def thresholds(results: Results) -> list[Threshold]:
         hops = [
             each.separations_ns[0]
             for each in results.separations
-            if (each.transport, each.rule, each.floor_ms, each.edge)
-            == (transport, "send-receive", floor_ms, known.edge)
+            if (each.transport, each.rule, each.floor_ms, each.edge, each.stage, each.direction)
+            == (transport, "send-receive", floor_ms, known.edge, known.stage, known.direction)
             and each.separations_ns
         ]
         first = next((row.skew_ms for row in cells if row.violations), None)

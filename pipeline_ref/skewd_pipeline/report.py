@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from skewd_pipeline import export
+from skewd_pipeline.claims import claims
 from skewd_pipeline.confusion import TRUTHS, UNDECIDED, VERDICTS, is_wrong, wrong
 from skewd_pipeline.export import NEAR_MS
 from skewd_pipeline.heuristics import HEURISTICS, OURS, REAL_CALLS
@@ -62,6 +63,8 @@ def build(sources: Sequence[Path], target: Path | None, *, exports: Path | None 
     target = target or files[0].with_name("report.html")
     try:
         results = merged([load(file) for file in files])
+        if len(files) > 1:
+            results.checks = claims(results)  # each sentence once, of all runs together
         write(results, target, exports=exports)
     except (OSError, ValueError) as error:
         print(f"skewd: {error}", file=sys.stderr)
@@ -197,7 +200,6 @@ def _lead(results: Results) -> str:
             f"of corrections. The clock of <em>{escape(run.stage)}</em> drifts by {run.drift_ppm:g} ppm against "
             f"<em>{escape(run.reference)}</em>'s; only the report knows.</p>"
         )
-    first = results.runs[0]
     broker = next((run.broker for run in results.runs if run.broker), None)
     mock = (
         ' Kafka here is <strong>librdkafka\'s mock cluster, not a broker</strong>; its rows are marked "mock".'
@@ -205,11 +207,17 @@ def _lead(results: Results) -> str:
         else ""
     )
     model = escape(str(results.settings.get("model", "a model")))
-    ways = " and ".join(dict.fromkeys(run.direction for run in results.runs))
+    ways: dict[str, list[str]] = {}
+    for row in results.runs:
+        if row.direction not in ways.setdefault(row.stage, []):
+            ways[row.stage].append(row.direction)
+    skewed = "; then ".join(
+        f"at <em>{escape(stage)}</em>, was set {escape(' and '.join(directions))}" for stage, directions in ways.items()
+    )
     return (
         f'<p class="lead">Five processes classify real files with a real model ({model}). Each runs on a node of its '
-        f"own: own clock, own <code>skewd</code>, own sidecar. One clock, at <em>{escape(first.stage)}</em>, was set "
-        f"{escape(ways)}; no process of that node was told. The same spans then went through the sidecar "
+        f"own: own clock, own <code>skewd</code>, own sidecar. One clock, {skewed}; no process of that node was told. "
+        "The same spans then went through the sidecar "
         f"three ways: as they were, tagged, and rewritten.{mock}</p>"
     )
 
@@ -219,7 +227,9 @@ def _tiles(results: Results) -> str:
     start = [run for run in results.runs if run.rule == "span-start"]
     broken = [run for run in start if run.mode == "off" and run.skew_ms == 5.0]
     for run in broken:
-        tiles.append((f"{run.violation_rate:.0%}", f"of child spans start before their parent at 5 ms on {_name(run)}"))
+        way = f", {run.stage} {run.direction}" if len(broken) > len({each.transport for each in broken}) else ""
+        what = f"of child spans start before their parent at 5 ms on {_name(run)}{way}"
+        tiles.append((f"{run.violation_rate:.0%}", what))
     fixed = [run.all for run in start if run.mode == "rewrite" and run.all is not None]
     if fixed:
         count = sum(each.violations for each in fixed)
@@ -606,7 +616,7 @@ def _claims(checks: Sequence[Check]) -> str:
 
 def _all_rows(results: Results) -> str:
     head = (
-        "transport", "skew", "floor", "mode", "rule", "edges", "violations", "rate", "predicted",
+        "transport", "skew", "stage", "floor", "mode", "rule", "edges", "violations", "rate", "predicted",
         "verdicts of violations", "negative within bound", "bound", "largest error", "misses",
         "separation min / p50 / p99", "msg/s", "correct",
     )  # fmt: skip
@@ -618,6 +628,7 @@ def _all_rows(results: Results) -> str:
             (
                 _name(run),
                 f"{skew_label(run.skew_ms)} {run.direction}",
+                run.stage,
                 f"{run.floor_ms:g} ms",
                 run.mode,
                 run.rule,
@@ -637,7 +648,7 @@ def _all_rows(results: Results) -> str:
         )
     if not body:
         return ""
-    table = _table(head, body, text_columns=(9,))
+    table = _table(head, body, text_columns=(10,))
     return f"<details><summary>{len(body)} rows: each cell, mode and rule</summary>{table}</details>"
 
 

@@ -141,6 +141,7 @@ class Separations(msgspec.Struct, kw_only=True):
     """Every separation of an unskewed cell, sorted: the distribution that predicts all the others.
 
     ``edge``: of which edge, as ``preprocess>inference``; None: of the one that the run's own skew can violate.
+    ``stage`` and ``direction``: of the run that measured it, for which several on one page tell them apart.
     """
 
     transport: str
@@ -148,6 +149,8 @@ class Separations(msgspec.Struct, kw_only=True):
     floor_ms: float
     separations_ns: list[int]
     edge: str | None = None
+    stage: str | None = None
+    direction: str | None = None
 
 
 class LawCell(msgspec.Struct, kw_only=True):

@@ -24,11 +24,12 @@ import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from skewd_pipeline.analysis import CellAnalysis, CellFacts, analyse, confuse
+from skewd_pipeline.analysis import CellAnalysis, CellFacts, analyse, confuse, joined
 from skewd_pipeline.calls import SKEWS_MS as COMPARED_SKEWS_MS
 from skewd_pipeline.calls import compared
 from skewd_pipeline.children import ChildFailed, Children
@@ -36,7 +37,7 @@ from skewd_pipeline.claims import claims
 from skewd_pipeline.collector import Collector, Protocol
 from skewd_pipeline.confusion import Tally
 from skewd_pipeline.display import Display, calls_line, cell_line, over_time_line, overload_line
-from skewd_pipeline.heuristics import REAL_CALLS, call_traces, compare, pipeline_traces
+from skewd_pipeline.heuristics import REAL_CALLS, TraceSpan, call_traces, compare, pipeline_traces
 from skewd_pipeline.inband import CLOCK_TOPIC, BoundsTally, InBand, messages_used
 from skewd_pipeline.law import law_cells, predict, thresholds
 from skewd_pipeline.media import Media
@@ -66,6 +67,34 @@ SHORT_PATH_MAX = 60
 
 # Both of OTLP's protocols are forwarded over: the modes differ in what they do to spans, not in how they send.
 FORWARD: dict[str, Protocol] = {"off": "http", "tag": "grpc", "rewrite": "http", DIRECT: "http"}
+
+
+@dataclass(slots=True)
+class _Blocks:
+    """What is known of a cell whose last block is yet to come. Numbers: spans are let go of block by block."""
+
+    parts: list[CellAnalysis] = field(default_factory=list)
+    traces: list[list[TraceSpan]] = field(default_factory=list)
+    messages: int = 0
+    received: int = 0
+    gaps: int = 0
+    elapsed_ns: int = 0
+
+    def arrived(self, cell: CellPlan, outcome: dict[str, Any]) -> float:
+        """Counts a block's messages in; what it delivered by the second."""
+        elapsed_ns = outcome["last_ns"] - outcome["first_ns"]
+        self.messages += cell.messages
+        self.received += outcome["received"]
+        if elapsed_ns <= 0:
+            return 0.0
+        self.gaps += outcome["received"] - 1
+        self.elapsed_ns += elapsed_ns
+        return float((outcome["received"] - 1) / (elapsed_ns / 1e9))
+
+    @property
+    def delivered_per_s(self) -> float:
+        """Over the time within blocks."""
+        return self.gaps / (self.elapsed_ns / 1e9) if self.elapsed_ns else 0.0
 
 
 class Interrupted(Exception):
@@ -125,6 +154,7 @@ class Experiment:
         self._media: Media | None = None
         self._bounds = BoundsTally()
         self._tally = Tally()
+        self._blocks: dict[str, _Blocks] = {}
 
     async def run(self) -> Results:
         """Runs all groups.
@@ -147,6 +177,11 @@ class Experiment:
         self.results.seconds = round(time.monotonic() - begun, 1)
         self.results.settings = self._settings()
         results = self.results
+        skews_ms = list(
+            dict.fromkeys(group.skew_ns / 1e6 for group in self.groups)
+        )  # the last round's order is its own
+        for rows in (results.runs, results.floor0, results.floors):
+            rows.sort(key=lambda row: (skews_ms.index(row.skew_ms), row.floor_ms))
         predict((*results.runs, *results.floor0, *results.floors), results.separations)
         results.law, results.thresholds = law_cells(results), thresholds(results)
         results.confusion = [*self._tally.rows(), *results.confusion]
@@ -224,7 +259,11 @@ class Experiment:
         display.step("waiting until every clock is bounded")
         await nodes.settled()
         await self._probe("no daemon", self._nobody(directory), children)
-        for group in self.groups:
+        rounds = self.groups[-1].round + 1
+        for before, group in pairwise((None, *self.groups)):
+            assert group is not None
+            if rounds > 1 and (before is None or before.round != group.round):
+                display.step(f"round {group.round + 1} of {rounds}", self._at())
             await self._group(group, nodes, collector, children, count)
         for cell in over_time(options):
             self.display.busy(f"{cell.transport} over time", self._at())
@@ -420,26 +459,14 @@ class Experiment:
         self, cell: CellPlan, outcome: dict[str, Any], spans: dict[str, list[SpanRecord]], truth_ns: dict[str, int]
     ) -> None:
         options = self.options
-        elapsed_ns = outcome["last_ns"] - outcome["first_ns"]
-        delivered = (outcome["received"] - 1) / (elapsed_ns / 1e9) if elapsed_ns > 0 else 0.0
-        if cell.purpose in ("direct", "saturated") or (cell.purpose == "sweep" and cell.skew_ns in (0, 10_000_000)):
-            sidecar = "none" if cell.exporters == (DIRECT,) else "+".join(cell.exporters)
-            self.results.throughput.append(
-                Throughput(
-                    transport=cell.transport,
-                    skew_ms=cell.skew_ns / 1e6,
-                    sidecar=sidecar,
-                    offered_per_s=cell.rate,
-                    delivered_per_s=round(delivered, 3),
-                    messages=cell.messages,
-                    delivered=outcome["received"],
-                )
-            )
-            if cell.purpose != "sweep":
-                how = "unpaced" if cell.rate is None else f"{cell.rate:g}/s offered"
-                where = "without sidecar" if sidecar == "none" else f"sidecars {sidecar}"
-                self.display.line(f"{cell.transport:<19} {how}, {where}: {delivered:.1f} messages/s delivered")
-                return
+        blocks = self._blocks.setdefault(cell.cell, _Blocks())
+        delivered = blocks.arrived(cell, outcome)
+        if cell.last and (
+            cell.purpose in ("direct", "saturated") or (cell.purpose == "sweep" and cell.skew_ns in (0, 10_000_000))
+        ):
+            self._keep_throughput(cell, blocks)
+        if cell.purpose in ("direct", "saturated"):
+            return
         facts = CellFacts(
             transport=cell.transport,
             broker=self._broker_kind if cell.transport == "kafka" else None,
@@ -460,12 +487,23 @@ class Experiment:
             self.display.line(overload_line(self._tally.rows(), cell.transport))
             return
         if "tag" in cell.exporters and cell.purpose == "sweep" and cell.skew_ns / 1e6 in COMPARED_SKEWS_MS:
-            name = f"the pipeline's, {cell.transport}{f' ({facts.broker})' if facts.broker else ''}"
-            self.results.heuristics += compare(name, cell.skew_ns / 1e6, pipeline_traces(spans["tag"], facts))
-        found = analyse({mode: spans[mode] for mode in cell.exporters}, facts)
+            blocks.traces += pipeline_traces(spans["tag"], facts)
+        block = analyse({mode: spans[mode] for mode in cell.exporters}, facts)
+        blocks.parts.append(block)
         mode = next((mode for mode in ("tag", "rewrite") if mode in cell.exporters), None)
         if mode is not None:
-            self._bounds.add(cell.transport, facts.broker, spans[mode], truth_ns, found.rows)
+            self._bounds.add(cell.transport, facts.broker, spans[mode], truth_ns, block.rows)
+        if cell.last:
+            self._complete(cell, self._blocks.pop(cell.cell))
+
+    def _complete(self, cell: CellPlan, blocks: _Blocks) -> None:
+        """A cell of the sweep has all its blocks."""
+        found = joined(blocks.parts)
+        if blocks.traces:
+            broker = f" ({self._broker_kind})" if cell.transport == "kafka" and self._broker_kind else ""
+            self.results.heuristics += compare(
+                f"the pipeline's, {cell.transport}{broker}", cell.skew_ns / 1e6, blocks.traces
+            )
         if cell.skew_ns == 0:
             self._keep_separations(cell, found)
         if cell.purpose == "again":
@@ -475,6 +513,25 @@ class Experiment:
         rows.extend(found.rows)
         if found.rows:
             self.display.line(cell_line(found.rows))
+
+    def _keep_throughput(self, cell: CellPlan, blocks: _Blocks) -> None:
+        sidecar = "none" if cell.exporters == (DIRECT,) else "+".join(cell.exporters)
+        self.results.throughput.append(
+            Throughput(
+                transport=cell.transport,
+                skew_ms=cell.skew_ns / 1e6,
+                sidecar=sidecar,
+                offered_per_s=cell.rate,
+                delivered_per_s=round(blocks.delivered_per_s, 3),
+                messages=blocks.messages,
+                delivered=blocks.received,
+            )
+        )
+        if cell.purpose != "sweep":
+            how = "unpaced" if cell.rate is None else f"{cell.rate:g}/s offered"
+            where = "without sidecar" if sidecar == "none" else f"sidecars {sidecar}"
+            said = f"{blocks.delivered_per_s:.1f} messages/s delivered"
+            self.display.line(f"{cell.transport:<19} {how}, {where}: {said}")
 
     def _keep_separations(self, cell: CellPlan, found: CellAnalysis) -> None:
         """Of a synchronized cell; those of one that is run again are taken together with the first."""
@@ -491,6 +548,8 @@ class Experiment:
                     edge=edge,
                     floor_ms=cell.floor_ns / 1e6,
                     separations_ns=separations,
+                    stage=self.options.stage,
+                    direction=self.options.direction,
                 )
             )
 
@@ -551,7 +610,8 @@ class Experiment:
             "inband_only": int(options.inband_only),
             "model": options.model or "magika",
             "demo": int(options.demo),
-            "cells": len(cells_of(self.groups)),
+            "cells": len({cell.cell for cell in cells_of(self.groups)}),
+            "rounds": self.groups[-1].round + 1,
         }
 
     def _keep_logs(self, logs: Path) -> None:

@@ -128,7 +128,7 @@ def _run(told: OneStage) -> int:
         if told.outbox is not None:
             stage.connect(told.outbox)
         plan = CellPlan(
-            told.run, "stage", _transport(told), 0, told.floor_ns, told.messages, told.rate, (*exporters,),
+            told.run, told.run, "stage", _transport(told), 0, told.floor_ns, told.messages, told.rate, (*exporters,),
             f"{told.seed}/{told.run}",
         )  # fmt: skip
         cell = Cell(

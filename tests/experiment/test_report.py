@@ -205,7 +205,7 @@ def test_exports_are_tables_and_pictures(tmp_path: Path) -> None:
     assert report.build([tmp_path], None, exports=tmp_path / "files") == 0
     names = {path.name for path in (tmp_path / "files").iterdir()}
     assert {"rows.csv", "law.csv", "windows.csv", "clock.csv", "separations.csv"} <= names
-    assert {"law-zmq-behind-span-start.png", "agreement.png", "story-model-simulated-wide.png"} <= names
+    assert {"law-zmq-inference-behind-span-start.png", "agreement.png", "story-model-simulated-wide.png"} <= names
     with (tmp_path / "files" / "law.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 32
