@@ -476,6 +476,12 @@ def experiment_run(
     ] = None,
     messages: Annotated[int | None, typer.Option(metavar="N", help="Messages in each cell.")] = None,
     rate: Annotated[float | None, typer.Option(metavar="N", help="Messages offered per second.")] = None,
+    rounds: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Run each cell in N blocks, turn about; default: blocks of 50 from 500 messages on."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="The same seed gives the same schedule of work.")] = 1,
     reference: Annotated[
         str | None,
@@ -551,7 +557,8 @@ def experiment_run(
                 given |= {"skews_ms": (0.0,), "messages": LONG_RUN_MESSAGES}
         if modes is not None:
             given["modes"] = parse_names("--modes", modes, MODES)
-        given |= {key: value for key, value in (("messages", messages), ("rate", rate)) if value is not None}
+        numbers = (("messages", messages), ("rate", rate), ("rounds", rounds))
+        given |= {key: value for key, value in numbers if value is not None}
         options = ExperimentOptions(
             stage=stage,
             direction=direction,

@@ -145,8 +145,8 @@ def farewell(out: Path, report: Path) -> list[str]:
     return [
         f"\nreport: {report}",
         "\nnext:",
-        f"  xdg-open {report}                                  # the curves",
-        "  skewd experiment run --transports zmq --direction ahead --out out/ahead   # the other way round",
+        f"  xdg-open {report}   # the curves",
+        "  skewd experiment run --stage preprocess --direction ahead   # the same edge from its other end",
         "  skewd run   # bound this machine's own clock; then: skewd status, skewd check",
     ]
 

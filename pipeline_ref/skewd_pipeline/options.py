@@ -55,6 +55,7 @@ class ExperimentOptions:
         modes: the sidecar modes that see the same traffic side by side: ``off``, ``tag``, ``rewrite``.
         messages: messages counted in each cell.
         rate: messages offered per second.
+        rounds: how many blocks each cell is run in, turn about; None: blocks of 50 messages from 500 on, else one.
         seed: decides the order of the work; the same seed gives the same schedule.
         reference: the stage whose node is the reference of all corrections; never the skewed one.
         service_floor_ns: each stage's work lasts at least this long; 0 for no floor.
@@ -84,6 +85,7 @@ class ExperimentOptions:
     modes: tuple[str, ...] = ("off", "tag", "rewrite")
     messages: int = 200
     rate: float = 40.0
+    rounds: int | None = None
     seed: int = 1
     reference: str = "preprocess"
     service_floor_ns: int = 3_500_000
@@ -131,6 +133,8 @@ class ExperimentOptions:
             )
         if not 1 <= self.messages <= MESSAGES_MAX:
             raise ValueError(f"--messages: {self.messages} is not between 1 and {MESSAGES_MAX}")
+        if self.rounds is not None and not 1 <= self.rounds <= self.messages:
+            raise ValueError(f"--rounds: {self.rounds} is not between 1 and the {self.messages} messages of a cell")
         if not 0 < self.rate <= RATE_MAX:
             raise ValueError(f"--rate: {self.rate:g} is not between 0 and {RATE_MAX:g} messages per second")
         if not 0 <= self.seed < 2**63:

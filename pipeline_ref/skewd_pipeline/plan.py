@@ -108,7 +108,7 @@ def plan(options: ExperimentOptions) -> list[Group]:
     """The groups in order. ``options`` as :func:`with_demo` gives them."""
     skews = [round(skew * 1e6) for skew in options.skews_ms]
     predicts = 0 in skews and len(skews) > 1
-    rounds = blocks(options.messages) if predicts else [options.messages]
+    rounds = blocks(options.messages, options.rounds if predicts else options.rounds or 1)
     groups = []
     for number, messages in enumerate(rounds):
         order = list(skews)
@@ -145,12 +145,15 @@ def plan(options: ExperimentOptions) -> list[Group]:
     return groups
 
 
-def blocks(messages: int) -> list[int]:
-    """How many messages each block of a cell has: one block below :data:`~skewd_pipeline.law.JUDGED_EDGES_LEAST`."""
-    if messages < JUDGED_EDGES_LEAST:
-        return [messages]
-    whole, rest = divmod(messages, BLOCK_MESSAGES)
-    return [BLOCK_MESSAGES + (number < rest % whole) + rest // whole for number in range(whole)]
+def blocks(messages: int, rounds: int | None = None) -> list[int]:
+    """How many messages each block of a cell has, in the rounds that were asked for.
+
+    Not asked, a cell is one block below :data:`~skewd_pipeline.law.JUDGED_EDGES_LEAST` messages.
+    """
+    if rounds is None:
+        rounds = messages // BLOCK_MESSAGES if messages >= JUDGED_EDGES_LEAST else 1
+    whole, rest = divmod(messages, rounds)
+    return [whole + (number < rest) for number in range(rounds)]
 
 
 def _planned(

@@ -117,6 +117,8 @@ def test_names() -> None:
         ({"kafka_clients": "fast"}, "--kafka-clients: 'fast' is unknown; choose latency or default"),
         ({"aeron_channel": "tcp"}, "--aeron-channel: 'tcp' is unknown; choose ipc or udp"),
         ({"messages": 0}, "--messages: 0"),
+        ({"rounds": 0}, "--rounds: 0"),
+        ({"messages": 10, "rounds": 11}, "--rounds: 11 is not between 1 and the 10 messages"),
         ({"rate": 0.0}, "--rate: 0"),
         ({"rate": float("nan")}, "--rate: nan"),
         ({"seed": -1}, "--seed: -1"),

@@ -15,6 +15,7 @@ from skewd_pipeline.analysis import (
     analyse,
     durations_changed,
     edges,
+    joined,
     order_changed,
     quantile,
 )
@@ -287,3 +288,45 @@ def test_quantiles_are_members_in_order(values: list[int], share: float) -> None
     assert quantile(ordered, share) in values
     assert quantile(ordered, 0) == ordered[0]
     assert quantile(ordered, 1) == ordered[-1]
+
+
+@given(
+    cuts=st.lists(st.integers(1, 9), max_size=3, unique=True).map(sorted),
+    skew_ms=st.integers(0, 8),
+    delays_us=st.lists(st.integers(20, 4_000), min_size=10, max_size=10),
+    error_us=st.integers(0, 120),
+)
+def test_a_cell_run_in_blocks_is_counted_as_one(
+    cuts: list[int], skew_ms: int, delays_us: list[int], error_us: int
+) -> None:
+    cell = facts(skew_ms * MS, messages=10)
+    by_message = [
+        [
+            replace(span, span_id=f"{number}-{span.span_id}", parent_id=span.parent_id and f"{number}-{span.parent_id}")
+            for span in raw_spans(cell, delay_ns=delay * US)
+        ]
+        for number, delay in enumerate(delays_us)
+    ]
+
+    def modes(first: int, last: int) -> dict[str, Sequence[SpanRecord]]:
+        raw = [span for spans in by_message[first:last] for span in spans]
+        raw = [
+            replace(span, attributes={HOST_RAW: span.start_ns, HOST_RAW_SENT: span.events.get(SENT, 0)}) for span in raw
+        ]
+        tag = tagged(raw, cell, error_ns=error_us * US)
+        return {"off": [*raw, *raw[:2]], "tag": tag[: len(tag) - (last == 10)], "rewrite": rewritten(tag)}
+
+    ends = [0, *cuts, 10]
+    parts = [analyse(modes(first, last), replace(cell, messages=last - first)) for first, last in pairwise(ends)]
+    whole, at_once = joined(parts), analyse(modes(0, 10), cell)
+    for row in at_once.rows:  # each block had its own two duplicates
+        row.spans_duplicated *= len(parts)
+    assert whole.rows == at_once.rows
+    assert whole.by_edge_ns == at_once.by_edge_ns
+    assert whole.separations_ns == at_once.separations_ns
+
+
+def test_blocks_of_different_cells_are_not_joined() -> None:
+    one, other = facts(0), facts(5 * MS)
+    with pytest.raises(ValueError, match=r"skew_ms is (0\.0 and 5\.0|5\.0 and 0\.0)"):
+        joined([analyse(all_modes(one), one), analyse(all_modes(other), other)])

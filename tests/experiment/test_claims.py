@@ -42,6 +42,27 @@ def test_a_good_run_bears_out_every_claim() -> None:
     assert len({check.name for check in checks}) == len(checks)
 
 
+def test_the_model_takes_as_long_as_it_takes() -> None:
+    results = made_results()
+    for run in rows(results, transport="zmq", rule="span-start", mode="off"):
+        run.direction = "ahead"  # out of the inference stage: no rate is claimed of it
+        run.violations, run.violation_rate = 0, 0.0
+    found = {check.name: check.passed for check in claims(results)}
+    assert (found["raw-zmq-5ms"], found["raw-kafka-5ms"]) == (None, True)
+    for run in rows(results, transport="zmq"):
+        run.stage = "preprocess"
+    found = {check.name: check.passed for check in claims(results)}
+    assert (found["raw-zmq-5ms"], found["raw-zmq-10ms"], found["raw-kafka-5ms"]) == (False, False, True)
+
+
+def test_each_run_on_the_page_is_compared_with_its_own_throughput() -> None:
+    results = made_results()
+    results.throughput += [replaced(row, delivered_per_s=row.delivered_per_s / 2) for row in results.throughput]
+    assert failed(claims(results)) == []
+    results.throughput[-1] = replaced(results.throughput[-1], delivered_per_s=15.0)
+    assert [check.name for check in failed(claims(results))] == ["throughput-skew"]
+
+
 def set_rate(results: Results) -> None:
     for run in rows(results, transport="zmq", skew_ms=5.0, mode="off", rule="span-start"):
         run.violation_rate = 0.8

@@ -152,6 +152,23 @@ def test_each_direction_is_predicted_by_its_own_edge(direction: str) -> None:
     assert all(row.predicted_rate is not None for row in results.runs)
 
 
+def test_of_several_runs_on_a_page_each_row_is_predicted_by_its_own() -> None:
+    results = made("behind")
+    of_another = [
+        Separations(
+            transport=each.transport, rule=each.rule, floor_ms=each.floor_ms, edge=each.edge,
+            separations_ns=[value + 20_000_000 for value in each.separations_ns], stage="preprocess", direction="ahead",
+        )
+        for each in results.separations
+    ]  # fmt: skip
+    for each in results.separations:
+        each.stage, each.direction = "inference", "behind"
+    results.separations = [*of_another, *results.separations]
+    assert not exceptions(law_cells(results))
+    assert {each.predicted_ms < 20 for each in thresholds(results)} == {True}
+    assert {(each.derived_ms or 99) < 20 for each in thresholds(results)} == {True}
+
+
 def test_another_distribution_is_an_exception() -> None:
     results = made("behind")
     for each in results.separations:

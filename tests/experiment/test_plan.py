@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from skewd_pipeline.law import JUDGED_EDGES_LEAST
 from skewd_pipeline.options import ExperimentOptions
-from skewd_pipeline.plan import DIRECT, cells_of, over_time, page_offset_ns, plan, seconds, truth_ns, with_demo
+from skewd_pipeline.plan import DIRECT, blocks, cells_of, over_time, page_offset_ns, plan, seconds, truth_ns, with_demo
 
 USUAL = ExperimentOptions()
 
@@ -46,6 +49,55 @@ def test_other_floors_are_swept_at_every_skew() -> None:
     for group in groups:
         assert [cell.floor_ns for cell in group.cells if cell.purpose == "floor"] == [0, 8_000_000]
     assert not [cell for cell in cells_of(groups) if cell.purpose == "floor0"]
+
+
+LONG = replace(USUAL, skews_ms=(0.0, 3.0, 5.0), messages=1010, transports=("zmq",), floors_ns=(0,), overload=True)
+
+
+def test_cells_long_enough_to_be_judged_are_run_in_rounds_of_short_blocks() -> None:
+    groups = plan(LONG)
+    assert [group.round for group in groups] == sorted(group.round for group in groups)
+    rounds = groups[-1].round + 1
+    assert rounds == 20
+    for number in range(rounds):
+        mine = [group for group in groups if group.round == number]
+        assert sorted(group.skew_ns for group in mine) == [0, 3_000_000, 5_000_000], "each skew once a round"
+        assert all(group.probe == (number == 0 and group.skew_ns != 3_000_000) for group in mine)
+    orders = {tuple(group.skew_ns for group in groups if group.round == number) for number in range(rounds)}
+    assert len(orders) > 3, "in an order of its own"
+    cells = cells_of(groups)
+    assert len({cell.name for cell in cells}) == len(cells)
+    assert len({cell.seed for cell in cells}) == len(cells), "no block has the same work"
+    swept = [cell for cell in cells if cell.purpose in ("sweep", "floor")]
+    by_cell: dict[str, list[int]] = {}
+    for cell in swept:
+        by_cell.setdefault(cell.cell, []).append(cell.messages)
+    assert len(by_cell) == 3 * 2
+    assert all(sum(sizes) == 1010 and max(sizes) - min(sizes) <= 1 for sizes in by_cell.values())
+    assert [cell.last for cell in swept] == [False] * (len(swept) - 6) + [True] * 6
+    once = [cell.purpose for cell in cells if cell.purpose not in ("sweep", "floor")]
+    assert sorted(once) == ["calls", "calls", "direct", "overload", "saturated", "saturated", "warm-up"]
+    assert [group.skew_ns for group in plan(LONG)] == [group.skew_ns for group in groups], "and the same with one seed"
+
+
+def test_without_a_synchronized_cell_there_is_nothing_to_share_and_one_round() -> None:
+    assert {group.round for group in plan(replace(LONG, skews_ms=(3.0, 5.0)))} == {0}
+    asked = plan(replace(LONG, skews_ms=(3.0, 5.0), messages=20, rounds=2))
+    assert [(group.round, {cell.messages for cell in group.cells if cell.purpose == "sweep"}) for group in asked] == [
+        (0, {10}), (0, {10}), (1, {10}), (1, {10}),
+    ]  # fmt: skip
+
+
+@given(messages=st.integers(1, 100_000), rounds=st.none() | st.integers(1, 50))
+def test_blocks_make_up_the_cell(messages: int, rounds: int | None) -> None:
+    rounds = rounds and min(rounds, messages)
+    sizes = blocks(messages, rounds)
+    assert sum(sizes) == messages
+    assert max(sizes) - min(sizes) <= 1
+    if rounds is None:
+        assert len(sizes) == 1 if messages < JUDGED_EDGES_LEAST else 50 <= min(sizes) <= max(sizes) <= 55
+    else:
+        assert len(sizes) == rounds
 
 
 def test_the_overloaded_cell_has_synchronized_clocks() -> None:

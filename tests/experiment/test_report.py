@@ -196,6 +196,25 @@ def test_two_runs_make_one_report_and_two_of_the_same_do_not(
     assert "two of the results have the row" in capsys.readouterr().err
 
 
+def test_both_directions_stand_on_one_page_and_are_judged_together(tmp_path: Path) -> None:
+    behind, ahead = made_results(), made_results()
+    ahead.windows, ahead.long_runs, ahead.confusion, ahead.heuristics = [], [], [], []
+    for run in ahead.runs:
+        run.stage, run.direction = "preprocess", "ahead"
+        if (run.transport, run.skew_ms, run.mode) == ("zmq", 5.0, "off"):
+            run.violation_rate = 0.25
+    for name, results in (("behind", behind), ("ahead", ahead)):
+        save(results, tmp_path / name / "results.json")
+    assert report.build([tmp_path / "behind", tmp_path / "ahead"], tmp_path / "both.html") == 0
+    page = (tmp_path / "both.html").read_text()
+    for way in ("zmq, inference behind", "zmq, preprocess ahead", "kafka (mock), preprocess ahead"):
+        assert f"Violation rate over skew, {way}" in page
+    assert "at <em>inference</em>, was set behind; then at <em>preprocess</em>, was set ahead" in page
+    assert page.count("at 5 ms on zmq, at least 90% of the child spans start too early") == 1
+    assert "25.0% (preprocess ahead), the least of 2" in page
+    assert "25%</b> of child spans start before their parent at 5 ms on zmq, preprocess ahead" in page
+
+
 def test_exports_are_tables_and_pictures(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     results = made_results()

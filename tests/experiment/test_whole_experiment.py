@@ -61,7 +61,7 @@ def read_until(process: subprocess.Popen[str], words: str, limit_s: float) -> li
 
 
 def test_a_short_sweep(scratch: Path) -> None:
-    process = started(scratch, "--skews", "0,5", "--messages", "20", "--floors", "0ms", "--overload")
+    process = started(scratch, "--skews", "0,5", "--messages", "20", "--rounds", "2", "--floors", "0ms", "--overload")
     try:
         output, _ = process.communicate(timeout=240)
     finally:
@@ -102,7 +102,9 @@ def test_a_short_sweep(scratch: Path) -> None:
     assert {(cell.rule, cell.floor_ms) for cell in results.law} == {
         (rule, floor) for rule in ("send-receive", "span-start") for floor in (0.0, 3.5)
     }
-    assert {len(each.separations_ns) for each in results.separations} == {40}, "first and last, taken together"
+    assert {len(each.separations_ns) for each in results.separations} == {20}, "of both rounds, taken together"
+    assert (results.settings["rounds"], "round 2 of 2" in output) == (2, True)
+    assert {(row.messages, row.delivered) for row in results.throughput if row.offered_per_s} == {(20, 20)}
     assert {each.edge for each in results.separations} == {">".join(pair) for pair in pairwise(STAGES)}
     assert {row.situation for row in results.confusion} == {"synchronized", "skewed", "overloaded"}
     assert wrong(results.confusion) == []

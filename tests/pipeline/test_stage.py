@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from skewd_pipeline.stage_config import StageConfigError, load, parse
 from skewd_pipeline.stage_run import edge_counts
 from tests.experiment.test_analysis import facts, raw_spans, tagged
 
+CHECKOUT = Path(__file__).parent.parent.parent
 HOPS = "\n".join(f'[hops.{name}]\nendpoint = "tcp://10.0.0.{at}:555{at}"' for at, name in enumerate(STAGES[1:], 1))
 ZMQ = f'[pipeline]\ntransport = "zmq"\n{HOPS}\n'
 
@@ -39,6 +41,25 @@ def test_one_file_tells_each_stage_its_part() -> None:
     assert (before.otlp, before.stamp_offset_ns) == ("http://127.0.0.1:4318", 0)
     assert parse(text, "producer").inbox is None
     assert parse(text, "consumer").outbox is None
+
+
+def test_the_recipes_files_are_taken_by_every_stage() -> None:
+    yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
+    hosts = (CHECKOUT / "deploy" / "hosts" / "stages.toml").read_text()
+    cluster = next(
+        document["data"]["stages.toml"]
+        for document in yaml.safe_load_all((CHECKOUT / "deploy" / "kubernetes" / "experiment.yaml").read_text())
+        if document["kind"] == "ConfigMap"
+    )
+    for text in (hosts, cluster):
+        told = [parse(text, name, Path("/etc/x")) for name in STAGES]
+        assert {each.messages for each in told} == {1000}
+        for before, after in pairwise(told):
+            assert before.outbox is not None
+            assert after.inbox is not None
+            assert before.outbox.name == after.inbox.name
+            assert str(before.outbox.endpoint).rpartition(":")[2] == str(after.inbox.endpoint).rpartition(":")[2]
+        assert all(each.otlp == "http://127.0.0.1:4318" for each in told)
 
 
 def test_kafka_and_aeron_name_both_ends_alike() -> None:
