@@ -43,6 +43,8 @@ def tables(results: Results) -> dict[str, str]:
                 "rule": each.rule,
                 "floor_ms": each.floor_ms,
                 "edge": each.edge,
+                "stage": each.stage,
+                "direction": each.direction,
                 "separation_ns": value,
             }
             for each in results.separations

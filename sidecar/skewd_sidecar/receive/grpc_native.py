@@ -22,8 +22,8 @@ from skewd_sidecar.gateway import BODY_MAX_BYTES
 from skewd_sidecar.handler import Handler
 from skewd_sidecar.native_hub import Hub
 from skewd_sidecar.receive.grpc_common import CONCURRENT_MAX, CONNECTIONS_MAX, SETTING, STREAMS_MAX, counted
-from skewd_sidecar.receive.listen import BACKLOG, UNIX, Address, UnixSocketFile, bind_tcp, bind_unix, name_of
 from skewd_sidecar.receive.metadata import MetadataPicker
+from skewd_sidecar.receive.native_listener import NativeListener
 from skewd_sidecar.receive.tls import ServerTls
 
 BYTES_MAX = 64 * 1024 * 1024
@@ -33,11 +33,9 @@ READ_S = 30.0
 class NativeGrpcReceiver:
     """Listens for export calls and hands them to a handler. Made by :meth:`open`."""
 
-    def __init__(self, hub: Hub, server: int, address: Address, file: UnixSocketFile | None) -> None:
-        self._hub = hub
-        self._server = server
-        self._file = file
-        self.address = address
+    def __init__(self, listener: NativeListener) -> None:
+        self._listener = listener
+        self.address = listener.address
 
     @classmethod
     async def open(
@@ -71,17 +69,12 @@ class NativeGrpcReceiver:
             raise ValueError("the native transport has no TLS")
         counts = counts if counts is not None else Counts()
         picker = MetadataPicker(metadata)
-        file = UnixSocketFile(listen, SETTING) if listen.startswith(UNIX) else None
-        with bind_tcp(listen, SETTING) if file is None else bind_unix(file, SETTING) as bound:
-            bound.listen(BACKLOG)
-            address = name_of(bound) if file is None else file.path
-            hub = Hub.acquire()
-            fd = bound.detach()
-        try:
-            server = hub.listen(
+
+        def serve(hub: Hub, fd: int, unix: bool) -> int:
+            return hub.listen(
                 fd,
                 counted(handler, picker, counts),
-                unix=file is not None,
+                unix=unix,
                 body_max_bytes=body_max_bytes,
                 held_max_bytes=held_max_bytes,
                 requests_max=CONCURRENT_MAX,
@@ -90,19 +83,11 @@ class NativeGrpcReceiver:
                 read_s=READ_S,
                 metadata=picker.names,
             )
-        except BaseException:
-            hub.release()
-            if file is not None:
-                file.remove()
-            raise
-        hub.show(counts)
-        return cls(hub, server, address, file)
+
+        listener = NativeListener.open(listen, SETTING, serve)
+        listener.hub.show(counts)
+        return cls(listener)
 
     async def close(self, grace_s: float) -> None:
         """Takes no more calls, lets those under way finish within ``grace_s``, and frees the address."""
-        try:
-            await self._hub.close(self._server, grace_s)
-        finally:
-            self._hub.release()
-            if self._file is not None:
-                self._file.remove()
+        await self._listener.close(grace_s)

@@ -36,8 +36,8 @@ from skewd_sidecar.receive.http_rules import (
     too_many_bytes,
     too_slow,
 )
-from skewd_sidecar.receive.listen import BACKLOG, UNIX, Address, UnixSocketFile, bind_tcp, bind_unix, name_of
 from skewd_sidecar.receive.metadata import MetadataPicker
+from skewd_sidecar.receive.native_listener import NativeListener
 from skewd_sidecar.receive.tls import ServerTls
 
 log = QuietLog(__name__)
@@ -46,12 +46,10 @@ log = QuietLog(__name__)
 class NativeHttpReceiver:
     """Listens for export requests and hands them to a handler. Made by :meth:`open`."""
 
-    def __init__(self, hub: Hub, server: int, rules: HttpRules, address: Address, file: UnixSocketFile | None) -> None:
-        self._hub = hub
-        self._server = server
+    def __init__(self, listener: NativeListener, rules: HttpRules) -> None:
+        self._listener = listener
         self._rules = rules
-        self._file = file
-        self.address = address
+        self.address = listener.address
 
     @classmethod
     async def open(
@@ -82,17 +80,12 @@ class NativeHttpReceiver:
         if tls is not None:
             raise ValueError("the native transport has no TLS")
         rules = HttpRules(handler, body_max_bytes, MetadataPicker(metadata), counts if counts is not None else Counts())
-        file = UnixSocketFile(listen, SETTING) if listen.startswith(UNIX) else None
-        with bind_tcp(listen, SETTING) if file is None else bind_unix(file, SETTING) as bound:
-            bound.listen(BACKLOG)
-            address = name_of(bound) if file is None else file.path
-            hub = Hub.acquire()
-            fd = bound.detach()
-        try:
-            server = hub.listen_http(
+
+        def serve(hub: Hub, fd: int, unix: bool) -> int:
+            return hub.listen_http(
                 fd,
                 _Requests(rules, READ_S),
-                unix=file is not None,
+                unix=unix,
                 paths=PATHS,
                 body_max_bytes=body_max_bytes,
                 held_max_bytes=held_max_bytes,
@@ -101,24 +94,18 @@ class NativeHttpReceiver:
                 read_s=READ_S,
                 metadata=rules.picker.names,
             )
-        except BaseException:
-            hub.release()
-            if file is not None:
-                file.remove()
-            raise
-        hub.show(rules.counts)
-        return cls(hub, server, rules, address, file)
+
+        listener = NativeListener.open(listen, SETTING, serve)
+        listener.hub.show(rules.counts)
+        return cls(listener, rules)
 
     async def close(self, grace_s: float) -> None:
         """Takes no more connections, lets requests under way finish within ``grace_s``, and frees the address."""
         self._rules.closing = True
         try:
-            await self._hub.close(self._server, grace_s)
+            await self._listener.close(grace_s)
         finally:
-            self._hub.release()
             self._rules.end()
-            if self._file is not None:
-                self._file.remove()
 
 
 class _Requests:
