@@ -74,11 +74,11 @@ class Display:
         self.console.print(text, markup=False)
 
 
-def cell_line(rows: Sequence[Run]) -> str:
-    """One finished cell in one line."""
+def cell_line(rows: Sequence[Run], *, floor: bool = False) -> str:
+    """One finished cell in one line; with its floor, where that is not the sweep's."""
     found = {(row.mode, row.rule): row for row in rows}
     first = rows[0]
-    label = transport_label(first) + ("" if first.floor_ms else ", floor 0")
+    label = transport_label(first) + (f", floor {first.floor_ms:g}" if floor else "")
     parts = [f"{label:<19} {skew_label(first.skew_ms):>5}"]
     raw = found.get(("off", "span-start")) or found.get(("tag", "span-start"))
     if raw is not None:

@@ -504,15 +504,16 @@ class Experiment:
             self.results.heuristics += compare(
                 f"the pipeline's, {cell.transport}{broker}", cell.skew_ns / 1e6, blocks.traces
             )
+        other_floor = cell.floor_ns != self.options.service_floor_ns
         if cell.skew_ns == 0:
             self._keep_separations(cell, found)
         if cell.purpose == "again":
-            self.display.line(f"{cell_line(found.rows)}, again")
+            self.display.line(f"{cell_line(found.rows, floor=other_floor)}, again")
             return
         rows = {"floor0": self.results.floor0, "floor": self.results.floors}.get(cell.purpose, self.results.runs)
         rows.extend(found.rows)
         if found.rows:
-            self.display.line(cell_line(found.rows))
+            self.display.line(cell_line(found.rows, floor=other_floor))
 
     def _keep_throughput(self, cell: CellPlan, blocks: _Blocks) -> None:
         sidecar = "none" if cell.exporters == (DIRECT,) else "+".join(cell.exporters)
