@@ -36,12 +36,13 @@ from skewd.config import Config
 from skewd.durations import format_duration
 from skewd.failures import StartError
 from skewd.kernel_clock import Adjuster, KernelClock, RawFacts, continued, disturbance
+from skewd.knots import KNOT_PERIOD_NS
 from skewd.lean import structlog
 from skewd.link_set import LinkSet
 from skewd.links.protocol import Proofs
 from skewd.logs import set_level
 from skewd.membership import Membership, new_plan
-from skewd.node import KNOT_PERIOD_NS, Node
+from skewd.node import Node
 from skewd.ports import format_address, split_address
 from skewd.publish import clockbound, prometheus
 from skewd.publish.for_clockbound import ClockBoundPublisher

@@ -22,7 +22,8 @@ from skewd.bounds.history import Status
 from skewd.durations import format_duration
 
 if TYPE_CHECKING:
-    from skewd.node import Estimate, Node
+    from skewd.estimate import Estimate
+    from skewd.node import Node
 
 ROWS_MAX = 256
 """Rows of members told at most."""

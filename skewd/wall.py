@@ -279,6 +279,28 @@ class WallMap:
         first = next(sample for sample, era in self._history if era == self.era)
         return self._carried(first if raw_ns < first.raw_ns else latest, raw_ns)
 
+    def from_raw(self, minus_raw: Interval, at_raw_ns: int) -> Interval:
+        """Of another clock: what it reads more than this wall clock, from what it reads more than this raw clock."""
+        return minus_raw - self.wall_minus_raw(at_raw_ns)
+
+    def drift_from_raw(self, raw_drift_ppb: Interval, there_slew_ppb: int = 0) -> Interval:
+        """Of another clock: its drift against this wall clock, from that against this raw clock.
+
+        Args:
+            there_slew_ppb: how fast the other may be slewed, where it is a wall clock.
+        """
+        # Both walls may be slewed; and seen per wall second instead of raw second each rate changes by its own size
+        # times the slew: a thousandth, or a tenth where chrony steers hard.
+        here = self.slew_ppb()
+        rate = max(abs(raw_drift_ppb.lo), abs(raw_drift_ppb.hi)) + there_slew_ppb + here
+        second_order = rate * max(here, 2_000_000) // (_PPB - min(here, _PPB // 2)) + 1
+        return raw_drift_ppb.widen(there_slew_ppb + here + second_order)
+
+    def drift_from_wall(self, wall_drift_ppb: Interval) -> Interval:
+        """Of another clock: its drift against this raw clock, from that against this wall clock."""
+        slew = self.slew_ppb()
+        return wall_drift_ppb.widen(slew + slew * max(abs(wall_drift_ppb.lo), abs(wall_drift_ppb.hi)) // _PPB + 1)
+
     def _carried(self, sample: WallSample, raw_ns: int) -> Interval:
         gap = abs(raw_ns - sample.raw_ns)
         return sample.wall_minus_raw.widen(gap * self.slew_ppb() // _PPB + 1)

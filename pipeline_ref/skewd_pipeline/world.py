@@ -18,8 +18,9 @@ from skewd.bounds.history import Correction, History
 from skewd.clock import WallSample
 from skewd.config import Config, MeshConfig, NodeConfig
 from skewd.interval import Interval
+from skewd.knots import KNOT_PERIOD_NS
 from skewd.links.protocol import Proofs
-from skewd.node import KNOT_PERIOD_NS, Node
+from skewd.node import Node
 from skewd_pipeline.overtime import Change, Trajectory
 from skewd_pipeline.results import STAGES
 

@@ -15,8 +15,9 @@ from skewd.bounds.history import History, Knot, Status
 from skewd.clock import WallSample
 from skewd.config import Config, MeshConfig, NodeConfig
 from skewd.interval import Interval
+from skewd.knots import KNOT_PERIOD_NS
 from skewd.links.protocol import Proofs
-from skewd.node import KNOT_PERIOD_NS, Node
+from skewd.node import Node
 from skewd.reader import reference_time
 from skewd.state_file import StateFile
 from skewd.steering import KIND, Steering

@@ -11,9 +11,11 @@ import pytest
 from skewd.bounds.history import History, Status
 from skewd.clock import WallSample
 from skewd.config import Config, MeshConfig, NodeConfig, SourceConfig
+from skewd.estimate import LEAD_NS
 from skewd.interval import Interval
+from skewd.knots import KNOT_PERIOD_NS
 from skewd.links.protocol import Proofs
-from skewd.node import KNOT_PERIOD_NS, LEAD_NS, PEER_GONE_NS, PEERS_MAX, Node
+from skewd.node import PEER_GONE_NS, PEERS_MAX, Node
 from skewd.reader import NoBound, reference_time
 
 SECOND = 1_000_000_000

@@ -320,7 +320,7 @@ def test_another_boots_drift_is_used_for_the_same_oscillator_only() -> None:
         virtual=False,
     )
     other.take_drift(priors(found))
-    assert other._drift_priors == {}
+    assert other._utc._drift_priors == {}
     prior = resume.DriftPrior(100 * SECOND, Interval(-5, 7))
     assert prior.at(110 * SECOND, 10.0) == Interval(-106, 108)
     assert prior.at(99 * SECOND, 10.0) is None

@@ -12,7 +12,7 @@ from typing import Any
 from unittest import mock
 
 import skewd.membership
-import skewd.node
+import skewd.pairing
 from skewd.bounds import carry, compose
 from skewd.bounds.compose import FirstHand
 from skewd.bounds.mesh import Mesh, Verdict
@@ -66,7 +66,7 @@ MUTANTS: dict[str, tuple[tuple[Any, str, Any], ...]] = {
     "paths need not be disjoint": ((compose, "_agree", _narrowest),),
     "records are carried without wander": ((carry, "_moved", _without_wander),),
     "limits are halved": (
-        (skewd.node, "pair_limits", _half_the_limits),
+        (skewd.pairing, "pair_limits", _half_the_limits),
         (skewd.membership, "pair_limits", _half_the_limits),
     ),
     "whoever signs a record exists": ((compose, "confirmed", _everybody),),

@@ -26,10 +26,13 @@ from skewd.bounds.applied import SLEW_MAX_PPB
 from skewd.bounds.history import History, Knot, Status
 from skewd.bounds.pair import PairBound, pair_limits
 from skewd.config import Config, MeshConfig, NodeConfig, SourceConfig
+from skewd.estimate import LEAD_NS
 from skewd.interval import Interval
 from skewd.kernel_clock import RawFacts
+from skewd.knots import KNOT_PERIOD_NS
 from skewd.links.protocol import Proofs, Self
-from skewd.node import KNOT_PERIOD_NS, LEAD_NS, Node
+from skewd.node import Node
+from skewd.pairing import OscillatorLimits
 from skewd.reader import NoBound, reference_time
 from skewd.sources import ntp_wire
 from skewd.sources.claim import Claim, Refused
@@ -273,13 +276,13 @@ def _run_pair(world: World, bound: type[PairBound], checks_per_exchange: int) ->
     return outcome
 
 
-class _Subject(Node):
-    """A node whose estimators may be mutants."""
+class _Limits(OscillatorLimits):
+    """Those whose filters may be mutants."""
 
     bound: type[PairBound] = PairBound
 
-    def _fresh(self, there_drift_ppm: float, there_wander_ppb_per_s: float) -> PairBound:
-        drift, wander = self._limits(there_drift_ppm, there_wander_ppb_per_s)
+    def filter_with(self, there_drift_ppm: float, there_wander_ppb_per_s: float) -> PairBound:
+        drift, wander = self.sum_with(there_drift_ppm, there_wander_ppb_per_s)
         return self.bound(max_drift_ppm=drift, max_wander_ppb_per_s=wander)
 
 
@@ -288,8 +291,8 @@ def _run_node(world: World, bound: type[PairBound]) -> Outcome:
     scenario, choose, outcome = world.scenario, world.choose, Outcome()
     here, there = world.here_wall, world.there_wall
     config = _config(scenario)
-    subject = type("Subject", (_Subject,), {"bound": bound})
-    node: Node = subject(config, boot=b"here".ljust(16), first=sample(here, 0), virtual=False)
+    limits = type("Limits", (_Limits,), {"bound": bound})(config.clock.max_drift_ppm, config.clock.max_wander_ppb_per_s)
+    node = Node(config, boot=b"here".ljust(16), first=sample(here, 0), virtual=False, limits=limits)
     peer = Node(Config(node=NodeConfig(name="there")), boot=b"there".ljust(16), first=sample(there, 0), virtual=False)
     history = History(stamps="wall")
     said: dict[int, Self] = {}
@@ -343,7 +346,7 @@ def _run_node(world: World, bound: type[PairBound]) -> Outcome:
                 del restarts[0]
                 begun, latest, next_knot = now, None, 0
                 outcome.contradictions += node.contradictions
-                following: Node = subject(config, boot=node.boot, first=sample(here, now), virtual=False)
+                following = Node(config, boot=node.boot, first=sample(here, now), virtual=False, limits=limits)
                 _resume(following, node)
                 node = following
                 history = History(stamps="wall")

@@ -78,7 +78,7 @@ def test_the_applied_offset_stays_inside_where_the_drift_is_poorly_known(name: s
 
 
 def test_an_answer_with_one_reading_of_a_leap_second_is_a_miss(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("skewd.node.LEAP_BEFORE_NS", -1_000_000_000)
+    monkeypatch.setattr("skewd.utc.LEAP_BEFORE_NS", -1_000_000_000)
     scenario = next(scenario for scenario in ALL if scenario.name == "leap: a second inserted")
     assert run(scenario, 101).misses > 0
 

@@ -1,0 +1,293 @@
+"""UTC by this node's own sources: a filter for each, and the hull of what a majority of them shares.
+
+A source's answers are proofs about UTC - raw, widened by how far its server may be off, under this oscillator's limits
+alone: UTC is true time. From the sources' intervals follow which of them agree (``bounds/select.py``), and what is
+said is the hull of all that a majority shares.
+
+Around a leap second that a source, or half of all sources, announces its bound is the hull of both readings of UTC:
+from ``LEAP_BEFORE_NS`` before the midnight of UTC until it has spoken ``LEAP_AFTER_NS`` after it, and its filter
+begins anew there. Smeared sources (all or none of them, see ``config.py``) announce nothing; they may be
+``SMEAR_PPM`` off UTC's rate and begin at once, so no limit is put on their wander.
+
+Limits: as many sources as are configured, or found. The guarantee assumes that most of them are honest. Pure.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from skewd.bounds.observed import Observed
+from skewd.bounds.pair import PairBound
+from skewd.bounds.select import Selection, majority, select
+from skewd.config import Config, SourceConfig
+from skewd.estimate import Estimate
+from skewd.interval import Interval
+from skewd.over_links import RttMinimum
+from skewd.pairing import OscillatorLimits, learn
+from skewd.resume import LEAP_AHEAD_NS, DriftPrior, Kept, KeptSource, half_planes, may_have_leapt, plain
+from skewd.wall import WallMap
+
+LEAP_BEFORE_NS = 2_000_000_000
+LEAP_AFTER_NS = 10_000_000_000
+"""Servers, kernels and daemons do not all leap at the same moment; this much on each side is left to them."""
+
+SMEAR_PPM = 14
+"""A second in 24 hours is 11.6 ppm, and 13.9 in 20 hours, the two smears in use; both change the rate at once."""
+
+_SMEAR_WANDER_PPB_PER_S = 1_000_000
+_DAY_NS = 86_400_000_000_000
+_PPB = 1_000_000_000
+
+
+@dataclass(slots=True)
+class Source:
+    """One source of UTC."""
+
+    name: str
+    type: str
+    interval_ns: int
+    pair: PairBound
+    observed: Observed
+    heard_ns: int | None = None
+    state: str = "pending"
+    rtt: RttMinimum = field(default_factory=RttMinimum)
+    smear: bool = False
+    address: str | None = None
+    leap: int = 0
+    """What it announces: 0 nothing, 1 a second inserted, 2 one deleted."""
+    leap_due: int = 0
+    """What is expected of it, by its own announcement or that of others."""
+    leap_at_ns: int | None = None
+    """UTC of the midnight at which the announced leap is due."""
+    begun: int = 0
+    """How often the filter began anew on another reading of UTC."""
+
+    def leaping(self, utc_ns: int) -> bool:
+        """Whether at this UTC a leap may have happened that the filter does not know of."""
+        return self.leap_at_ns is not None and utc_ns >= self.leap_at_ns - LEAP_BEFORE_NS
+
+
+class UtcSources:
+    """All of a node's.
+
+    Args:
+        config: the configuration in force.
+        limits: what this node's oscillator keeps within.
+        wall: this node's wall clock against its raw one.
+    """
+
+    def __init__(self, config: Config, limits: OscillatorLimits, wall: WallMap) -> None:
+        self._limits = limits
+        self._wall = wall
+        self._configured: tuple[SourceConfig, ...] = tuple(config.source)
+        self._drift_priors: dict[str, DriftPrior] = {}
+        self._contradictions_of_departed = 0
+        self.by_name: dict[str, Source] = {}
+        self.found = False
+        """Whether nobody configured the sources: they were found on this machine."""
+        for source in config.source:
+            self._add(source)
+
+    def _add(self, source: SourceConfig) -> None:
+        limits = _utc_limits(source.smear)
+        self.by_name[source.name] = Source(
+            source.name,
+            source.type,
+            source.interval,
+            self._limits.filter_with(*limits),
+            self._limits.watch_with(*limits),
+            smear=source.smear,
+            address=source.address,
+        )
+
+    def find(self, source: SourceConfig) -> None:
+        """Adds a source that nobody configured: what this machine has anyway."""
+        self.found = True
+        self._add(source)
+
+    def reconfigure(self, config: Config) -> None:
+        """Takes up other sources.
+
+        One that is the same clock as before, asked more or less often, goes on; one that was found on this machine
+        goes on only while none is configured.
+        """
+        self._configured = tuple(config.source)
+        if not config.source and self.found:
+            return
+        before, self.by_name = self.by_name, {}
+        for source in config.source:
+            old = before.get(source.name)
+            if old and (old.type, old.address, old.smear) == (source.type, source.address, source.smear):
+                old.interval_ns = source.interval
+                self.by_name[source.name] = before.pop(source.name)
+            else:
+                self._add(source)
+        self._contradictions_of_departed += sum(gone.pair.contradictions for gone in before.values())
+        self.found = False
+
+    def restart(self) -> None:
+        """The raw clock was not continuous: every bound is void."""
+        self._drift_priors.clear()
+        for source in self.by_name.values():
+            limits = _utc_limits(source.smear)
+            source.pair, source.observed = self._limits.filter_with(*limits), self._limits.watch_with(*limits)
+            source.heard_ns = None
+
+    # -- what comes in -------------------------------------------------------------------------------------------
+
+    def on_answer(
+        self,
+        name: str,
+        outgoing: Sequence[tuple[int, int]],
+        incoming: Sequence[tuple[int, int]],
+        now_raw_ns: int,
+        leap: int = 0,
+    ) -> bool:
+        """Takes what one answer of the source ``name`` proves about UTC - raw, and the leap it announces.
+
+        Args:
+            leap: 0 none, 1 the day's last minute has 61 seconds, 2 it has 59.
+
+        Returns:
+            whether anything could be learnt from it: not so near a leap.
+        """
+        source = self.by_name[name]
+        known = self._past_leap(source, [utc for _, utc in outgoing] + [utc for utc, _ in incoming], leap)
+        if known:
+            learn(source.pair, source.observed, outgoing, incoming)
+            self._use_prior(source, now_raw_ns)
+            for (sent, arrived), (left, received) in zip(outgoing, incoming, strict=False):
+                source.rtt.add(now_raw_ns, max((received - sent) - (left - arrived), 0))
+        source.heard_ns, source.state = now_raw_ns, "reachable"
+        return known
+
+    def _past_leap(self, source: Source, utc_ns: list[int], leap: int) -> bool:
+        """Keeps the announced leap; False for an answer too near to it to tell which reading of UTC it gives."""
+        if source.smear or not utc_ns:
+            return True
+        earliest, latest = min(utc_ns), max(utc_ns)
+        if source.leap_at_ns is not None and latest >= source.leap_at_ns - LEAP_BEFORE_NS:
+            if earliest <= source.leap_at_ns + LEAP_AFTER_NS:
+                return False
+            begun = self._limits.filter_with(*_utc_limits(False))
+            begun.contradictions = source.pair.contradictions
+            source.pair, source.leap_at_ns = begun, None
+            source.begun += 1
+        source.leap = leap
+        if not leap:
+            # Not every source announces what it will do; half of them are believed for the others.
+            unsmeared = [other for other in self.by_name.values() if not other.smear]
+            announced = [other.leap for other in unsmeared if other.leap]
+            leap = announced[0] if 2 * len(announced) >= len(unsmeared) else 0
+        source.leap_due = leap
+        # The leap is due at the end of a day of UTC: the next midnight, if it is not over already.
+        source.leap_at_ns = -(-(earliest - LEAP_AFTER_NS) // _DAY_NS) * _DAY_NS if leap else None
+        return not source.leaping(latest)
+
+    def on_state(self, name: str, state: str) -> None:
+        """Takes a source's state: pending, reachable or unreachable."""
+        self.by_name[name].state = state
+
+    # -- kept over a restart -------------------------------------------------------------------------------------
+
+    def kept(self) -> tuple[KeptSource, ...]:
+        """What a daemon that is started later may take up again (see ``resume.py``)."""
+        addresses = {source.name: source.address for source in self._configured}
+        return tuple(
+            KeptSource(
+                name, source.type, addresses.get(name), source.heard_ns, plain(source.pair.proofs()), source.smear
+            )
+            for name, source in self.by_name.items()
+            if source.heard_ns is not None and source.leap_at_ns is None
+        )
+
+    def _same(self) -> set[tuple[str, str, str | None, bool]]:
+        return {(source.name, source.type, source.address, source.smear) for source in self._configured}
+
+    def resume(self, kept: Kept) -> None:
+        """Takes it up, unless a leap may have happened since."""
+        if may_have_leapt(kept.at_wall_ns, self._wall.latest.wall_at_ns() + LEAP_AHEAD_NS):
+            return
+        configured = self._same()
+        for old in kept.sources:
+            if (old.name, old.type, old.address, old.smear) in configured:
+                source = self.by_name[old.name]
+                source.pair.resume(half_planes(old.proofs))
+                source.heard_ns = old.heard_ns
+
+    def take_drift(self, priors: Mapping[KeptSource, DriftPrior]) -> None:
+        """Takes what another boot knew of the drift against the sources that are still configured, for when each is
+        heard (``resume.drift_priors``)."""
+        configured = self._same()
+        self._drift_priors = {
+            old.name: prior
+            for old, prior in priors.items()
+            if (old.name, old.type, old.address, old.smear) in configured
+        }
+
+    def _use_prior(self, source: Source, now_raw_ns: int) -> None:
+        """Once a source tells how much time has passed, what its drift was then bounds what it is now."""
+        prior = self._drift_priors.get(source.name)
+        utc = None if prior is None else source.pair.offset(now_raw_ns)
+        if prior is None or utc is None:
+            return
+        del self._drift_priors[source.name]
+        drift = prior.at(now_raw_ns + utc.hi, self._limits.sum_with(*_utc_limits(source.smear))[1])
+        if drift is not None and not source.pair.drift_within(now_raw_ns, drift):
+            source.observed.contradiction(now_raw_ns)
+
+    # -- what is known -------------------------------------------------------------------------------------------
+
+    @property
+    def contradictions(self) -> int:
+        """How often a set of possible states became empty, since the start."""
+        return self._contradictions_of_departed + sum(one.pair.contradictions for one in self.by_name.values())
+
+    @property
+    def steered_by(self) -> str | None:
+        """A source that judges this wall clock by how somebody else steers it; it can't be used if this daemon does."""
+        return next((one.name for one in self.by_name.values() if one.type in ("chrony", "kernel")), None)
+
+    def selection(self, at_raw_ns: int) -> tuple[list[tuple[Source, Interval]], Selection]:
+        """Each source's UTC - own wall, and what the majority of them agrees on."""
+        known: list[tuple[Source, Interval]] = []
+        for source in self.by_name.values():
+            utc = source.pair.offset(at_raw_ns)
+            if utc is not None:
+                if source.leaping(at_raw_ns + utc.hi):
+                    # An inserted second makes UTC read one second less after it, a deleted one more.
+                    utc = utc.hull(utc.shift(-_PPB if source.leap_due == 1 else _PPB))
+                known.append((source, self._wall.from_raw(utc, at_raw_ns)))
+        return known, select([bound for _, bound in known])
+
+    def estimate(self, at_raw_ns: int) -> Estimate | None:
+        """UTC - own wall; None while no majority agrees."""
+        known, selection = self.selection(at_raw_ns)
+        bound = majority([one for _, one in known])
+        if bound is None:
+            return None
+        chosen = [known[index][0] for index in selection.truechimers]
+        # The rate is agreed upon as the offset is. The kernel's own estimate tells nothing of it, and one that knows
+        # nothing must not hide what the others know.
+        drifts = [source.pair.drift(at_raw_ns) or Interval(0, 0) for source, _ in known]
+        drift = majority(drifts)
+        if drift is None:
+            drift = drifts[selection.truechimers[0]]
+            for index in selection.truechimers[1:]:
+                drift = drift.hull(drifts[index])
+        return Estimate(
+            bound,
+            self._wall.drift_from_raw(drift),
+            math.ceil(max(self._limits.sum_with(*_utc_limits(source.smear))[1] for source in chosen)) + 1,
+            min(at_raw_ns - (source.heard_ns or 0) for source in chosen),
+            min(source.interval_ns for source in chosen),
+            ("utc", sum(source.pair.contradictions + source.begun for source in chosen)),
+            "utc",
+        )
+
+
+def _utc_limits(smear: bool) -> tuple[float, float]:
+    """The limits of a source's UTC against true time: ppm, ppb/s."""
+    return (SMEAR_PPM, _SMEAR_WANDER_PPB_PER_S) if smear else (0, 0)
