@@ -38,7 +38,7 @@ from skewd.failures import StartError
 from skewd.kernel_clock import Adjuster, KernelClock, RawFacts, continued, disturbance
 from skewd.knots import KNOT_PERIOD_NS
 from skewd.lean import structlog
-from skewd.link_set import LinkSet
+from skewd.link_set import UDP, LinkSet
 from skewd.links.protocol import Proofs
 from skewd.logs import set_level
 from skewd.membership import Membership, new_plan
@@ -445,7 +445,8 @@ class Daemon:
     def _on_proofs(self, proofs: Proofs) -> None:
         now = self.clock.raw_ns()
         self.node.on_proofs(proofs, now)
-        if proofs.asked:
+        # The plan's requests go over UDP: who asks over another link, slower perhaps, spares none of them.
+        if proofs.asked and proofs.link == UDP:
             self._plan.asked_by(proofs.peer.name, round(asyncio.get_running_loop().time() * 1e9))
         if self._member is None:
             try:

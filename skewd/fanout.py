@@ -14,8 +14,8 @@ that one which left or came back is seen. One that would be chosen and is silent
 best is asked instead. The sum is bounded, whatever the number of members: :func:`requests_max`.
 
 Both ends of an exchange learn the same, so one of two that have chosen each other is enough: the one with the greater
-name does not ask while it is asked, and asks again as soon as it is not. In a small mesh, where all choose all, that
-halves what is sent.
+name does not ask while it is asked over the same link, and asks again as soon as it is not. In a small mesh, where all
+choose all, that halves what is sent.
 
 The reference is asked by everyone, and would be asked ``n`` times an interval in a mesh of ``n``. Beyond
 ``DIRECT_MAX`` members it is asked less often in proportion, so its load stays that of ``DIRECT_MAX``; in between its

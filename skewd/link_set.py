@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from skewd.links.udp import UdpLink
     from skewd.links.zmq import ZmqLink
 
+UDP = "udp"
+
 _REFUSED = {
     "wrong_key": "{count} messages came with another mesh key; all nodes of a mesh share one ([mesh] key_file)",
     "bad_mac": "{count} messages failed authentication; they were altered, or made with another key",
@@ -104,7 +106,7 @@ class LinkSet:
         from skewd.kernel_stamps import SocketStamps
         from skewd.links.udp import UdpLink
 
-        mesh, protocol = self._config.mesh, self._protocol("udp")
+        mesh, protocol = self._config.mesh, self._protocol(UDP)
         self.udp = udp = await UdpLink.open(
             listen,
             protocol,
@@ -117,7 +119,7 @@ class LinkSet:
         )
         stack.push_async_callback(udp.close)
         address = format_address(*udp.address[:2])
-        self._open.append(_OpenLink("udp", address, lambda: udp.counters, protocol.use_keys))
+        self._open.append(_OpenLink(UDP, address, lambda: udp.counters, protocol.use_keys))
         return address
 
     async def _open_link(self, stack: contextlib.AsyncExitStack, link: LinkConfig) -> None:

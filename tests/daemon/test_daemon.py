@@ -140,6 +140,28 @@ async def test_messages_travel_over_zeromq_alone(bench: Bench, short: Path) -> N
     assert told["peers"][0]["link"] == "zmq"
 
 
+async def test_who_is_asked_over_another_link_goes_on_asking_over_udp(bench: Bench, short: Path) -> None:
+    await bench.start(
+        "a",
+        mesh=mesh("a"),
+        link=(LinkConfig(transport="zmq", address=f"ipc://{short}/a.ipc", peers=(f"ipc://{short}/b.ipc",)),),
+    )
+    # Of two that ask each other over UDP the one with the greater name need not. "a" asks over ZeroMQ alone.
+    b = await bench.start(
+        "b",
+        mesh=mesh("a", bench.addresses["a"]["mesh"]),
+        link=(LinkConfig(transport="zmq", address=f"ipc://{short}/b.ipc"),),
+    )
+
+    def counter(link: int, name: str) -> int:
+        return int(b.status()["links"][link]["counters"][name])
+
+    await until(lambda: counter(1, "replies") >= 30, "to be asked over ZeroMQ for three seconds")
+    assert counter(0, "requests") >= 20
+    (peer,) = b.status()["peers"]
+    assert (peer["lower_link"], peer["upper_link"]) == ("udp", "udp")
+
+
 async def test_a_wrong_key_is_counted_ignored_and_said(bench: Bench, short: Path) -> None:
     generate_key_file(short / "k1")
     generate_key_file(short / "k2")
