@@ -28,6 +28,7 @@ from skewd_pipeline.spans import SpanRecord
 
 COUNTED = ("requests", "replies", "one_way", "stamps", "accepted", "one_way_unconfirmed", "rate_limited")
 CLOCK_TOPIC = "skewd-clocks"
+INBAND_ONLY = "in-band only"
 SETTLED_UNCERTAINTY_NS = 10_000_000
 """In-band a bound is as wide as the work's own way, and through others the sum of several; it must only be there."""
 
@@ -118,7 +119,7 @@ class BoundsTally:
                 Bounds(
                     transport=transport,
                     broker=seen.broker,
-                    path="in-band only" if inband_only else "UDP and in-band",
+                    path=INBAND_ONLY if inband_only else "UDP and in-band",
                     spans=seen.spans,
                     spans_unsynchronized=seen.unsynchronized,
                     coverage=round(seen.inside / bounded, 6) if bounded else None,

@@ -9,7 +9,7 @@ import pytest
 from msgspec.structs import replace as replaced
 
 from skewd_pipeline.claims import claims, failed
-from skewd_pipeline.results import MODES, RULES, AllEdges, Results, Run
+from skewd_pipeline.results import MODES, RULES, AllEdges, Bounds, Results, Run
 from tests.experiment.made_results import SKEWS, made_results, run_of
 
 
@@ -53,6 +53,26 @@ def test_the_model_takes_as_long_as_it_takes() -> None:
         run.stage = "preprocess"
     found = {check.name: check.passed for check in claims(results)}
     assert (found["raw-zmq-5ms"], found["raw-zmq-10ms"], found["raw-kafka-5ms"]) == (False, False, True)
+
+
+def test_what_needs_narrow_bounds_is_told_where_clocks_were_compared_in_band_only() -> None:
+    results = made_results()
+    unsure(results)
+    results.heuristics = deepcopy(results.heuristics)
+    for row in results.heuristics:
+        if row.method == "measured":
+            row.rms_us = 900.0
+    assert {check.name for check in failed(claims(results))} == {"tag-indeterminate", "heuristics-error"}
+    path = Bounds(
+        transport="zmq", broker=None, path="in-band only", spans=1, spans_unsynchronized=0, coverage=1.0, width_ns=None,
+        width_p50_ns={}, residual_max_ns=0, residuals_beyond=0, messages={},
+    )  # fmt: skip
+    results.bounds = [path]
+    assert failed(claims(results)) == []
+    told = next(check for check in claims(results) if check.name == "heuristics-error")
+    assert "told, not judged: the clocks were compared over the transport under test alone" in told.measured
+    results.bounds = [path, replaced(path, path="UDP and in-band")]
+    assert len(failed(claims(results))) == 2
 
 
 def test_each_run_on_the_page_is_compared_with_its_own_throughput() -> None:
