@@ -276,7 +276,7 @@ def story(run: LongRun, windows: Sequence[Window], *, wide: bool) -> Picture:
         fixed = [window for window in mine if window.mode == "rewrite"]
         predicted = [window for window in raw if window.predicted_rate is not None]
         axes.plot(
-            [_middle(window, scale) for window in predicted], [window.predicted_rate for window in predicted],
+            [_middle(window, scale) for window in predicted], [window.predicted_rate or 0.0 for window in predicted],
             color=LAW, linewidth=1.4, label="predicted from the skew",
         )  # fmt: skip
         axes.plot(
