@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import struct
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,14 @@ def moment(ns: int) -> bytes:
 
 def raw_ns() -> int:
     return time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW)
+
+
+def at_once(raw: Callable[[], int] = raw_ns) -> tuple[int, int]:
+    """This machine's wall clock and a raw one, read while nobody was put aside in between."""
+    while True:
+        before, wall, after = raw(), time.time_ns(), raw()
+        if after - before < 5 * US:
+            return wall, (before + after) // 2
 
 
 class Kernel:
@@ -56,7 +65,8 @@ class Kernel:
             raise OSError(errno.EINVAL if way is Ways.EXTENDED_RAW else errno.EOPNOTSUPP, "not had")
         read = raw_ns if way is Ways.EXTENDED_RAW else time.time_ns
         if way is Ways.PRECISE:
-            data[:48] = moment(time.time_ns() + PHC_MINUS_WALL) + moment(time.time_ns()) + moment(raw_ns())
+            wall, raw = at_once()
+            data[:48] = moment(wall + PHC_MINUS_WALL) + moment(wall) + moment(raw)
             return
         assert 1 <= samples <= 25
         shows = [lambda: read() - self.late_ns, lambda: time.time_ns() + PHC_MINUS_WALL]
@@ -74,7 +84,8 @@ def device(tmp_path: Path) -> str:
 
 def holds(sample: WallSample, clock: NodeClock) -> bool:
     """PHC - raw: the PHC is ahead of this machine's wall clock, which may be slewed by a little meanwhile."""
-    truth = time.time_ns() + PHC_MINUS_WALL - clock.raw_ns()
+    wall, raw = at_once(clock.raw_ns)
+    truth = wall + PHC_MINUS_WALL - raw
     return sample.wall_minus_raw.widen(20 * US).contains(truth) and sample.raw_ns <= clock.raw_ns()
 
 
