@@ -29,6 +29,7 @@ from skewd.sources.local import LocalSource
 from skewd.sources.ntp import State
 from skewd.sources.phc import PhcReader, device_of
 from skewd.sources.ptp import PtpReader
+from tests.sources.at_once import wall_minus_raw
 
 S = 1_000_000_000
 MS = 1_000_000
@@ -107,7 +108,7 @@ async def until(condition: Callable[[], Any], what: str, limit_s: float = 20.0) 
 
 def truth(clock: Any) -> int:
     """UTC - raw, the host's wall clock being UTC."""
-    return time.time_ns() - int(clock.raw_ns())
+    return wall_minus_raw(clock.raw_ns)
 
 
 @pytest.mark.parametrize("unix", [False, True])

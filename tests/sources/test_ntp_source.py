@@ -11,6 +11,7 @@ import pytest
 
 from skewd import kernel_stamps
 from skewd.sources.ntp import NtpSample, NtpSource, State
+from tests.sources.at_once import wall_minus_raw
 
 S = 1_000_000_000
 NTP_TO_UNIX_S = 2_208_988_800
@@ -127,7 +128,7 @@ async def test_samples_bound_the_truth(bench: Bench) -> None:
     await bench.start(lambda question, received: [packet(question, received)])
     assert str(bench.source.state) == "pending"
     await bench.until(lambda: len(bench.samples) >= 5)
-    utc_minus_raw = time.time_ns() - bench.clock.raw_ns()
+    utc_minus_raw = wall_minus_raw(bench.clock.raw_ns)
     for sample in bench.samples:
         (sent_raw, utc_after), (utc_before, received_raw) = sample.proofs()
         # The host's wall clock is UTC here; NTP may slew it by a little during the test.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import struct
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from skewd.interval import Interval
 from skewd.sources.claim import Look
 from skewd.sources.phc import Phc
 from skewd.sources.phc_wire import CROSS_NS, SAMPLES, Crossing, Ways, crossing, question, raw_of
+from tests.sources.at_once import at_once, wall_minus_raw
 
 S = 1_000_000_000
 US = 1_000
@@ -30,14 +30,6 @@ def moment(ns: int) -> bytes:
 
 def raw_ns() -> int:
     return time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW)
-
-
-def at_once(raw: Callable[[], int] = raw_ns) -> tuple[int, int]:
-    """This machine's wall clock and a raw one, read while nobody was put aside in between."""
-    while True:
-        before, wall, after = raw(), time.time_ns(), raw()
-        if after - before < 5 * US:
-            return wall, (before + after) // 2
 
 
 class Kernel:
@@ -65,7 +57,7 @@ class Kernel:
             raise OSError(errno.EINVAL if way is Ways.EXTENDED_RAW else errno.EOPNOTSUPP, "not had")
         read = raw_ns if way is Ways.EXTENDED_RAW else time.time_ns
         if way is Ways.PRECISE:
-            wall, raw = at_once()
+            wall, raw = at_once(raw_ns)
             data[:48] = moment(wall + PHC_MINUS_WALL) + moment(wall) + moment(raw)
             return
         assert 1 <= samples <= 25
@@ -84,8 +76,7 @@ def device(tmp_path: Path) -> str:
 
 def holds(sample: WallSample, clock: NodeClock) -> bool:
     """PHC - raw: the PHC is ahead of this machine's wall clock, which may be slewed by a little meanwhile."""
-    wall, raw = at_once(clock.raw_ns)
-    truth = wall + PHC_MINUS_WALL - raw
+    truth = wall_minus_raw(clock.raw_ns) + PHC_MINUS_WALL
     return sample.wall_minus_raw.widen(20 * US).contains(truth) and sample.raw_ns <= clock.raw_ns()
 
 
