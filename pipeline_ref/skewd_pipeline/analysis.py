@@ -341,7 +341,7 @@ def analyse(
     if not unique:
         return found
     raw = unique.get("off") or unique.get("tag")
-    base = raw if raw is not None else unique["rewrite"]
+    base = raw if raw is not None else unique.get("rewrite", {})
     tags = {
         mode: _against_truth(spans.values(), facts.truth_ns, prefix) if mode != "off" else _Tags()
         for mode, spans in unique.items()
@@ -406,7 +406,7 @@ def _joined_row(blocks: Sequence[Run]) -> Run:
     """Counts added; the separations and spreads are the caller's to fill in."""
     first = blocks[0]
     for name in _SAME_IN_A_CELL:
-        if (found := {getattr(block, name) for block in blocks}) and len(found) > 1:
+        if len(found := {getattr(block, name) for block in blocks}) > 1:
             raise ValueError(f"blocks of different cells: {name} is {' and '.join(map(str, found))}")
     messages = sum(block.messages for block in blocks)
     edges = sum(block.edges for block in blocks)

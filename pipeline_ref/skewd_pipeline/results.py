@@ -450,6 +450,9 @@ def merged(parts: list[Results]) -> Results:
                 f"one of the results has {run.transport} with {other}, another with {run.client}: a page has one curve "
                 "for a transport; give each its own report"
             )
+    stories = [run.run for part in parts for run in part.long_runs]
+    if twice := next((name for name in stories if stories.count(name) > 1), None):
+        raise ValueError(f"two of the results have the long run '{twice}'; give each its own report")
     return Results(
         runs=runs,
         host=_joined([part.host for part in parts]),

@@ -71,7 +71,7 @@ FORWARD: dict[str, Protocol] = {"off": "http", "tag": "grpc", "rewrite": "http",
 
 @dataclass(slots=True)
 class _Blocks:
-    """What is known of a cell whose last block is yet to come. Numbers: spans are let go of block by block."""
+    """What is known of a cell whose last block is yet to come: numbers, and traces where heuristics are compared."""
 
     parts: list[CellAnalysis] = field(default_factory=list)
     traces: list[list[TraceSpan]] = field(default_factory=list)
@@ -177,9 +177,8 @@ class Experiment:
         self.results.seconds = round(time.monotonic() - begun, 1)
         self.results.settings = self._settings()
         results = self.results
-        skews_ms = list(
-            dict.fromkeys(group.skew_ns / 1e6 for group in self.groups)
-        )  # the last round's order is its own
+        # Cells end in the last round's order; rows stand in the order that was asked for.
+        skews_ms = list(dict.fromkeys(group.skew_ns / 1e6 for group in self.groups))
         for rows in (results.runs, results.floor0, results.floors):
             rows.sort(key=lambda row: (skews_ms.index(row.skew_ms), row.floor_ms))
         predict((*results.runs, *results.floor0, *results.floors), results.separations)
@@ -260,10 +259,11 @@ class Experiment:
         await nodes.settled()
         await self._probe("no daemon", self._nobody(directory), children)
         rounds = self.groups[-1].round + 1
-        for before, group in pairwise((None, *self.groups)):
-            assert group is not None
-            if rounds > 1 and (before is None or before.round != group.round):
-                display.step(f"round {group.round + 1} of {rounds}", self._at())
+        begun = 0
+        for group in self.groups:
+            if rounds > 1 and group.round == begun:
+                begun += 1
+                display.step(f"round {begun} of {rounds}", self._at())
             await self._group(group, nodes, collector, children, count)
         for cell in over_time(options):
             self.display.busy(f"{cell.transport} over time", self._at())
@@ -460,6 +460,8 @@ class Experiment:
     ) -> None:
         options = self.options
         blocks = self._blocks.setdefault(cell.cell, _Blocks())
+        if cell.last:
+            del self._blocks[cell.cell]
         delivered = blocks.arrived(cell, outcome)
         if cell.last and (
             cell.purpose in ("direct", "saturated") or (cell.purpose == "sweep" and cell.skew_ns in (0, 10_000_000))
@@ -494,7 +496,7 @@ class Experiment:
         if mode is not None:
             self._bounds.add(cell.transport, facts.broker, spans[mode], truth_ns, block.rows)
         if cell.last:
-            self._complete(cell, self._blocks.pop(cell.cell))
+            self._complete(cell, blocks)
 
     def _complete(self, cell: CellPlan, blocks: _Blocks) -> None:
         """A cell of the sweep has all its blocks."""

@@ -330,3 +330,10 @@ def test_blocks_of_different_cells_are_not_joined() -> None:
     one, other = facts(0), facts(5 * MS)
     with pytest.raises(ValueError, match=r"skew_ms is (0\.0 and 5\.0|5\.0 and 0\.0)"):
         joined([analyse(all_modes(one), one), analyse(all_modes(other), other)])
+
+
+def test_a_block_of_which_nothing_arrived_is_counted_as_missing() -> None:
+    cell = facts(0, messages=4)
+    arrived, lost = analyse({"off": raw_spans(cell, messages=4)}, cell), analyse({"off": []}, cell)
+    row = joined([arrived, lost]).rows[0]
+    assert (row.messages, row.edges, row.spans, row.spans_missing) == (8, 4, 20, 20)

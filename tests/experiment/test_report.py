@@ -194,6 +194,10 @@ def test_two_runs_make_one_report_and_two_of_the_same_do_not(
     assert "<td>zmq</td>" in page
     assert report.build([tmp_path / "one", tmp_path / "one"], None) == 1
     assert "two of the results have the row" in capsys.readouterr().err
+    one.runs = []
+    save(one, tmp_path / "story" / "results.json")
+    assert report.build([tmp_path / "story", tmp_path / "story"], None) == 1
+    assert "two of the results have the long run" in capsys.readouterr().err
 
 
 def test_both_directions_stand_on_one_page_and_are_judged_together(tmp_path: Path) -> None:
