@@ -31,7 +31,7 @@ class Display:
         self._total_s = total_s
         self._progress: Progress | None = None
         self._task: TaskID | None = None
-        self._said = ""
+        self._said: set[str] = set()
         if self.console.is_terminal:
             self._progress = Progress(
                 SpinnerColumn(),
@@ -60,8 +60,8 @@ class Display:
             self._progress.update(self._task, description=text)
             if done_s is not None:
                 self._progress.update(self._task, completed=min(done_s, self._total_s))
-        elif text != self._said:
-            self._said = text
+        elif text not in self._said:
+            self._said.add(text)
             self.console.print(f"  {text}", markup=False)
 
     def busy(self, text: str, done_s: float) -> None:
