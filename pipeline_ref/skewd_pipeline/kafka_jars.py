@@ -2,13 +2,14 @@
 
 The problem: a real broker is 45 MB of jars that no Python package should carry. The insight: who has Java to run one
 mostly has Maven, whose business is exactly this; the file that names the jars and their versions (``pom.xml``) comes
-along. In a checkout the set-up fetches them; a run does it where the set-up did not, or where there is no checkout.
+along. In a checkout the set-up fetches them (it runs this file); a run does it where the set-up did not, or where there
+is no checkout.
 
 What was fetched is kept: in the checkout's ``build``, else in the user's cache. It is complete or not there: Maven
 writes into a directory beside, which is renamed at the end.
 
 Limits: ``FETCH_LIMIT_S``. A machine where it failed (there is no way to a repository, mostly) is not asked again until
-the named jars change or the note of it (``stamp``, beside the jars, of the same form as the set-up's) is removed.
+the named jars change or the note of it (``stamp``, beside the jars) is removed.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from skewd_pipeline.broker_plan import kafka_version
-from skewd_pipeline.corpus import repository_root
 
 FETCH_LIMIT_S = 300.0
 POLL_S = 0.2
@@ -35,6 +36,8 @@ _IN_CHECKOUT = Path("pipeline_ref/kafka/pom.xml")
 
 def pom() -> Path | None:
     """The file that names the jars; ``None`` where it was not installed."""
+    from skewd_pipeline.corpus import repository_root  # here: the set-up runs this file before there are packages
+
     root = repository_root()
     candidates = [_IN_PACKAGE] if root is None else [_IN_PACKAGE, root / _IN_CHECKOUT]
     return next((path for path in candidates if path.is_file()), None)
@@ -111,3 +114,20 @@ def _copy(maven: str, named: Path, into: Path, progress: Callable[[str], None]) 
         return f"Maven says: {next((line for line in lines if 'ERROR' in line), (lines or ['nothing'])[-1])[:200]}"
     finally:
         log.unlink(missing_ok=True)
+
+
+def main(libs: Path, named: Path) -> int:
+    """What the set-up runs: jars that another file named are fetched anew, and a failure of before is forgotten."""
+    stamp = libs.with_name("stamp")
+    with contextlib.suppress(OSError):
+        if stamp.read_text().split() != ["fetched", hashlib.sha256(named.read_bytes()).hexdigest()]:
+            shutil.rmtree(libs, ignore_errors=True)
+            stamp.unlink()
+    why = fetch(libs, named=named)
+    if why is not None:
+        print(why)
+    return 0 if why is None else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2])))

@@ -8,11 +8,12 @@ import sys
 import tomllib
 from importlib.metadata import packages_distributions
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from tools.pins import extras, problem
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -60,9 +61,9 @@ def test_what_an_installation_gets_is_what_was_tested() -> None:
     assert not {"pytest", "confluent-kafka", "magika"} & set(installed)
 
 
-def test_the_extras_that_are_pinned_are_all_but_the_native_kernel(tasks: ModuleType) -> None:
+def test_the_extras_that_are_pinned_are_all_but_the_native_kernel() -> None:
     named = set(PROJECT["optional-dependencies"])
-    assert set(tasks.extras((ROOT / "pyproject.toml").read_text())) == named - {"native"}
+    assert set(extras((ROOT / "pyproject.toml").read_text())) == named - {"native"}
 
 
 def test_the_native_kernel_that_is_asked_for_is_the_one_that_is_here() -> None:
@@ -75,9 +76,9 @@ def test_the_native_kernel_that_is_asked_for_is_the_one_that_is_here() -> None:
 
 
 @pytest.mark.parametrize("name", ["all.txt", "run.txt"])
-def test_pins_name_no_host_and_no_path(tasks: ModuleType, name: str) -> None:
+def test_pins_name_no_host_and_no_path(name: str) -> None:
     text = (ROOT / "requirements" / name).read_text()
-    assert tasks.pin_problem(text) is None
+    assert problem(text) is None
     assert "://" not in text
 
 
@@ -92,10 +93,10 @@ def test_pins_name_no_host_and_no_path(tasks: ModuleType, name: str) -> None:
         "a==1.0",
     ],
 )
-def test_pins_that_must_not_be_kept_are_recognised(tasks: ModuleType, line: str) -> None:
+def test_pins_that_must_not_be_kept_are_recognised(line: str) -> None:
     good = "b==2 \\\n    --hash=sha256:" + "0" * 64 + "\n"
-    assert tasks.pin_problem(good) is None
-    assert tasks.pin_problem(good + line + "\n") is not None
+    assert problem(good) is None
+    assert problem(good + line + "\n") is not None
 
 
 def third_party_imports(folder: Path) -> dict[str, str]:
@@ -118,9 +119,10 @@ def third_party_imports(folder: Path) -> dict[str, str]:
 @pytest.mark.parametrize("package", OURS)
 def test_every_import_of_a_shipped_package_is_a_declared_dependency(package: str) -> None:
     declared = asked_for("pipeline", "aeron", "native")  # all extras but the one for development
+    provided = packages_distributions()
     for module, path in third_party_imports(ROOT / OURS[package]).items():
         # What this Python can't have is named as its module.
-        providers = {canonicalize_name(name) for name in packages_distributions().get(module, [module])}
+        providers = {canonicalize_name(name) for name in provided.get(module, [module])}
         assert providers & declared, f"{path} imports {module}, which pyproject.toml does not declare"
 
 
