@@ -4,7 +4,7 @@ It makes the sidecar cheaper and nothing else, so it may be missing. The insight
 built for every CPython from 3.11 on at once, so cargo needs no Python at all, and compiles while the packages are
 installed; what comes out is one file, which is then put into ``.venv``. A wheel, for other machines, is maturin's.
 
-The limits: the optimisation of a checkout's build is a little less than a wheel's (``CHECKOUT``), to save a minute.
+The limits: nothing but the module goes into ``.venv``, so pip does not list it there.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from tools.environment import BUILD, PYTHON, ROOT, VENV, run
 CRATE = os.path.join(ROOT, "sidecar", "native")
 MANIFEST = os.path.join(CRATE, "Cargo.toml")
 TARGET = os.path.join(BUILD, "native", "target")
-CHECKOUT = "checkout"  # the profile in Cargo.toml
-COMMAND = ["cargo", "build", "--lib", "--profile", CHECKOUT, "--manifest-path", MANIFEST, "--target-dir", TARGET]
+COMMAND = ["cargo", "build", "--lib", "--release", "--manifest-path", MANIFEST, "--target-dir", TARGET]
 VARIABLES = {"PYO3_NO_PYTHON": "1", "PYO3_BUILD_EXTENSION_MODULE": "1"}  # as maturin does
 
 
@@ -34,7 +33,7 @@ def install() -> None:
     (packages,) = glob.glob(os.path.join(VENV, "lib", "python3*", "site-packages"))
     into = os.path.join(packages, "skewd_native.abi3.so")
     # Under another name first: a sidecar may be running from the old one.
-    shutil.copyfile(os.path.join(TARGET, CHECKOUT, "libskewd_native.so"), into + ".new")
+    shutil.copyfile(os.path.join(TARGET, "release", "libskewd_native.so"), into + ".new")
     os.replace(into + ".new", into)
 
 

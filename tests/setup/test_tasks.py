@@ -102,7 +102,7 @@ case "$*" in venv*) while [ "$1" != --python ]; do shift; done; "$2" -I -m venv 
         )
 
     def cargo(self, does: str = "") -> None:
-        built = self.root / "build" / "native" / "target" / "checkout"
+        built = self.root / "build" / "native" / "target" / "release"
         source = self.root / "sidecar" / "native" / "src" / "lib.rs"
         does = does or f'mkdir -p "{built}"; cat "{source}" > "{built}/libskewd_native.so"'
         script(self.bin / "cargo", f'echo cargo >> "{self.home}/calls"\n{does}\n')
@@ -253,7 +253,7 @@ def test_the_users_say_in_where_packages_come_from_is_kept_and_no_other() -> Non
         {
             "HOME": "/home/a", "PIP_INDEX_URL": "mirror", "PIP_CERT": "pem", "PIP_FIND_LINKS": "/wheels",
             "PIP_PROXY": "p", "HTTPS_PROXY": "q", "UV_DEFAULT_INDEX": "mirror", "UV_CACHE_DIR": "/cache",
-            "PIP_TARGET": "/t", "PIP_PREFIX": "/p", "PIP_NO_BINARY": ":all:", "PIP_CONSTRAINT": "c.txt", "PIP_USER": "1",
+            "PIP_TARGET": "/t", "PIP_PREFIX": "/p", "PIP_NO_BINARY": ":all:", "PIP_CONSTRAINT": "c", "PIP_USER": "1",
             "UV_PYTHON": "3.9", "UV_SYSTEM_PYTHON": "1", "PYTHONPATH": "/x", "PYTHONHOME": "/y", "VIRTUAL_ENV": "/z",
         }
     )  # fmt: skip
@@ -347,8 +347,8 @@ def test_the_parts_are_made_side_by_side(checkout: Checkout) -> None:
 while set -- "{checkout.home}"/began-*; [ $# -lt 3 ]; do sleep 0.02; done"""
     checkout.python("3.13", pip=f'case "$*" in *require*) {wait};; esac')
     checkout.cargo(f"""({wait})
-mkdir -p "{checkout.root}/build/native/target/checkout"
-touch "{checkout.root}/build/native/target/checkout/libskewd_native.so" """)
+mkdir -p "{checkout.root}/build/native/target/release"
+touch "{checkout.root}/build/native/target/release/libskewd_native.so" """)
     checkout.maven(f'({wait}); mkdir -p "$d"; touch "$d/kafka_2.13-9.9.9.jar"')
     done = checkout.run("setup", SKEWD_NO_NATIVE="", SKEWD_NO_KAFKA_BROKER="")
     assert done.returncode == 0, done.stderr
