@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import socketserver
 import threading
-import time
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -110,11 +109,3 @@ def status_of(
         "metrics": "127.0.0.1:9956",
         **more,
     }
-
-
-def wait_until(condition: Any, what: str, timeout_s: float = 20.0) -> None:
-    """Polls until the condition holds; fails the test when it does not in time."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"timed out waiting until {what}"
-        time.sleep(0.02)

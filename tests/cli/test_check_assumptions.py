@@ -10,8 +10,9 @@ import pytest
 
 from skewd.assumptions import judge, violations
 from skewd.cli import main
-from tests.cli.fake_daemon import FakeDaemon, status_of, wait_until
+from tests.cli.fake_daemon import FakeDaemon, status_of
 from tests.cli.test_services import Service
+from tests.waiting import wait_until
 
 
 def seen(verdict: str, limit: int, least: int | None, most: int | None, window_s: int | None = 64) -> dict[str, Any]:
@@ -176,7 +177,7 @@ def test_a_daemon_whose_clock_is_too_fast_is_found_out(tmp_path: Path, capsys: p
         address = start("right", "")
         start("fast", f'"{address}"', "--virtual-clock", "drift=2000ppm")
         words = ["check", "--assumptions", "--config", str(tmp_path / "fast.toml")]
-        wait_until(lambda: main(words) == 2, "the check exits 2", 60.0)
+        wait_until(lambda: main(words) == 2, "the check exits 2")
         out = capsys.readouterr().out.splitlines()[-1]
         assert "fast: violated against right: " in out
         assert "VIRTUAL CLOCK" in out

@@ -25,8 +25,8 @@ from skewd.probe import kinds_of
 from skewd.probe_view import explain, from_ntp
 from skewd.sources.ntp_wire import NtpSample
 from skewd.wall import WallMap
-from tests.cli.fake_daemon import wait_until
 from tests.cli.test_services import Service
+from tests.waiting import LIMIT_S, wait_until
 
 S = 1_000_000_000
 MS = 1_000_000
@@ -240,7 +240,7 @@ def test_chronyd(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         process = subprocess.Popen(words, stdout=errors, stderr=errors)
     try:
         address = f"127.0.0.1:{port}"
-        wait_until(lambda: main(["probe", address, "--as", "ntp", "--json"]) == 0, "chronyd answers", 30.0)
+        wait_until(lambda: main(["probe", address, "--as", "ntp", "--json"]) == 0, "chronyd answers")
         told = json.loads(capsys.readouterr().out.splitlines()[-1])
         assert told["stratum"] == 5
         assert told["lower_ns"] <= 0 <= told["upper_ns"]  # its clock is ours
@@ -254,7 +254,7 @@ def test_chronyd(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
                 break
         else:
             process.kill()
-            process.wait(timeout=30)
+            process.wait(timeout=LIMIT_S)
 
 
 def test_others_answers_are_passed_over(serve: Any) -> None:

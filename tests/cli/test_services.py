@@ -19,9 +19,7 @@ import pytest
 
 from skewd.cli import main
 from skewd_sidecar.kernel import choose
-from tests.cli.fake_daemon import wait_until
-
-READY_S = 30.0
+from tests.waiting import LIMIT_S, wait_until
 
 
 class Service:
@@ -34,7 +32,7 @@ class Service:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "skewd", *words], stdout=subprocess.PIPE, stderr=errors, env=env, text=True
             )
-        self._deadline = threading.Timer(READY_S, self.process.kill)
+        self._deadline = threading.Timer(LIMIT_S, self.process.kill)
         self._deadline.start()
 
     def ready(self) -> dict[str, Any]:
@@ -50,7 +48,7 @@ class Service:
     def end(self, number: int) -> tuple[int, str]:
         """Sends the signal; the exit code and what was still printed."""
         self.process.send_signal(number)
-        out, _ = self.process.communicate(timeout=READY_S)
+        out, _ = self.process.communicate(timeout=LIMIT_S)
         return self.process.returncode, out
 
     def close(self) -> None:
@@ -178,7 +176,7 @@ def test_the_sidecar_forwards_without_a_daemon(services: Any, config: Path, coll
         data=request.SerializeToString(),
         headers={"Content-Type": "application/x-protobuf"},
     )
-    with urlopen(post, timeout=READY_S) as answer:
+    with urlopen(post, timeout=LIMIT_S) as answer:
         assert answer.status == 200
     forwarded = ExportTraceServiceRequest.FromString(collector.bodies[0])
     span = forwarded.resource_spans[0].scope_spans[0].spans[0]
@@ -197,7 +195,7 @@ def test_the_sidecar_takes_what_its_file_says(services: Any, config: Path, colle
     head = "POST /v1/traces HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nX-Scope-OrgID: seven\r\n"
     for size, status in ((2, b" 200 "), (70_000, b" 413 ")):
         with socket.socket(socket.AF_UNIX) as client:
-            client.settimeout(READY_S)
+            client.settimeout(LIMIT_S)
             client.connect(str(path))
             client.sendall(f"{head}Content-Length: {size}\r\n\r\n".encode() + b"{}")
             assert status in client.recv(4096)

@@ -19,6 +19,7 @@ from skewd.cli import main
 from skewd.time_daemons import TimeDaemon, steered_by, too_many_hands
 from tests.cli.fake_daemon import FakeDaemon, status_of
 from tests.cli.test_status_screen import everything
+from tests.waiting import LIMIT_S
 
 COMPLETE = {"drift_ppb": None, "contradictions": 0, "age_s": 0.3}
 
@@ -66,7 +67,7 @@ def test_on_a_terminal_it_is_kept_fresh_in_place(fake_daemon: FakeDaemon, config
     os.close(theirs)
     seen = b""
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + LIMIT_S
         while b"behind utc" not in seen or b"wrong_key 2" not in seen:
             assert select.select([ours], [], [], max(0.0, deadline - time.monotonic()))[0], seen
             seen += os.read(ours, 65536)
@@ -81,7 +82,7 @@ def test_on_a_terminal_it_is_kept_fresh_in_place(fake_daemon: FakeDaemon, config
                 seen += os.read(ours, 65536)
             else:
                 process.send_signal(signal.SIGINT)  # one that comes within a destructor is lost; a person presses again
-        assert process.wait(timeout=30) == 0
+        assert process.wait(timeout=LIMIT_S) == 0
         assert process.stderr is not None
         assert process.stderr.read() == b""
     finally:

@@ -27,6 +27,7 @@ from skewd.kernel_clock import (
     rate_ppb,
 )
 from skewd.publish.segment import SegmentWriter
+from tests.waiting import LIMIT_S
 
 
 def kernel(**more: int) -> KernelClock:
@@ -221,7 +222,7 @@ except NoBound as error:
 def in_time_namespace(offset: int, *command: Any) -> subprocess.CompletedProcess[str]:
     # In a user namespace of its own: shifting a clock takes CAP_SYS_TIME, which tests give up over the machine's.
     words = ["unshare", "--user", "--map-root-user", "--time", "--fork", f"--monotonic={offset}"]
-    return subprocess.run([*words, *command], capture_output=True, text=True, timeout=60)
+    return subprocess.run([*words, *command], capture_output=True, text=True, timeout=LIMIT_S)
 
 
 @pytest.mark.skipif(shutil.which("unshare") is None or os.geteuid() != 0, reason="needs root and unshare")

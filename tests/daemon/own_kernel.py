@@ -12,6 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.waiting import LIMIT_S
+
 CHECKOUT = Path(__file__).parent.parent.parent
 
 
@@ -19,7 +21,7 @@ class NoKernelError(Exception):
     """User-mode Linux is not to be had here; the text says why."""
 
 
-def run_in_own_kernel(code: str, directory: Path, *arguments: str, limit_s: float = 120) -> str:
+def run_in_own_kernel(code: str, directory: Path, *arguments: str) -> str:
     """What ``code`` prints as the only program of a fresh kernel, on this machine's files.
 
     Args:
@@ -49,7 +51,7 @@ def run_in_own_kernel(code: str, directory: Path, *arguments: str, limit_s: floa
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, env=environment
         )
         try:
-            process.wait(timeout=limit_s)
+            process.wait(timeout=LIMIT_S)
         except subprocess.TimeoutExpired:
             pass
         finally:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from skewd.keys import generate_key_file
 from skewd.ports import PortTaken
 from skewd.publish.segment import NAME, SegmentReader
 from skewd.reader import Now
+from tests.waiting import until
 
 MS = 1_000_000
 
@@ -64,15 +64,6 @@ class Bench:
 async def bench(short: Path) -> AsyncIterator[Bench]:
     async with contextlib.AsyncExitStack() as stack:
         yield Bench(short, stack)
-
-
-async def until(condition: Callable[[], Any], what: str, limit_s: float = 20.0) -> Any:
-    loop = asyncio.get_running_loop()
-    end = loop.time() + limit_s
-    while not (value := condition()):
-        assert loop.time() < end, f"not within {limit_s} s: {what}"
-        await asyncio.sleep(0.02)
-    return value
 
 
 def mesh(reference: str, *peers: str, key: Path | None = None) -> MeshConfig:
@@ -122,7 +113,7 @@ async def test_peers_are_found_by_a_dns_name_and_its_failure_is_said(bench: Benc
     assert told["lower_ns"] <= -5 * MS <= told["upper_ns"]
     lost = MeshConfig(listen="127.0.0.1:0", dns="no-such-name.invalid:9957", interval=100 * MS, reference="a")
     c = await bench.start("c", mesh=lost)
-    await until(lambda: any("no-such-name.invalid" in line for line in c.status()["messages"]), "what is wrong", 40.0)
+    await until(lambda: any("no-such-name.invalid" in line for line in c.status()["messages"]), "what is wrong")
 
 
 async def test_messages_travel_over_zeromq_alone(bench: Bench, short: Path) -> None:

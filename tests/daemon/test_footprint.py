@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.fake_daemon import FakeDaemon
+from tests.waiting import LIMIT_S
 
 FRAMEWORKS = {"typer", "rich.console", "pygments", "grpc", "google", "opentelemetry", "skewd_sidecar", "skewd_pipeline"}
 """Of the commands for people, of the sidecar, of the experiment: nothing that a daemon or a check needs."""
@@ -56,7 +57,7 @@ def test_a_check_loads_neither_a_framework_nor_what_is_slow(words: tuple[str, ..
     daemon = FakeDaemon(tmp_path)
     try:
         command = [sys.executable, "-X", "importtime", "-m", "skewd", *words]
-        done = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True, timeout=LIMIT_S)
     finally:
         daemon.close()
     assert done.stdout, done.stderr
@@ -89,7 +90,9 @@ def test_a_daemon_loads_no_command_framework_and_nothing_of_the_sidecar(tmp_path
 
 def test_a_reader_of_the_time_loads_no_library(tmp_path: Path) -> None:
     command = [sys.executable, "-X", "importtime", "-c", "import skewd.reader"]
-    done = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        command, env=environment(tmp_path), capture_output=True, text=True, timeout=LIMIT_S, check=True
+    )
     found = loaded(done.stderr)
     assert "skewd.publish.segment" in found
     assert found & (FRAMEWORKS | {"asyncio", "aiohttp", "msgspec", "structlog", "psutil", "prometheus_client"}) == set()
@@ -101,7 +104,7 @@ def test_what_is_hidden_from_a_library_is_there_for_everybody_else(tmp_path: Pat
         "import typing_extensions, rich.console; structlog.get_logger(); msgspec.json.decode(b'1');"
         "import skewd.lean as lean; print(lean.msgspec is sys.modules['msgspec'])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=LIMIT_S)
     assert (done.stdout, done.returncode) == ("True\n", 0), done.stderr
 
 

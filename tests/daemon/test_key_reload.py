@@ -21,8 +21,8 @@ from skewd.config import Config, MeshConfig, MetricsConfig, NodeConfig
 from skewd.daemon import Daemon
 from skewd.keys import KeyRing, generate_key_file, load_keys, rotate_key_file
 from skewd.links.protocol import LinkProtocol
-from tests.daemon.test_daemon import until
 from tests.links.link_bench import described, host_raw_ns
+from tests.waiting import LIMIT_S, until
 
 MS = 1_000_000
 
@@ -114,7 +114,7 @@ def test_sighup_has_the_key_file_read_again(short: Path) -> None:
             return protocol.receive(data, "n", host_raw_ns()).proofs is not None
 
         def in_time(keys: KeyRing) -> bool:
-            end = time.monotonic() + 30
+            end = time.monotonic() + LIMIT_S
             while time.monotonic() < end:
                 if answers(keys):
                     return True

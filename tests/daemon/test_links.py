@@ -17,8 +17,9 @@ from skewd.failures import StartError
 from skewd.keys import generate_key_file, rotate_key_file
 from skewd.status_view import render_status
 from skewd_pipeline.kafka_broker import free_ports, open_broker
-from tests.daemon.test_daemon import MS, Bench, until
+from tests.daemon.test_daemon import MS, Bench
 from tests.links.media import free_udp_ports, fresh_topic
+from tests.waiting import until
 
 NAMES = ("a", "b")
 

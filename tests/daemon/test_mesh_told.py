@@ -16,7 +16,8 @@ import pytest
 from skewd.cli import main
 from skewd.config import MeshConfig
 from skewd.keys import generate_key_file, rotate_key_file
-from tests.daemon.test_daemon import MS, Bench, until
+from tests.daemon.test_daemon import MS, Bench
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -60,12 +61,12 @@ async def test_a_member_that_is_never_asked_is_told_by_all_doors(
         found = [row for row in a.status()["peers"] if row["name"] == "d" and row["lower_ns"] is not None]
         return found[0] if found else None
 
-    told = await until(row, "a bound on a member that is never asked", 40.0)
+    told = await until(row, "a bound on a member that is never asked")
     assert told["trust"] == "composed"
     assert sorted(told["path"]) == [["b", "d"], ["c", "d"]]
     assert told["lower_ns"] <= 8 * MS <= told["upper_ns"]
     assert {row["link"] for row in a.status()["peers"] if row["trust"] == "first-hand"} == {"udp"}
-    await until(lambda: a.status()["mesh"]["agreed"] and a.status()["mesh"]["members"] == 4, "agreement", 40.0)
+    await until(lambda: a.status()["mesh"]["agreed"] and a.status()["mesh"]["members"] == 4, "agreement")
 
     file = bench.root / "a.toml"
     file.write_text(

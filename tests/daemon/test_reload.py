@@ -33,9 +33,9 @@ from skewd.kernel_clock import KernelClock
 from skewd.node import Node
 from skewd.publish import prometheus
 from skewd.reload import plan
-from tests.daemon.test_daemon import until
 from tests.daemon.test_node import Clocks
 from tests.sources.test_local_sources import serving, tracking
+from tests.waiting import LIMIT_S, until
 
 MS = 1_000_000
 SECOND = 1_000_000_000
@@ -212,10 +212,10 @@ async def test_sighup_reads_the_file_again(short: Path) -> None:
             lambda: load_config(file, {}),
         )
     )
-    await asyncio.wait_for(ready.wait(), 20)
+    await asyncio.wait_for(ready.wait(), LIMIT_S)
 
     async def said(condition: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(LIMIT_S):
             while not condition(told := await asyncio.to_thread(get_status, short / "run" / "skewd.sock")):
                 await asyncio.sleep(0.02)
         return told

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ from skewd.node import Node
 from skewd.resume import Kept
 from skewd.state_file import StateFile
 from tests.daemon.test_node import SECOND, Clocks, Mesh
+from tests.waiting import until
 
 MS = 1_000_000
 FACTS = RawFacts("tsc", Interval(0, 200), None, 0)
@@ -361,15 +360,6 @@ def test_a_source_is_another_when_it_is_smeared() -> None:
         node = Node(config, boot=BOOT, first=clocks.sample(40 * SECOND), virtual=False)
         node.resume(kept_then)
         assert (node.reference_estimate(clocks.raw(40 * SECOND)) is not None) is smear
-
-
-async def until(condition: Callable[[], Any], what: str) -> Any:
-    loop = asyncio.get_running_loop()
-    end = loop.time() + 20
-    while not (value := condition()):
-        assert loop.time() < end, f"not within 20 s: {what}"
-        await asyncio.sleep(0.02)
-    return value
 
 
 async def test_a_daemon_takes_up_what_the_one_before_left() -> None:

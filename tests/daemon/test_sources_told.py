@@ -10,6 +10,7 @@ from skewd.clock import VirtualClock, VirtualPage
 from skewd.config import Config, MeshConfig, MetricsConfig, NodeConfig, SourceConfig
 from skewd.daemon import Daemon
 from tests.sources.test_ntp_source import Server, packet
+from tests.waiting import LIMIT_S
 
 
 async def test_an_announced_leap_second_is_said_with_the_source_that_says_so() -> None:
@@ -25,7 +26,7 @@ async def test_an_announced_leap_second_is_said_with_the_source_that_says_so() -
         )
         daemon = Daemon(config, VirtualClock(VirtualPage.create(None)))
         try:
-            async with daemon.running(), asyncio.timeout(20):
+            async with daemon.running(), asyncio.timeout(LIMIT_S):
                 while (row := daemon.status()["sources"][0])["leap"] != "insert":
                     await asyncio.sleep(0.02)
                 assert (row["stratum"], row["server"], row["counters"]["kiss"]) == (1, server.address, 0)

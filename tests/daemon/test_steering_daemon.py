@@ -11,8 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from skewd.clock import HostClock, VirtualClock, VirtualPage
 from skewd.config import Config, DisciplineConfig, MeshConfig, MetricsConfig, NodeConfig
 from skewd.daemon import Daemon
 from skewd.kernel_clock import frequency_of
-from tests.daemon.test_daemon import until
+from tests.waiting import until, wait_until
 
 MS = 1_000_000
 SLEW = DisciplineConfig(mode="slew")
@@ -157,14 +156,6 @@ _RUN = (
 _POWERLESS = ["setpriv", "--bounding-set", "-sys_time", "--inh-caps", "-sys_time"] if os.geteuid() == 0 else []
 
 
-def wait_for(condition: Callable[[], Any], what: str) -> Any:
-    end = time.monotonic() + 60
-    while not (value := condition()):
-        assert time.monotonic() < end, f"not within 60 s: {what}"
-        time.sleep(0.02)
-    return value
-
-
 @pytest.mark.skipif(bool(_POWERLESS) and shutil.which("setpriv") is None, reason="needs setpriv, as root")
 def test_a_killed_daemon_is_restored_by_the_command(short: Path) -> None:
     here = VirtualPage.create(short / "page", offset_ns=60 * MS, epoch_ns=10**15, steerable=True)
@@ -206,7 +197,7 @@ def test_a_killed_daemon_is_restored_by_the_command(short: Path) -> None:
         page = f"page={short}/page"
         b, _ = start(*command("b", "run", "--virtual-clock", page, peers=(ready["mesh"],)))
         # A minute and a half would pass before it came to rest.
-        wait_for(lambda: frequency() < frequency_of(-300_000), "that it steers")
+        wait_until(lambda: frequency() < frequency_of(-300_000), "that it steers")
 
         words, environment = command("b", "status", peers=(ready["mesh"],))
         screen = subprocess.run(words, env=environment, check=True, capture_output=True, text=True, timeout=60).stdout

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import time
 from collections.abc import Callable
@@ -121,10 +120,3 @@ class HostTime(ExactClock):
 
 def host_raw_ns() -> int:
     return time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW)
-
-
-async def until(condition: Callable[[], object], within_s: float = 10.0) -> None:
-    """Turn the loop until ``condition`` holds."""
-    async with asyncio.timeout(within_s):
-        while not condition():
-            await asyncio.sleep(0.005)

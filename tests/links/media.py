@@ -24,6 +24,7 @@ from skewd.interval import Interval
 from skewd.keys import KeyRing, MeshKey
 from skewd.links.protocol import Attach, LinkProtocol, Proofs, Timebases
 from tests.links.link_bench import KEY, described, host_raw_ns
+from tests.waiting import LIMIT_S
 
 Direction = Literal["both", "send", "receive"]
 INTERVAL_NS = 50_000_000
@@ -197,11 +198,11 @@ async def child(
     assert process.stdin is not None
     assert process.stdout is not None
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(LIMIT_S):
             assert await process.stdout.readline() == b"READY\n"
         yield told
         process.stdin.close()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(LIMIT_S):
             told |= json.loads(await process.stdout.readline())
             assert await process.wait() == 0
     finally:

@@ -17,10 +17,10 @@ from skewd.keys import MeshKey
 from skewd.links.protocol import LinkProtocol, Proofs, Self
 from skewd.links.udp import UdpLink
 from skewd.wall import WallMap
+from tests.waiting import LIMIT_S
 
 KEY = MeshKey.from_secret(bytes(range(32)))
 INTERVAL_NS = 20_000_000
-LIMIT_S = 60.0
 
 
 async def main(name: str, page: str, listen: str, peer: str, count: int, stamps: str) -> None:

@@ -21,10 +21,9 @@ from skewd.links.aeron import STREAM, AeronLink, how_to_install
 from skewd.links.channel import parse_channel
 from skewd.links.unavailable import LinkUnavailable
 from skewd.ports import ListenError, PortTaken
-from tests.links.link_bench import until
 from tests.links.media import INTERVAL_NS, NAMES, Medium, Member, pages, udp_places
+from tests.waiting import LIMIT_S, until
 
-LIMIT_S = 30.0
 A, B = NAMES[:2]
 IPC = "aeron:ipc?term-length=64k"
 
@@ -81,15 +80,15 @@ async def test_a_driver_that_goes_and_comes_back_is_survived(aeron_possible: Non
     directory = tmp_path / "driver"
     async with nodes(Medium("aeron", directory=str(tmp_path))) as members:
         a, b = members
-        await until(lambda: "no Aeron media driver runs in" in (a.link.trouble or ""), LIMIT_S)
+        await until(lambda: "no Aeron media driver runs in" in (a.link.trouble or ""))
         async with driver_process(directory) as first:
-            await until(lambda: both(members, 2) and a.link.trouble is None, LIMIT_S)
+            await until(lambda: both(members, 2) and a.link.trouble is None)
             first.send_signal(signal.SIGKILL)
             await first.wait()
-            await until(lambda: a.link.trouble is not None and b.link.trouble is not None, LIMIT_S)
+            await until(lambda: a.link.trouble is not None and b.link.trouble is not None)
             seen = max(a.complete(B), b.complete(A))
         async with driver_process(directory):
-            await until(lambda: both(members, seen + 2) and a.link.trouble is None, LIMIT_S)
+            await until(lambda: both(members, seen + 2) and a.link.trouble is None)
             a.bound(b)
             b.bound(a)
             assert a.link.counters["internal_errors"] == b.link.counters["internal_errors"] == 0
@@ -102,12 +101,12 @@ async def test_a_node_that_restarts_is_found_again_and_leaves_no_files(aeron_pos
     link = await medium.open(a, [B])
     try:
         other = await medium.open(b, [A])
-        await until(lambda: both([a, b]), LIMIT_S)
+        await until(lambda: both([a, b]))
         await other.close()
         other = await medium.open(again, [A])
         try:
             seen = a.complete(B)
-            await until(lambda: a.complete(B) > seen + 1 and again.complete(A) > 1, LIMIT_S)
+            await until(lambda: a.complete(B) > seen + 1 and again.complete(A) > 1)
             a.bound(again)
         finally:
             await other.close()
@@ -123,7 +122,7 @@ async def test_who_is_not_listed_is_told_of_and_not_answered(aeron_possible: Non
     a.link = await medium.open(a, [B])
     b.link = await medium.open(b, [])
     try:
-        await until(lambda: b.link.counters["no_way_back"] >= 3, LIMIT_S)
+        await until(lambda: b.link.counters["no_way_back"] >= 3)
         assert a.proofs == []
     finally:
         await a.link.close()
@@ -135,7 +134,7 @@ async def test_noise_is_counted_and_moves_nothing(driver_directory: Path) -> Non
 
     async with nodes(Medium("aeron", directory=str(driver_directory))) as members:
         a, b = members
-        await until(lambda: both(members), LIMIT_S)
+        await until(lambda: both(members))
         with pyaeron.Aeron(dir=str(driver_directory / "driver")) as client:
             noise = client.add_publication(IPC, STREAM)
             noise.await_connected(10)
@@ -154,10 +153,10 @@ async def test_noise_is_counted_and_moves_nothing(driver_directory: Path) -> Non
             ):
                 while not noise.offer(data):
                     await asyncio.sleep(0.001)
-            await until(lambda: a.link.counters["bad_labels"] >= 6, LIMIT_S)
-            await until(lambda: a.link.counters["oversized_data"] == 1 and a.link.counters["bad_magic"] == 1, LIMIT_S)
+            await until(lambda: a.link.counters["bad_labels"] >= 6)
+            await until(lambda: a.link.counters["oversized_data"] == 1 and a.link.counters["bad_magic"] == 1)
             seen = a.complete(B)
-            await until(lambda: a.complete(B) > seen + 2, LIMIT_S)
+            await until(lambda: a.complete(B) > seen + 2)
         a.bound(b)
         assert {proofs.peer.name for proofs in a.proofs} == {B}
         assert a.link.counters["internal_errors"] == 0
@@ -169,7 +168,7 @@ async def test_a_message_longer_than_a_packet_survives_the_end_of_a_poll(driver_
 
     async with nodes(Medium("aeron", directory=str(driver_directory))) as members:
         a, b = members
-        await until(lambda: both(members), LIMIT_S)
+        await until(lambda: both(members))
         with pyaeron.Aeron(dir=str(driver_directory / "driver")) as client:
             noise = client.add_publication(IPC, STREAM)
             noise.await_connected(10)
@@ -178,7 +177,7 @@ async def test_a_message_longer_than_a_packet_survives_the_end_of_a_poll(driver_
                 while not noise.offer(data):
                     await asyncio.sleep(0.001)
                 sent += 1
-            await until(lambda: min(each.link.counters["bad_labels"] for each in (a, b)) >= sent, LIMIT_S)
+            await until(lambda: min(each.link.counters["bad_labels"] for each in (a, b)) >= sent)
         assert a.link.counters["bad_labels"] == b.link.counters["bad_labels"] == sent
 
 
@@ -187,7 +186,7 @@ async def test_a_flood_is_slowed_and_moves_nothing(driver_directory: Path) -> No
 
     async with nodes(Medium("aeron", directory=str(driver_directory))) as members:
         a, b = members
-        await until(lambda: both(members), LIMIT_S)
+        await until(lambda: both(members))
         with pyaeron.Aeron(dir=str(driver_directory / "driver")) as client:
             noise = client.add_publication(IPC, STREAM)
             noise.await_connected(10)
@@ -202,7 +201,7 @@ async def test_a_flood_is_slowed_and_moves_nothing(driver_directory: Path) -> No
             # What is beyond the budget waits at the sender: flow control tells it.
             assert sent < 12_000
         seen = a.complete(B)
-        await until(lambda: a.complete(B) > seen + 2, LIMIT_S)
+        await until(lambda: a.complete(B) > seen + 2)
         a.bound(b)
         counters = a.link.counters
         assert counters["rate_limited"] > 1000
@@ -212,7 +211,7 @@ async def test_a_flood_is_slowed_and_moves_nothing(driver_directory: Path) -> No
 async def test_each_round_asks_twice(driver_directory: Path) -> None:
     async with nodes(Medium("aeron", directory=str(driver_directory))) as members:
         a = members[0]
-        await until(lambda: both(members, 12), LIMIT_S)
+        await until(lambda: both(members, 12))
         assert a.link.counters["second_asks"] > 0
         # Some may be counted and not be sent yet.
         assert a.link.counters["requests"] > a.link.counters["second_asks"]
@@ -265,7 +264,7 @@ async def test_a_peer_that_cannot_be_resolved_keeps_nobody_else_waiting(aeron_po
     a.link = await medium.open(a, ["node-c", B])
     b.link = await medium.open(b, [A])
     try:
-        await until(lambda: both([a, b], 2), LIMIT_S)
+        await until(lambda: both([a, b], 2))
         assert "nowhere.invalid:9959" in a.link.trouble
         assert a.link.counters["unreachable"] == 1
     finally:

@@ -33,10 +33,8 @@ from skewd.links.unavailable import LinkUnavailable
 from skewd_pipeline import kafka_broker
 from skewd_pipeline.broker_plan import cluster_id, server_properties
 from skewd_pipeline.kafka_broker import Broker, default_libs, free_ports, open_broker
-from tests.links.link_bench import until
 from tests.links.media import NAMES, Medium, Member, fresh_topic, pages
-
-LIMIT_S = 40.0
+from tests.waiting import until
 
 
 class RealBroker:
@@ -113,14 +111,14 @@ async def test_a_broker_that_is_restarted_is_survived(apache_possible: None, tmp
         async with nodes(broker.bootstrap, fresh_topic()) as members:
             a, b = members
             # There is none yet: it is said, and the loop goes on.
-            await until(lambda: a.link.trouble is not None and "no Kafka broker answers" in a.link.trouble, LIMIT_S)
+            await until(lambda: a.link.trouble is not None and "no Kafka broker answers" in a.link.trouble)
             broker.start()
-            await until(lambda: both(members, 2) and a.link.trouble is None, LIMIT_S)
+            await until(lambda: both(members, 2) and a.link.trouble is None)
             await asyncio.to_thread(broker.stop)
-            await until(lambda: "no Kafka broker answers" in (a.link.trouble or ""), LIMIT_S)
+            await until(lambda: "no Kafka broker answers" in (a.link.trouble or ""))
             seen = [a.complete(b.name), b.complete(a.name)]
             broker.start()
-            await until(lambda: both(members, max(seen) + 3) and a.link.trouble is None, LIMIT_S)
+            await until(lambda: both(members, max(seen) + 3) and a.link.trouble is None)
             a.bound(b)
             b.bound(a)
             assert a.link.counters["internal_errors"] == b.link.counters["internal_errors"] == 0
@@ -132,7 +130,7 @@ async def test_a_broker_that_is_restarted_is_survived(apache_possible: None, tmp
 async def test_the_topic_is_made_as_stated(apache_broker: Broker) -> None:
     topic = fresh_topic()
     async with nodes(apache_broker.bootstrap, topic) as members:
-        await until(lambda: both(members), LIMIT_S)
+        await until(lambda: both(members))
     admin = AdminClient({"bootstrap.servers": apache_broker.bootstrap})
     resource = ConfigResource(ResourceType.TOPIC, topic)
     settings = admin.describe_configs([resource])[resource].result(10)
@@ -151,7 +149,7 @@ async def test_a_topic_of_many_partitions_is_shared_out(apache_broker: Broker) -
     admin.create_topics([NewTopic(topic, num_partitions=6, replication_factor=1)])[topic].result(10)
     async with nodes(apache_broker.bootstrap, topic, 5) as members:
         pairs = [(one, other) for one in members for other in members if one is not other]
-        await until(lambda: all(one.complete(other.name) >= 2 for one, other in pairs), LIMIT_S)
+        await until(lambda: all(one.complete(other.name) >= 2 for one, other in pairs))
         for one, other in pairs:
             one.bound(other)
 
@@ -160,13 +158,13 @@ async def test_a_topic_of_many_partitions_is_shared_out(apache_broker: Broker) -
 async def test_a_topic_that_is_removed_is_made_again(apache_broker: Broker) -> None:
     topic = fresh_topic()
     async with nodes(apache_broker.bootstrap, topic) as members:
-        await until(lambda: both(members), LIMIT_S)
+        await until(lambda: both(members))
         admin = AdminClient({"bootstrap.servers": apache_broker.bootstrap})
         admin.delete_topics([topic])[topic].result(10)
         # Whoever notices first makes it; the other goes on in the new one.
-        await until(lambda: any(member.link.counters["reconnects"] for member in members), LIMIT_S)
+        await until(lambda: any(member.link.counters["reconnects"] for member in members))
         seen = max(members[0].complete(NAMES[1]), members[1].complete(NAMES[0]))
-        await until(lambda: both(members, seen + 2), LIMIT_S)
+        await until(lambda: both(members, seen + 2))
         members[0].bound(members[1])
 
 
@@ -198,7 +196,7 @@ async def test_what_must_be_allowed_is_said_and_is_enough(apache_possible: None,
     try:
         async with nodes(broker.bootstrap, topic, properties=login("skewd", "skewd-secret")) as members:
             a, b = members
-            await until(lambda: "allow this user" in (a.link.trouble or ""), LIMIT_S)
+            await until(lambda: "allow this user" in (a.link.trouble or ""))
             assert "Describe, Read and Write on it, and Create unless it is made beforehand" in a.link.trouble
             admin = AdminClient(
                 {"bootstrap.servers": broker.bootstrap, "log_level": 0, **login("admin", "admin-secret")}
@@ -219,11 +217,11 @@ async def test_what_must_be_allowed_is_said_and_is_enough(apache_possible: None,
             ]
             for future in admin.create_acls(allowed).values():
                 future.result(10)
-            await until(lambda: both(members, 2) and a.link.trouble is None, LIMIT_S)
+            await until(lambda: both(members, 2) and a.link.trouble is None)
             a.bound(b)
         wrong = login("skewd", "no")
         async with nodes(broker.bootstrap, topic, 1, peers=[], properties=wrong) as (alone,):
-            await until(lambda: "refuses the credentials" in (alone.link.trouble or ""), LIMIT_S)
+            await until(lambda: "refuses the credentials" in (alone.link.trouble or ""))
     finally:
         broker.stop()
 
@@ -234,7 +232,7 @@ async def test_nonsense_in_the_topic_is_counted_and_moves_nothing(broker: str, r
     topic = fresh_topic()
     async with nodes(bootstrap, topic) as members:
         a, b = members
-        await until(lambda: both(members), LIMIT_S)
+        await until(lambda: both(members))
         label = [("from", b"node-x")]
         key = a.name.encode()
         nonsense: list[dict[str, Any]] = [
@@ -254,10 +252,10 @@ async def test_nonsense_in_the_topic_is_counted_and_moves_nothing(broker: str, r
         def counters() -> dict[str, int]:
             return dict(a.link.counters)
 
-        await until(lambda: counters()["bad_records"] == 4, LIMIT_S)
-        await until(lambda: counters()["bad_magic"] >= 1 and counters()["oversized"] >= 1, LIMIT_S)
+        await until(lambda: counters()["bad_records"] == 4)
+        await until(lambda: counters()["bad_magic"] >= 1 and counters()["oversized"] >= 1)
         seen = a.complete(b.name)
-        await until(lambda: a.complete(b.name) > seen + 2, LIMIT_S)
+        await until(lambda: a.complete(b.name) > seen + 2)
         a.bound(b)
         b.bound(a)
         assert {proofs.peer.name for proofs in a.proofs} == {b.name}
@@ -269,13 +267,13 @@ async def test_a_flood_is_bounded_and_what_follows_is_used(apache_broker: Broker
     topic = fresh_topic()
     async with nodes(apache_broker.bootstrap, topic) as members:
         a, b = members
-        await until(lambda: both(members), LIMIT_S)
+        await until(lambda: both(members))
         record = {"value": os.urandom(400), "key": a.name.encode(), "headers": [("from", b"node-x")]}
         count = await asyncio.to_thread(writes, apache_broker.bootstrap, topic, iter([record] * 20_000))
         assert count == 20_000
-        await until(lambda: a.link.counters["flooded"] > 0, LIMIT_S)
+        await until(lambda: a.link.counters["flooded"] > 0)
         seen = a.complete(b.name)
-        await until(lambda: a.complete(b.name) > seen + 2, LIMIT_S)
+        await until(lambda: a.complete(b.name) > seen + 2)
         a.bound(b)
         counters = a.link.counters
         # Far less than was written was looked at, and of one source less than that.
@@ -287,12 +285,12 @@ async def test_a_broker_that_is_gone_blocks_nobody_and_is_said_once(caplog: pyte
     with open_broker(prefer="mock") as broker:
         topic = fresh_topic()
         async with nodes(broker.bootstrap, topic) as members:
-            await until(lambda: both(members), LIMIT_S)
+            await until(lambda: both(members))
             kafka_end = asyncio.create_task(asyncio.to_thread(_kill_mock, broker))
-            await until(lambda: "no Kafka broker answers" in (members[0].link.trouble or ""), LIMIT_S)
+            await until(lambda: "no Kafka broker answers" in (members[0].link.trouble or ""))
             await kafka_end
             before = members[0].link.counters["one_way"]
-            await until(lambda: members[0].link.counters["one_way"] >= before + 10, LIMIT_S)
+            await until(lambda: members[0].link.counters["one_way"] >= before + 10)
             started = time.monotonic()
         assert time.monotonic() - started < 20
 
@@ -312,12 +310,12 @@ async def test_peers_that_the_records_for_all_do_not_reach_are_asked(mock_broker
     topic = fresh_topic()
     async with nodes(mock_broker.bootstrap, topic) as members:
         a, b = members
-        await until(lambda: both(members, 10), LIMIT_S)
+        await until(lambda: both(members, 10))
         # At first there was nothing to answer, so both asked; since then the records for all have done.
         asked = a.link.counters["requests"] + b.link.counters["requests"]
         spared = a.link.counters["asked_already"] + b.link.counters["asked_already"]
         assert spared > 0
-        await until(lambda: both(members, 20), LIMIT_S)
+        await until(lambda: both(members, 20))
         assert a.link.counters["requests"] + b.link.counters["requests"] <= asked + 4
 
 

@@ -13,10 +13,10 @@ from skewd.keys import MeshKey
 from skewd.links.protocol import Timebases
 from skewd.links.wire import MAX_MESSAGE_BYTES
 from skewd_pipeline.kafka_broker import free_ports
-from tests.links.link_bench import KEY, OTHER_KEY, until
+from tests.links.link_bench import KEY, OTHER_KEY
 from tests.links.media import NAMES, Direction, Medium, Member, child, fresh_topic, pages, true_bound, udp_places
+from tests.waiting import until
 
-LIMIT_S = 30.0
 ONE_WAY = ["kafka-mock", "aeron-ipc", "aeron-udp", pytest.param("kafka-apache", marks=pytest.mark.real_kafka)]
 ALL = ["zmq", *ONE_WAY]
 
@@ -64,7 +64,7 @@ async def test_the_truth_is_inside_every_bound(medium: Medium, count: int) -> No
         for member in members:
             await stack.enter_async_context(opened(medium, member, *others(member.name, names)))
         pairs = [(one, other) for one in members for other in members if one is not other]
-        await until(lambda: all(one.complete(other.name) >= 4 for one, other in pairs), LIMIT_S)
+        await until(lambda: all(one.complete(other.name) >= 4 for one, other in pairs))
         for one, other in pairs:
             one.bound(other)
             assert {proofs.link for proofs in one.of(other.name)} == {medium.transport}
@@ -82,7 +82,7 @@ async def test_in_processes_of_their_own(medium: Medium, tmp_path: Path) -> None
         child(medium, names[2], clocks[names[2]], others(names[2], names)) as third,
         opened(medium, here, *names[1:]),
     ):
-        await until(lambda: all(here.complete(name) >= 5 for name in names[1:]), LIMIT_S)
+        await until(lambda: all(here.complete(name) >= 5 for name in names[1:]))
         for name in names[1:]:
             true_bound(here.page, clocks[name], [(one.outgoing, one.incoming) for one in here.of(name)])
     for name, told in ((names[1], second), (names[2], third)):
@@ -108,8 +108,8 @@ async def test_the_largest_messages_pass(medium: Medium) -> None:
 
     b.protocol.receive = measured  # type: ignore[assignment,method-assign]
     async with opened(medium, a, names[1]), opened(medium, b, names[0]):
-        await until(lambda: any(proofs.attachment for proofs in b.of(names[0])), LIMIT_S)
-        await until(lambda: any(proofs.attachment for proofs in a.of(names[1])), LIMIT_S)
+        await until(lambda: any(proofs.attachment for proofs in b.of(names[0])))
+        await until(lambda: any(proofs.attachment for proofs in a.of(names[1])))
     assert max(sizes) == MAX_MESSAGE_BYTES
     assert {proofs.attachment for proofs in b.of(names[0])} - {b""} <= {
         wanted[:size] for size in range(len(wanted) + 1)
@@ -140,7 +140,7 @@ async def test_one_way_links_in_opposite_directions_make_whole_exchanges(
         opened(back, backwards[0], names[1], direction="receive", **options),
         opened(back, backwards[1], names[0], direction="send", **options),
     ):
-        await until(lambda: there[1].complete(names[0]) >= 3 and backwards[0].complete(names[1]) >= 3, LIMIT_S)
+        await until(lambda: there[1].complete(names[0]) >= 3 and backwards[0].complete(names[1]) >= 3)
         there[1].bound(backwards[0])
         backwards[0].bound(there[1])
         assert there[0].proofs == backwards[1].proofs == []
@@ -158,7 +158,7 @@ async def test_one_way_alone_proves_nothing(medium: Medium) -> None:
         opened(medium, a, names[1], direction="send"),
         opened(medium, b, names[0], direction="receive"),
     ):
-        await until(lambda: b.link.counters["one_way_unconfirmed"] >= 5, LIMIT_S)
+        await until(lambda: b.link.counters["one_way_unconfirmed"] >= 5)
     assert a.proofs == b.proofs == []
 
 
@@ -175,6 +175,6 @@ async def test_another_key_is_counted_and_moves_nothing(medium: Medium) -> None:
         opened(medium, b, *others(names[1], names)),
         opened(medium, stranger, *others(names[2], names)),
     ):
-        await until(lambda: a.link.counters["wrong_key"] >= 5 and a.complete(names[1]) >= 3, LIMIT_S)
+        await until(lambda: a.link.counters["wrong_key"] >= 5 and a.complete(names[1]) >= 3)
         a.bound(b)
     assert a.of(names[2]) == b.of(names[2]) == stranger.proofs == []

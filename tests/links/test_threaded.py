@@ -6,7 +6,7 @@ import threading
 from structlog.testing import capture_logs
 
 from skewd.links.threaded import Budget, Condition, Handover
-from tests.links.link_bench import until
+from tests.waiting import until
 
 
 async def test_in_order_from_another_thread() -> None:

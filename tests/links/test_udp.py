@@ -16,7 +16,8 @@ from skewd.links.protocol import LinkProtocol, Proofs
 from skewd.links.udp import UdpLink
 from skewd.ports import ListenError, PortTaken
 from skewd.stamps import SendStamp
-from tests.links.link_bench import KEY, OTHER_KEY, ExactClock, HostTime, S, assert_true, described, until
+from tests.links.link_bench import KEY, OTHER_KEY, ExactClock, HostTime, S, assert_true, described
+from tests.waiting import until
 
 INTERVAL_NS = 20_000_000
 

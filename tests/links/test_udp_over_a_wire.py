@@ -13,6 +13,7 @@ import pytest
 from skewd.bounds.pair import PairBound
 from skewd.clock import VirtualPage
 from tests.sources.two_namespaces import FAR, FAR_6, NEAR, NEAR_6, Namespaces, two_namespaces
+from tests.waiting import LIMIT_S
 
 PROGRAM = str(Path(__file__).parent / "stamped_node.py")
 PORT = 9957
@@ -49,10 +50,10 @@ def measure(wire: Namespaces, scratch: Path, hosts: tuple[str, str], stamps: str
     node = wire.python(
         wire.near, PROGRAM, "near", str(near.path), listen[0], listen[1], str(EXCHANGES), stamps, log=log
     )
-    said, _ = node.communicate(timeout=90)
+    said, _ = node.communicate(timeout=LIMIT_S)
     assert node.returncode == 0, log.read_text()
     far_node.terminate()
-    far_node.wait(10)
+    far_node.wait(LIMIT_S)
     *rows, counters = [json.loads(line) for line in said.splitlines()]
 
     def far_at(near_raw_ns: int) -> int:

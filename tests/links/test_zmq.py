@@ -25,7 +25,8 @@ from skewd.links.zmq import (
     server_pair,
 )
 from skewd.ports import ListenError, PortTaken
-from tests.links.link_bench import KEY, OTHER_KEY, HostTime, assert_true, described, until
+from tests.links.link_bench import KEY, OTHER_KEY, HostTime, assert_true, described
+from tests.waiting import LIMIT_S, until
 
 INTERVAL_NS = 20_000_000
 
@@ -412,7 +413,7 @@ async def test_an_outsider_gets_nothing_past_the_handshake(
     in_clear = dealer(f"tcp://127.0.0.1:{port}")
     # While a connection is being refused there is no pipe to send into: then nothing is sent, which is as good.
     with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(in_clear.send_multipart([b"x" * 500] * 1000), 5)
+        await asyncio.wait_for(in_clear.send_multipart([b"x" * 500] * 1000), LIMIT_S)
     stranger = context.socket(zmq.DEALER)
     mine = client_pair(OTHER_KEY)
     stranger.curve_serverkey, stranger.curve_publickey, stranger.curve_secretkey = (
@@ -422,7 +423,7 @@ async def test_an_outsider_gets_nothing_past_the_handshake(
     )
     stranger.connect(f"tcp://127.0.0.1:{port}")
     with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(stranger.send(b"x"), 5)
+        await asyncio.wait_for(stranger.send(b"x"), LIMIT_S)
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(os.urandom(3000))
     await until(lambda: a.link.counters["handshakes_failed"] >= before["handshakes_failed"] + 3)

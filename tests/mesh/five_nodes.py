@@ -36,6 +36,7 @@ from skewd.api_client import NoDaemonError, SlowDaemonError, get_now, get_status
 from skewd.clock import HostClock, VirtualPage, read_wall
 from skewd.interval import Interval
 from skewd.keys import generate_key_file
+from tests.waiting import LIMIT_S
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("ann", "bob", "cyd", "dan", "eve")
@@ -86,7 +87,7 @@ class Network:
 
 
 def _ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True, timeout=20)
+    subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True, timeout=LIMIT_S)
 
 
 @contextlib.contextmanager
@@ -99,7 +100,7 @@ def network() -> Iterator[Network]:
         try:
             for name in (made.hub, *(made.of(index) for index in range(len(NAMES)))):
                 _ip("netns", "add", name)
-                stack.callback(subprocess.run, ["ip", "netns", "del", name], capture_output=True, timeout=20)
+                stack.callback(subprocess.run, ["ip", "netns", "del", name], capture_output=True, timeout=LIMIT_S)
             _ip("-n", made.hub, "link", "add", "br0", "type", "bridge")
             _ip("-n", made.hub, "link", "set", "br0", "up")
             _ip("-n", made.hub, "address", "add", "10.78.0.254/24", "dev", "br0")
@@ -176,7 +177,7 @@ class Node:
         assert self.process is not None
         self.process.send_signal(number)
         try:
-            return self.process.wait(15)
+            return self.process.wait(LIMIT_S)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait(10)
@@ -192,7 +193,7 @@ class Node:
             [sys.executable, "-m", "skewd", *words, "--config", str(self.config)],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=LIMIT_S,
             env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
         )
 
@@ -205,7 +206,7 @@ class Node:
         return self._asked(get_now)
 
     def _asked(self, get: Callable[[Path], dict[str, Any]]) -> Answer:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + LIMIT_S
         while True:
             before = _HOST.raw_ns()
             try:
@@ -313,15 +314,15 @@ class Mesh:
             answers.append(answer)
         return answers
 
-    def until(self, true: Callable[[list[dict[str, Any]]], object], what: str, seconds: float = 30) -> list[Answer]:
+    def until(self, true: Callable[[list[dict[str, Any]]], object], what: str) -> list[Answer]:
         """Looks, and looks again, until something is true of what all say; all bounds hold all the time."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + LIMIT_S
         while True:
             answers = self.look()
             if true([answer.status for answer in answers]):
                 return answers
             if time.monotonic() > deadline:
-                raise AssertionError(f"not within {seconds:g} s: {what}\n{self.report(answers)}")
+                raise AssertionError(f"not within {LIMIT_S:g} s: {what}\n{self.report(answers)}")
             time.sleep(0.05)
 
     def watch(self, seconds: float) -> None:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
 
 from skewd.discovery import ADDRESSES_MAX, Discovery, host_addresses, system_resolver
-
-DEADLINE_S = 20.0
+from tests.waiting import LIMIT_S, until
 
 
 class Resolver:
@@ -55,12 +54,6 @@ async def discovering(resolver: Resolver, **options: Any) -> AsyncIterator[tuple
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
-
-
-async def until(what: Callable[[], object]) -> None:
-    async with asyncio.timeout(DEADLINE_S):
-        while not what():
-            await asyncio.sleep(0.005)
 
 
 async def test_every_address_of_the_name_is_a_candidate_but_this_hosts_own() -> None:
@@ -145,7 +138,7 @@ async def test_it_looks_sooner_when_told_that_peers_are_gone() -> None:
     async with discovering(resolver, again_s=3_600.0) as (discovery, told):
         await until(lambda: len(told) == 2)
         resolver.answer = ("10.0.0.3",)
-        async with asyncio.timeout(DEADLINE_S):
+        async with asyncio.timeout(LIMIT_S):
             while discovery.candidates != {"10.0.0.3:9957"}:
                 discovery.look_again()
                 await asyncio.sleep(0.005)

@@ -42,6 +42,7 @@ from tests.mesh.five_nodes import (
     over_zmq,
     whole,
 )
+from tests.waiting import LIMIT_S
 
 pytest.importorskip("cryptography", reason="skewd[mesh] is not installed")
 
@@ -89,7 +90,7 @@ def test_over_udp_with_the_kernels_stamps(net: Network) -> None:
 
 def _commands_agree(five: Mesh, node: Node) -> None:
     """What an administrator types, on one of the nodes."""
-    said = node.skewd("waitsync", "--max-uncertainty", "50ms", "--timeout", "20s")
+    said = node.skewd("waitsync", "--max-uncertainty", "50ms", "--timeout", "60s")
     assert said.returncode == 0, said.stderr
     for peer in NAMES:
         if peer != node.name:
@@ -131,7 +132,7 @@ def _rubbish_is_counted(five: Mesh) -> None:
 
     sender = threading.Thread(target=send)
     sender.start()
-    sender.join(10)
+    sender.join()
 
     def refused(told: list[dict[str, Any]]) -> bool:
         def count(one: dict[str, int]) -> int:
@@ -147,7 +148,7 @@ def _a_wall_step_is_told(five: Mesh, stepped: Node) -> None:
     was = stepped.status()
     raw_widths = {row["name"]: row["upper_ns"] - row["lower_ns"] for row in was["peers"]}
     stepped.page.step_to(stepped.page.offset_ns + STEP_NS)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + LIMIT_S
     while True:
         told = [(node, node.ask()) for node in five.nodes]
         if all(_row_holds(five, node, answer, stepped) for node, answer in told):
@@ -195,7 +196,7 @@ def _the_reference_dies_and_comes_back(five: Mesh, keeper: Node) -> None:
     epochs = [one["mesh"]["epochs"] for one in note() if one["node"] != keeper.name]
     keeper.end(signal.SIGKILL)
     assert gone(keeper)
-    deadline = time.monotonic() + 40
+    deadline = time.monotonic() + LIMIT_S
     while True:
         told = note()
         follows = agreed(told)
@@ -221,7 +222,7 @@ def _the_reference_dies_and_comes_back(five: Mesh, keeper: Node) -> None:
 
     keeper.start()
     keeper.ready()
-    answers = five.until(lambda told: len(told) == len(NAMES) and settled(told), "the old reference follows", 40)
+    answers = five.until(lambda told: len(told) == len(NAMES) and settled(told), "the old reference follows")
     assert agreed([answer.status for answer in answers]) == follows
     assert [answer.status["mesh"]["epochs"] for answer in answers if answer.status["node"] != keeper.name] == epochs
     _one_carried_scale(five, str(follows))
@@ -249,7 +250,7 @@ def _one_carried_scale(five: Mesh, keeper: str) -> None:
 def only(five: Mesh, transport: str) -> list[dict[str, Any]]:
     """All five agree over one link each, know each other by nothing else, and tell each other of the others."""
     five.start()
-    five.until(settled, "one reference, and a bound on everybody", 60)
+    five.until(settled, "one reference, and a bound on everybody")
     five.watch(2)
     told = [answer.status for answer in five.look()]
     for one in told:
@@ -272,7 +273,7 @@ def a_peer_dies(five: Mesh) -> None:
     five.watch(1)
     victim.start()
     victim.ready()
-    five.until(lambda told: len(told) == len(NAMES) and settled(told), "all five again", 60)
+    five.until(lambda told: len(told) == len(NAMES) and settled(told), "all five again")
 
 
 def quiet(five: Mesh) -> None:
@@ -290,7 +291,7 @@ def rubbish(five: Mesh, kind: socket.SocketKind) -> None:
         with five.net.inside(five.net.hub):
             for index in range(len(NAMES)):
                 with socket.socket(socket.AF_INET, kind) as out, contextlib.suppress(OSError):
-                    out.settimeout(5)
+                    out.settimeout(LIMIT_S)
                     out.connect((address(index), PORT))
                     for size in (1, 47, 320, 1400, 1400):
                         out.send(os.urandom(size))

@@ -30,8 +30,8 @@ from skewd_pipeline.broker_plan import (
     tail,
 )
 from skewd_pipeline.kafka_broker import Broker, default_libs, open_broker
+from tests.waiting import LIMIT_S
 
-LIMIT_S = 30.0
 FOUND: dict[str, str | int | None] = {"java": 17, "kafka": "4.3.1", "libs": "libs", "librdkafka": "2.16.0"}
 
 
@@ -285,7 +285,7 @@ def _bootstrap_of(owner: subprocess.Popen[str]) -> str:
 def _listens(bootstrap: str) -> bool:
     host, _, port = bootstrap.partition(":")
     try:
-        socket.create_connection((host, int(port)), timeout=5).close()
+        socket.create_connection((host, int(port)), timeout=LIMIT_S).close()
     except OSError:  # refused, or reset while it ends
         return False
     return True

@@ -22,6 +22,7 @@ from skewd_pipeline.corpus import (
 )
 from skewd_pipeline.items import make_item
 from skewd_pipeline.model import Model, ModelError, load_model
+from tests.waiting import LIMIT_S
 
 # Whoever reads these knows what they are.
 KNOWN = {
@@ -146,7 +147,7 @@ def test_what_is_saved_is_loaded_and_checks_results(tree: dict[str, Path], tmp_p
         "print(save_items(Path('items'), 'own_model:classify', count=9, cache_dir=Path('cache'), roots=roots))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script, str(tree["one"])], cwd=tmp_path, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", script, str(tree["one"])], cwd=tmp_path, capture_output=True, text=True, timeout=LIMIT_S
     )
     assert done.stdout == "9\n", done.stderr
     items = load_items(tmp_path / "items")
@@ -190,7 +191,7 @@ def test_the_default_model_works_in_one_thread() -> None:
         "onnxruntime.InferenceSession\n"
         "model(b'import os\\n' * 50)\nprint(len(os.listdir('/proc/self/task')) - before, before)"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=LIMIT_S, check=True)
     started_for_inference = int(done.stdout.split()[0])
     assert started_for_inference == 0
 

@@ -24,10 +24,10 @@ from skewd.links.zmq import ZmqLink
 from skewd_pipeline.kafka_broker import Broker, free_ports
 from skewd_pipeline.media import free_udp_ports
 from skewd_pipeline.transports import HopConfig, Message, open_inbox, open_outbox
+from tests.waiting import LIMIT_S
 
 KEY = MeshKey.from_secret(bytes(range(32)))
 INTERVAL_NS = 20_000_000
-LIMIT_S = 20.0
 EPOCH_NS = 7_000_000_000_123
 MESSAGES = 100
 _streams = itertools.count(5000, 2)

@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 
 from skewd.clock import VirtualPage
+from tests.waiting import LIMIT_S
 
 OFFSET_NS = -123_456_789_000_000_000  # nearly four years slow: nothing else is this wrong
 CLOSE_NS = 60_000_000_000
 
 
 def _run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=LIMIT_S)
 
 
 def _answer(code: str, page: Path) -> Any:

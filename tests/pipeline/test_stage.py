@@ -20,6 +20,7 @@ from skewd_pipeline.options import STAGES
 from skewd_pipeline.stage_config import StageConfigError, load, parse
 from skewd_pipeline.stage_run import edge_counts
 from tests.experiment.test_analysis import facts, raw_spans, tagged
+from tests.waiting import LIMIT_S
 
 CHECKOUT = Path(__file__).parent.parent.parent
 HOPS = "\n".join(f'[hops.{name}]\nendpoint = "tcp://10.0.0.{at}:555{at}"' for at, name in enumerate(STAGES[1:], 1))
@@ -192,7 +193,7 @@ def run_all(
     )
     processes = {name: started(name, directory) for name in reversed(STAGES)}
     try:
-        said = {name: process.communicate(timeout=60)[1] for name, process in processes.items()}
+        said = {name: process.communicate(timeout=LIMIT_S)[1] for name, process in processes.items()}
     finally:
         for process in processes.values():
             process.kill()
@@ -254,7 +255,7 @@ def test_a_stage_that_is_stopped_says_what_it_had(tmp_path: Path) -> None:
 def test_bad_words_are_a_usage_error(tmp_path: Path) -> None:
     (tmp_path / "stages.toml").write_text("[pipeline]\n")
     process = started("producer", tmp_path)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 64
     assert "stages.toml: Object missing required field `transport`" in errors
     assert "Traceback" not in errors

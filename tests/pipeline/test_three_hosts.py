@@ -15,6 +15,7 @@ import pytest
 
 from skewd_pipeline.options import STAGES
 from tests.mesh.five_nodes import Network, address, network
+from tests.waiting import LIMIT_S
 
 RECIPE = Path(__file__).parents[2] / "deploy" / "hosts"
 HOST_OF = {"producer": 0, "preprocess": 0, "inference": 1, "postprocess": 2, "consumer": 0}
@@ -67,7 +68,7 @@ class Hosts:
 
 def _ended(process: subprocess.Popen[str]) -> None:
     process.kill()
-    process.communicate(timeout=20)
+    process.communicate(timeout=LIMIT_S)
 
 
 @pytest.fixture

@@ -29,8 +29,8 @@ from skewd_pipeline.transports import (
 )
 from skewd_pipeline.transports.base import MAX_BODY_BYTES, MAX_HEADER_BYTES, MAX_HEADERS
 from skewd_pipeline.transports.kafka import DEFAULT_LINGER_MS, consumer_settings, producer_settings
+from tests.waiting import LIMIT_S
 
-LIMIT_S = 20.0
 _streams = itertools.count(100, 2)
 
 

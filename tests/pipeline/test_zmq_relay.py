@@ -31,8 +31,8 @@ from skewd_pipeline.transports.frames import (
     split_stamp,
     unjoin,
 )
+from tests.waiting import LIMIT_S
 
-LIMIT_S = 20.0
 E = TypeVar("E", Inbox, Outbox)
 
 

@@ -50,6 +50,7 @@ from skewd.publish.clockbound_layout import (
     is_header,
     unknown,
 )
+from tests.waiting import LIMIT_S
 
 MS, SECOND = 1_000_000, 1_000_000_000
 SAID = Claim(7 * SECOND + 5, 1_007 * SECOND + 5, 0x0102030405, 0x0A0B0C, ClockStatus.FREE_RUNNING)
@@ -327,12 +328,12 @@ def test_a_reader_in_another_process_never_sees_half_a_claim(tmp_path: Path, lay
     writer = context.Process(target=_write_on, args=(str(tmp_path), ready, stop))
     writer.start()
     try:
-        assert ready.get(timeout=60) == "writing"
+        assert ready.get(timeout=LIMIT_S) == "writing"
         different: set[int] = set()
         with (tmp_path / layout.name).open("rb") as file:
             memory = mmap.mmap(file.fileno(), layout.size, prot=mmap.PROT_READ)
         words = memoryview(memory).cast("H")
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + LIMIT_S
         while len(different) < 3_000:
             assert time.monotonic() < deadline, "the writer hardly writes"
             first = words[7]
@@ -402,7 +403,7 @@ async def test_both_files_are_refreshed_twice_a_second_at_least(monkeypatch: pyt
             clockbound=ClockBoundConfig(enabled=True, directory=root / "clockbound"),
         )
         daemon = Daemon(config, HostClock())
-        async with daemon.running(), asyncio.timeout(60):
+        async with daemon.running(), asyncio.timeout(LIMIT_S):
             assert daemon.status()["clock"]["steps_seen_by"] == ("timerfd" if tells else "polling")
             seen: dict[str, list[int]] = {"shm": [], "shm0": []}
             while min(map(len, seen.values())) < 9:

@@ -24,6 +24,7 @@ from skewd.failures import StartError
 from skewd.publish import clockbound
 from skewd.publish.clockbound import ClockBoundSegments, NoBarrier, store_barrier
 from skewd.publish.clockbound_layout import Claim, ClockStatus
+from tests.waiting import LIMIT_S
 
 ROOT = Path(__file__).parents[2]
 MS, SECOND = 1_000_000, 1_000_000_000
@@ -58,7 +59,7 @@ class Clients:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(b"\n")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(LIMIT_S):
             line = await self._process.stdout.readline()
         assert line, "the client ended"
         return cast("dict[str, Any]", json.loads(line))
@@ -68,7 +69,7 @@ class Clients:
         return said["v1"]["status"], said["v2"]["status"]
 
     async def until(self, status: str) -> dict[str, Any]:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(LIMIT_S):
             while True:
                 said = await self.ask()
                 if said["v1"]["status"] == said["v2"]["status"] == status:
@@ -159,7 +160,7 @@ async def test_without_utc_nothing_is_claimed(client: Path, tmp_path: Path) -> N
 async def test_a_virtual_node_says_nothing_of_the_hosts_clock(client: Path, tmp_path: Path, server: str) -> None:
     virtual = daemon(tmp_path, ntp(server), VirtualClock(VirtualPage.create(None, offset_ns=3 * MS)))
     async with virtual.running(), clients(client, tmp_path / "clockbound") as both:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(LIMIT_S):
             while virtual.status()["status"] != "synchronized":
                 await asyncio.sleep(0.02)
         assert await both.statuses() == ("Unknown", "Unknown")
@@ -214,7 +215,7 @@ async def test_a_daemon_whose_segments_are_taken_goes_on_without_them(tmp_path: 
     running = daemon(tmp_path, ntp(server))
     async with running.running():
         (tmp_path / "clockbound" / "shm0").unlink()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(LIMIT_S):
             while not any("another program writes or removed" in m for m in running.status()["messages"]):
                 await asyncio.sleep(0.02)
         assert not running.ticker.done()

@@ -18,13 +18,14 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Self
 
 import psutil
+
+from tests.waiting import LIMIT_S, wait_until
 
 HERE = Path(__file__).parent
 CHECKOUT = HERE.parent.parent
@@ -76,18 +77,6 @@ def _cgroup_parents() -> list[Path]:
         if controllers in mounts:
             parents.append(mounts[controllers] / path.lstrip("/"))
     return [parent for parent in parents if os.access(parent, os.W_OK)]
-
-
-def wait_until(holds: Callable[[], bool], what: str, *, limit_s: float = 30.0) -> None:
-    """Polls until ``holds()``.
-
-    Raises:
-        AssertionError: it did not within ``limit_s``; the message says ``what``.
-    """
-    deadline = time.monotonic() + limit_s
-    while not holds():
-        assert time.monotonic() < deadline, f"not within {limit_s} s: {what}"
-        time.sleep(_POLL_S)
 
 
 class PrivateSystemd:
@@ -150,7 +139,7 @@ class PrivateSystemd:
         ]
         with (self.out / "systemd.log").open("wb") as log:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        wait_until(self._answers, "systemd answers inside its namespaces", limit_s=_START_LIMIT_S)
+        wait_until(self._answers, "systemd answers inside its namespaces")
         held = int(self._status_field("CapBnd"), 16) | int(self._status_field("CapPrm"), 16)
         assert not held >> _CAP_SYS_TIME & 1, "systemd must not hold CAP_SYS_TIME here"
 
@@ -182,7 +171,7 @@ class PrivateSystemd:
                 self._process.kill()
                 self._process.wait(10)
         for cgroup in self._cgroups:
-            wait_until(partial(_removed, cgroup), f"{cgroup} is empty and removed", limit_s=10)
+            wait_until(partial(_removed, cgroup), f"{cgroup} is empty and removed")
 
     def run(self, *command: str, check: bool = True, user: str | None = None) -> subprocess.CompletedProcess[str]:
         """Runs a command inside, as root or as ``user`` (in no group), for at most 60 s.
@@ -201,7 +190,7 @@ class PrivateSystemd:
             capture_output=True,
             text=True,
             cwd="/",
-            timeout=60,
+            timeout=LIMIT_S,
         )
         assert done.returncode == 0 or not check, (
             f"{' '.join(command)}: exit {done.returncode}\n{done.stdout}{done.stderr}\n{self.log()}"

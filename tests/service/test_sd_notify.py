@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from skewd import sd_notify
+from tests.waiting import LIMIT_S
 
 
 @pytest.fixture
 def manager() -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
-        receiver.settimeout(5)
+        receiver.settimeout(LIMIT_S)
         yield receiver
 
 

@@ -25,11 +25,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.waiting import LIMIT_S
+
 VERSION = "v1.76.0"
 MODULE = f"github.com/jaegertracing/jaeger@{VERSION}"
 BINARY = Path(__file__).resolve().parents[2] / "build" / "jaeger" / VERSION / "jaeger"
-STARTED_LIMIT_S = 30.0
-SEEN_LIMIT_S = 20.0
 
 
 def build() -> Path:
@@ -83,7 +83,7 @@ class Jaeger:
 
     def trace(self, trace_id: str, spans: int) -> Any:
         """A trace as ``/api/traces`` tells it, once it has so many spans."""
-        limit = time.monotonic() + SEEN_LIMIT_S
+        limit = time.monotonic() + LIMIT_S
         while time.monotonic() < limit:
             said = self.ask(f"/api/traces/{trace_id}")
             if said and len(said["data"][0]["spans"]) >= spans:
@@ -120,7 +120,7 @@ def running() -> Iterator[Jaeger]:
     with tempfile.TemporaryFile() as said:
         child = subprocess.Popen(words, env=env, stdin=subprocess.DEVNULL, stdout=said, stderr=said)
         try:
-            limit = time.monotonic() + STARTED_LIMIT_S
+            limit = time.monotonic() + LIMIT_S
             while True:
                 with (
                     contextlib.suppress(OSError),

@@ -17,8 +17,7 @@ from aiohttp import web
 from skewd_sidecar.gateway import Signal
 from skewd_sidecar.service import SidecarSettings, StaticSource, Transport, serve
 from skewd_sidecar.transport import missing
-
-LIMIT_S = 20.0
+from tests.waiting import LIMIT_S
 
 NATIVE_MISSING = missing()
 needs_native = pytest.mark.skipif(NATIVE_MISSING is not None, reason=str(NATIVE_MISSING))

@@ -353,12 +353,12 @@ async def test_tls_on_both_listeners_with_the_sdk(tmp_path: Path) -> None:
 
     async with grpc_collector() as behind, sidecar(forward=behind.url, tls=TlsFiles(cert, key)) as running:
         credentials = grpc.ssl_channel_credentials(cert.read_bytes())
-        over_grpc = GrpcSpanExporter(endpoint=f"https://{running.grpc}", credentials=credentials, timeout=10)
+        over_grpc = GrpcSpanExporter(endpoint=f"https://{running.grpc}", credentials=credentials, timeout=LIMIT_S)
         over_http = HttpSpanExporter(
             endpoint=running.http.replace("http:", "https:") + "/v1/traces",
             certificate_file=str(cert),
             compression=Compression.Deflate,
-            timeout=10,
+            timeout=LIMIT_S,
         )
         for number, exporter in enumerate((over_grpc, over_http), 1):
             assert await asyncio.to_thread(export, exporter)

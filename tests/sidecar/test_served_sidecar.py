@@ -115,9 +115,9 @@ OK = {"grpc": "OK", "http": "200"}
 def span_exporter(protocol: str, running: Running, compressed: bool) -> Any:
     if protocol == "grpc":
         compression = grpc.Compression.Gzip if compressed else None
-        return GrpcSpanExporter(endpoint=running.grpc, insecure=True, compression=compression, timeout=10)
+        return GrpcSpanExporter(endpoint=running.grpc, insecure=True, compression=compression, timeout=LIMIT_S)
     return HttpSpanExporter(
-        endpoint=running.http + "/v1/traces", compression=Compression.Gzip if compressed else None, timeout=10
+        endpoint=running.http + "/v1/traces", compression=Compression.Gzip if compressed else None, timeout=LIMIT_S
     )
 
 

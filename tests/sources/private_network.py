@@ -13,6 +13,8 @@ import subprocess
 from pathlib import Path
 from typing import Self
 
+from tests.waiting import LIMIT_S
+
 _TOOLS = ("unshare", "nsenter", "setpriv", "ip")
 _POWERLESS = ("setpriv", "--pdeathsig=KILL", "--bounding-set=-sys_time", "--inh-caps=-sys_time")
 
@@ -70,7 +72,7 @@ class PrivateNetwork:
         Raises:
             CalledProcessError: it failed.
         """
-        subprocess.run([*self._inside(), *command], check=True, timeout=30)
+        subprocess.run([*self._inside(), *command], check=True, timeout=LIMIT_S)
 
     def start(self, name: str, *command: str) -> Path:
         """Starts a command in it; what it says goes to the file that is returned."""

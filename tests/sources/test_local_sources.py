@@ -30,6 +30,7 @@ from skewd.sources.ntp import State
 from skewd.sources.phc import PhcReader, device_of
 from skewd.sources.ptp import PtpReader
 from tests.sources.at_once import wall_minus_raw
+from tests.waiting import until
 
 S = 1_000_000_000
 MS = 1_000_000
@@ -97,13 +98,6 @@ async def serving(answer: Callable[[bytes], list[bytes]], path: Path | None = No
         yield fake, address
     finally:
         transport.close()
-
-
-async def until(condition: Callable[[], Any], what: str, limit_s: float = 20.0) -> Any:
-    async with asyncio.timeout(limit_s):
-        while not (value := condition()):
-            await asyncio.sleep(0.01)
-    return value
 
 
 def truth(clock: Any) -> int:

@@ -12,6 +12,7 @@ import pytest
 from skewd import kernel_stamps
 from skewd.sources.ntp import NtpSample, NtpSource, State
 from tests.sources.at_once import wall_minus_raw
+from tests.waiting import until
 
 S = 1_000_000_000
 NTP_TO_UNIX_S = 2_208_988_800
@@ -105,11 +106,6 @@ class Bench:
             "test", address, self.clock, self.samples.append, interval_ns, timeout_ns=timeout_ns
         )
 
-    async def until(self, condition: Callable[[], object], within_s: float = 10.0) -> None:
-        async with asyncio.timeout(within_s):
-            while not condition():
-                await asyncio.sleep(0.005)
-
     async def close(self) -> None:
         if hasattr(self, "source"):
             await self.source.close()
@@ -127,7 +123,7 @@ async def bench() -> AsyncIterator[Bench]:
 async def test_samples_bound_the_truth(bench: Bench) -> None:
     await bench.start(lambda question, received: [packet(question, received)])
     assert str(bench.source.state) == "pending"
-    await bench.until(lambda: len(bench.samples) >= 5)
+    await until(lambda: len(bench.samples) >= 5)
     utc_minus_raw = wall_minus_raw(bench.clock.raw_ns)
     for sample in bench.samples:
         (sent_raw, utc_after), (utc_before, received_raw) = sample.proofs()
@@ -151,7 +147,7 @@ async def test_answers_to_another_question_are_counted_and_the_real_one_is_waite
         ]
 
     await bench.start(reply)
-    await bench.until(lambda: len(bench.samples) >= 2)
+    await until(lambda: len(bench.samples) >= 2)
     assert bench.source.counters["wrong_origin"] >= 4
     assert bench.source.counters["malformed"] >= 2
     assert all(abs(sample.server_receive_ns - time.time_ns()) < 20 * S for sample in bench.samples)
@@ -159,7 +155,7 @@ async def test_answers_to_another_question_are_counted_and_the_real_one_is_waite
 
 async def test_only_wrong_origins_are_silence(bench: Bench) -> None:
     await bench.start(lambda question, received: [packet(question, received, origin=b"whatever")] * 40)
-    await bench.until(lambda: bench.source.state is State.UNREACHABLE)
+    await until(lambda: bench.source.state is State.UNREACHABLE)
     assert bench.samples == []
     assert "did not answer within 0.2 s" in (bench.source.reason or "")
     assert bench.source.counters["timeouts"] >= 3
@@ -168,7 +164,7 @@ async def test_only_wrong_origins_are_silence(bench: Bench) -> None:
 @pytest.mark.parametrize("code", [b"DENY", b"RSTR"])
 async def test_a_server_that_sends_us_away_is_not_asked_again(bench: Bench, code: bytes) -> None:
     await bench.start(lambda question, received: [packet(question, received, stratum=0, leap=3, reference_id=code)])
-    await bench.until(lambda: bench.source.stopped)
+    await until(lambda: bench.source.stopped)
     assert bench.source.state is State.UNREACHABLE
     assert len(bench.server.questions) == 1
     assert code.decode() in (bench.source.reason or "")
@@ -182,7 +178,7 @@ async def test_a_server_that_asks_for_less_gets_less(bench: Bench) -> None:
         return [packet(question, received)]
 
     await bench.start(reply)
-    await bench.until(lambda: bench.samples)
+    await until(lambda: bench.samples)
     assert bench.source.interval_ns == 4 * INTERVAL_NS
     assert bench.source.counters["kiss"] == 2
     assert bench.source.state is State.REACHABLE
@@ -194,7 +190,7 @@ async def test_a_forged_kiss_changes_nothing(bench: Bench) -> None:
         return [forged, packet(question, received)]
 
     await bench.start(reply)
-    await bench.until(lambda: len(bench.samples) >= 3)
+    await until(lambda: len(bench.samples) >= 3)
     assert not bench.source.stopped
     assert bench.source.counters["kiss"] == 0
 
@@ -202,11 +198,11 @@ async def test_a_forged_kiss_changes_nothing(bench: Bench) -> None:
 async def test_a_server_without_the_time_is_unreachable_and_comes_back(bench: Bench) -> None:
     stratum = 16
     await bench.start(lambda question, received: [packet(question, received, stratum=stratum)])
-    await bench.until(lambda: bench.source.state is State.UNREACHABLE)
+    await until(lambda: bench.source.state is State.UNREACHABLE)
     assert bench.samples == []
     assert "not synchronized (stratum 16" in (bench.source.reason or "")
     stratum = 2
-    await bench.until(lambda: bench.source.state is State.REACHABLE)
+    await until(lambda: bench.source.state is State.REACHABLE)
     assert bench.source.reason is None
 
 
@@ -215,20 +211,20 @@ async def test_nobody_there(bench: Bench) -> None:
         free.bind(("127.0.0.1", 0))
         address = "{}:{}".format(*free.getsockname())
     await bench.ask(address)
-    await bench.until(lambda: bench.source.state is State.UNREACHABLE)
+    await until(lambda: bench.source.state is State.UNREACHABLE)
     assert f"{address} can't be reached: Connection refused" in (bench.source.reason or "")
     assert not bench.source.stopped
 
 
 async def test_a_name_that_does_not_resolve(bench: Bench) -> None:
     await bench.ask("no-such-host.invalid", timeout_ns=5 * S)
-    await bench.until(lambda: bench.source.reason is not None)
+    await until(lambda: bench.source.reason is not None)
     assert "no-such-host.invalid does" in (bench.source.reason or "")
 
 
 async def test_a_negative_delay_is_survived(bench: Bench) -> None:
     await bench.start(lambda question, received: [packet(question, received, received + S // 2)])
-    await bench.until(lambda: len(bench.samples) >= 2)
+    await until(lambda: len(bench.samples) >= 2)
     assert bench.source.state is State.REACHABLE
     assert bench.source.counters["negative_delay"] >= 2
     for sample in bench.samples:
@@ -242,7 +238,7 @@ async def test_the_era_is_the_local_wall_clock_s(bench: Bench) -> None:
     ahead_ns = 12 * 365 * 86400 * S
     bench.clock = Clock(wall_error_ns=ahead_ns)
     await bench.start(lambda question, received: [packet(question, received + ahead_ns, received + ahead_ns)])
-    await bench.until(lambda: bench.samples)
+    await until(lambda: bench.samples)
     assert abs(bench.samples[0].server_receive_ns - bench.clock.wall_ns()) < 60 * S
 
 
@@ -256,7 +252,7 @@ async def test_a_listener_that_fails_does_not_end_the_source(bench: Bench) -> No
 
     bench.samples.clear()
     bench.source = await NtpSource.open("test", bench.server.address, bench.clock, fail, INTERVAL_NS)
-    await bench.until(lambda: len(bench.samples) >= 3)
+    await until(lambda: len(bench.samples) >= 3)
 
 
 async def test_an_address_that_cannot_be_read(bench: Bench) -> None:
@@ -291,7 +287,7 @@ async def test_every_address_of_a_name_is_tried_and_the_one_that_answers_is_kept
     resolved = two_addresses(monkeypatch, dead, bench.server.address)
     bench.samples.clear()
     await bench.ask("pool.test")
-    await bench.until(lambda: len(bench.samples) >= 3)
+    await until(lambda: len(bench.samples) >= 3)
     assert bench.source.counters["failed"] == 1
     assert len(resolved) == 1
     assert bench.source.describe()["server"] == bench.server.address
@@ -305,14 +301,14 @@ async def test_a_name_is_resolved_again_when_none_of_its_addresses_answers(
         dead = "{}:{}".format(*free.getsockname())
     resolved = two_addresses(monkeypatch, dead, dead)
     await bench.ask("pool.test")
-    await bench.until(lambda: bench.source.state is State.UNREACHABLE)
-    await bench.until(lambda: len(resolved) >= 3)
+    await until(lambda: bench.source.state is State.UNREACHABLE)
+    await until(lambda: len(resolved) >= 3)
     await bench.start(lambda question, received: [packet(question, received)])
 
 
 async def test_one_address_that_sends_us_away_leaves_the_others(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     await bench.start(lambda question, received: [packet(question, received, stratum=0, reference_id=b"DENY")])
-    await bench.until(lambda: bench.source.stopped)
+    await until(lambda: bench.source.stopped)
     await bench.source.close()
     _, kind = await asyncio.get_running_loop().create_datagram_endpoint(
         lambda: Server(lambda question, received: [packet(question, received)]), local_addr=("127.0.0.1", 0)
@@ -320,7 +316,7 @@ async def test_one_address_that_sends_us_away_leaves_the_others(bench: Bench, mo
     try:
         two_addresses(monkeypatch, bench.server.address, kind.address)
         await bench.ask("pool.test")
-        await bench.until(lambda: len(bench.samples) >= 3)
+        await until(lambda: len(bench.samples) >= 3)
         assert len(bench.server.questions) == 2
         assert bench.source.state is State.REACHABLE
     finally:
@@ -330,11 +326,11 @@ async def test_one_address_that_sends_us_away_leaves_the_others(bench: Bench, mo
 async def test_a_leap_second_is_announced_while_the_server_does(bench: Bench) -> None:
     leap = 1
     await bench.start(lambda question, received: [packet(question, received, leap=leap)])
-    await bench.until(lambda: bench.source.leap == "insert")
+    await until(lambda: bench.source.leap == "insert")
     leap = 2
-    await bench.until(lambda: bench.source.leap == "delete")
+    await until(lambda: bench.source.leap == "delete")
     leap = 0
-    await bench.until(lambda: bench.source.leap == "none")
+    await until(lambda: bench.source.leap == "none")
 
 
 async def test_the_kernel_s_stamps_sharpen_ours(bench: Bench) -> None:
@@ -343,7 +339,7 @@ async def test_the_kernel_s_stamps_sharpen_ours(bench: Bench) -> None:
             pytest.skip("this kernel refuses SO_TIMESTAMPING")
         await bench.start(lambda question, received: [packet(question, received)])
         counters = bench.source.counters
-        await bench.until(lambda: counters["kernel_sent"] and counters["kernel_received"])
+        await until(lambda: counters["kernel_sent"] and counters["kernel_received"])
 
 
 async def test_stamps_that_cannot_be_are_not_believed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -355,7 +351,7 @@ async def test_stamps_that_cannot_be_are_not_believed(bench: Bench, monkeypatch:
 
     monkeypatch.setattr(kernel_stamps, "receive", wrong)
     await bench.start(lambda question, received: [packet(question, received)])
-    await bench.until(lambda: bench.source.counters["kernel_unusable"] >= 3)
+    await until(lambda: bench.source.counters["kernel_unusable"] >= 3)
     counters = bench.source.counters
     assert counters["kernel_received"] == 0
     assert all(0 <= sample.delay_ns < S for sample in bench.samples)
@@ -368,6 +364,6 @@ async def test_a_driver_without_send_stamps_is_no_hindrance(bench: Bench, monkey
     asked = kernel_stamps.ask_for_stamps
     monkeypatch.setattr(kernel_stamps, "ask_for_stamps", only_receives)
     await bench.start(lambda question, received: [packet(question, received)])
-    await bench.until(lambda: len(bench.samples) >= 3)
+    await until(lambda: len(bench.samples) >= 3)
     assert bench.source.counters["kernel_sent"] == 0
     assert bench.source.state is State.REACHABLE

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from skewd.bounds.pair import PairBound, pair_limits
 from skewd.clock import VirtualPage
 from skewd.sources.pace import BURST
 from tests.sources.two_namespaces import FAR, FAR_6, Namespaces, two_namespaces
+from tests.waiting import LIMIT_S, until
 
 HERE = Path(__file__).parent
 S = 1_000_000_000
@@ -52,7 +52,7 @@ def test_kernel_stamps_measure_an_offset_within_20_us(wire: Namespaces, tmp_path
     worst: list[int] = []
     for _ in range(RUNS):
         asking = wire.command(wire.near, [sys.executable, program, "ask", str(tmp_path / "near"), host, str(EXCHANGES)])
-        done = subprocess.run(asking, capture_output=True, text=True, timeout=60, cwd=HERE.parents[1])
+        done = subprocess.run(asking, capture_output=True, text=True, timeout=LIMIT_S, cwd=HERE.parents[1])
         assert done.returncode == 0, done.stderr
         rows = [json.loads(line) for line in done.stdout.splitlines()]
         assert len(rows) == EXCHANGES
@@ -87,15 +87,6 @@ def start_chronyd(wire: Namespaces, root: Path, name: str, address: str, port: i
     )
 
 
-async def until(condition: Callable[[], Any], what: str, limit_s: float = 40.0) -> Any:
-    loop = asyncio.get_running_loop()
-    end = loop.time() + limit_s
-    while not (value := condition()):
-        assert loop.time() < end, f"not within {limit_s} s: {what}"
-        await asyncio.sleep(0.05)
-    return value
-
-
 @pytest.mark.skipif(shutil.which("chronyd") is None, reason="needs chronyd (Debian's chrony)")
 async def test_a_lying_server_is_outvoted_by_two_good_ones_and_named(wire: Namespaces) -> None:
     with tempfile.TemporaryDirectory(prefix="skd") as name:
@@ -122,7 +113,7 @@ async def test_a_lying_server_is_outvoted_by_two_good_ones_and_named(wire: Names
             assert daemon.poll() is None, (root / "skewd.log").read_text()
             asked = wire.command(wire.near, [sys.executable, "-m", "skewd", "status", "--json"])
             asked += ["--config", str(root / "skewd.toml")]
-            done = subprocess.run(asked, capture_output=True, text=True, timeout=30, cwd=HERE.parents[1])
+            done = subprocess.run(asked, capture_output=True, text=True, timeout=LIMIT_S, cwd=HERE.parents[1])
             assert done.stdout, done.stderr
             told: dict[str, Any] = json.loads(done.stdout)
             return told

@@ -20,6 +20,7 @@ from skewd.sources.claim import Claim, Refused
 from skewd.sources.local import Reader
 from skewd.sources.ptp import PtpReader
 from tests.sources.private_network import PrivateNetwork, missing
+from tests.waiting import LIMIT_S
 
 MS = 1_000_000
 US = 1_000
@@ -56,11 +57,11 @@ async def chronyd(short: Path) -> AsyncIterator[tuple[PrivateNetwork, Path]]:
         yield network, socket
 
 
-async def claims(read: Reader, count: int, every_s: float, limit_s: float = 40.0) -> tuple[list[Claim], set[str]]:
+async def claims(read: Reader, count: int, every_s: float) -> tuple[list[Claim], set[str]]:
     """The next claims, and the reasons given on the way."""
     found: list[Claim] = []
     reasons: set[str] = set()
-    async with asyncio.timeout(limit_s):
+    async with asyncio.timeout(LIMIT_S):
         while len(found) < count:
             try:
                 claim = await read()
@@ -99,7 +100,7 @@ async def test_a_chronyd_that_follows_itself_is_refused(short: Path) -> None:
 
 async def refusal(read: Reader, says: str) -> None:
     """Asks until the refusal that is expected comes."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(LIMIT_S):
         while True:
             try:
                 assert await read() is None
@@ -112,7 +113,7 @@ async def refusal(read: Reader, says: str) -> None:
 async def status(directory: Path, holds: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
     """What a daemon says, once it says so."""
     told: dict[str, Any] = {}
-    async with asyncio.timeout(40):
+    async with asyncio.timeout(LIMIT_S):
         while True:
             try:
                 told = await asyncio.to_thread(get_status, directory / "skewd.sock")

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import LIMIT_S
+
 ROOT = Path(__file__).parents[2]
 NEAR = "10.77.0.1"
 FAR = ("10.77.0.2", "10.77.0.3", "10.77.0.4")
@@ -61,7 +63,7 @@ class Namespaces:
 
 
 def _ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True, timeout=20)
+    subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True, timeout=LIMIT_S)
 
 
 @contextlib.contextmanager
@@ -74,7 +76,7 @@ def two_namespaces() -> Iterator[Namespaces]:
         try:
             for name in (made.near, made.far):
                 _ip("netns", "add", name)
-                stack.callback(subprocess.run, ["ip", "netns", "del", name], capture_output=True, timeout=20)
+                stack.callback(subprocess.run, ["ip", "netns", "del", name], capture_output=True, timeout=LIMIT_S)
             _ip("link", "add", "w0", "netns", made.near, "type", "veth", "peer", "name", "w0", "netns", made.far)
         except subprocess.CalledProcessError as error:
             pytest.skip(f"no network namespaces here: {error.stderr.strip()}")
