@@ -53,7 +53,7 @@ def cpu_ns(pid: int) -> int:
     try:
         tasks = list(Path(f"/proc/{pid}/task").iterdir())
         return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks)
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # a thread has ended meanwhile
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) * 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 

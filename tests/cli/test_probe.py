@@ -90,7 +90,7 @@ def serve() -> Iterator[Callable[[Reply], str]]:
 
 def test_an_ntp_server(serve: Any, capsys: pytest.CaptureFixture[str]) -> None:
     address = serve(lambda question, at: [packet(question, at)])
-    assert main(["probe", address, "--json"]) == 0
+    assert main(["probe", address, "--timeout", "60s", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["type"], told["address"], told["stratum"], told["name"]) == ("ntp", address, 2, "10.0.0.1")
     assert told["lower_ns"] <= AHEAD_NS <= told["upper_ns"]
@@ -99,7 +99,7 @@ def test_an_ntp_server(serve: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert told["error_ns"] > 991_822 // 2 + told["root_dispersion_ns"]
     assert told["uncertainty_ns"] <= (told["rtt_ns"] + 2 * told["error_ns"]) // 2 + 10_000
     assert told["error"] is None
-    assert main(["probe", address, "--as", "ntp"]) == 0
+    assert main(["probe", address, "--as", "ntp", "--timeout", "60s"]) == 0
     out = capsys.readouterr().out
     assert out.startswith(f"{address} is an NTP server; this clock is ")
     assert "behind UTC" in out
@@ -167,14 +167,14 @@ def services() -> Iterator[list[Service]]:
 
 def test_a_peer(tmp_path: Path, services: list[Service], capsys: pytest.CaptureFixture[str]) -> None:
     address = with_peer(tmp_path, services)
-    assert main(["probe", address, "--json"]) == 0
+    assert main(["probe", address, "--timeout", "60s", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["type"], told["name"], told["max_drift_ppm"]) == ("peer", "there", 100)
     assert told["lower_ns"] <= -7 * MS <= told["upper_ns"]
     assert told["at_least_ns"] <= -7 * MS <= told["at_most_ns"]
     # Little more than the round trip: what the clocks may have been slewed by meanwhile grows with it.
     assert told["upper_ns"] - told["lower_ns"] < 1.01 * told["rtt_ns"] + 100_000 + 2 * told["error_ns"]
-    assert main(["probe", address]) == 0
+    assert main(["probe", address, "--timeout", "60s"]) == 0
     out = capsys.readouterr().out
     assert f"{address} is the skewd node there; this clock is " in out
     assert "ahead of there" in out
@@ -194,7 +194,7 @@ def test_a_peer_answers_its_own_key_only(
     err = capsys.readouterr().err
     assert f"no answer from a skewd node on {address} within 0.3 s" in err
     assert "keeps silent to another mesh key ([mesh] key_file)" in err
-    assert main([*words, "--config", str(tmp_path / "peer.toml")]) == 0
+    assert main([*words, "--timeout", "60s", "--config", str(tmp_path / "peer.toml")]) == 0
     assert "this clock is" in capsys.readouterr().out
 
 
@@ -211,12 +211,16 @@ def test_a_peer_answers_its_own_key_only(
 )
 def test_what_gives_no_time(serve: Any, capsys: pytest.CaptureFixture[str], reply: Reply, says: str) -> None:
     address = serve(reply)
-    assert main(["probe", address, "--as", "ntp", "--timeout", "200ms"]) == 1
-    assert says in capsys.readouterr().err
-    assert main(["probe", address, "--as", "ntp", "--timeout", "200ms", "--json"]) == 1
-    told = json.loads(capsys.readouterr().out)
+    # Where something else may still come it waits for the whole time: give it more only where this machine is slow.
+    for timeout in ("200ms", "5s", "60s"):
+        assert main(["probe", address, "--as", "ntp", "--timeout", timeout, "--json"]) == 1
+        told = json.loads(capsys.readouterr().out)
+        assert told["offset_ns"] is None
+        if says in told["error"]:
+            break
     assert says in told["error"]
-    assert told["offset_ns"] is None
+    assert main(["probe", address, "--as", "ntp", "--timeout", timeout]) == 1
+    assert says in capsys.readouterr().err
 
 
 CHRONYD = shutil.which("chronyd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
@@ -259,7 +263,7 @@ def test_chronyd(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_others_answers_are_passed_over(serve: Any) -> None:
     address = serve(lambda question, at: [packet(bytes(48), at), b"", packet(question, at)])
-    assert main(["probe", address]) == 0
+    assert main(["probe", address, "--timeout", "60s"]) == 0
 
 
 def test_a_lost_question_is_repeated(serve: Any) -> None:
@@ -269,8 +273,8 @@ def test_a_lost_question_is_repeated(serve: Any) -> None:
         heard.append(question)
         return [packet(question, at)] if len(heard) > 1 else []
 
-    assert main(["probe", serve(deaf_at_first), "--as", "ntp", "--timeout", "20s"]) == 0
-    assert len(heard) == 2
+    assert main(["probe", serve(deaf_at_first), "--as", "ntp", "--timeout", "60s"]) == 0
+    assert len(heard) >= 2
 
 
 def test_nobody_there(capsys: pytest.CaptureFixture[str]) -> None:
@@ -285,7 +289,7 @@ def test_nobody_there(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_name_that_never_resolves(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     ended = threading.Event()
-    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: ended.wait(30) and [])
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: ended.wait(LIMIT_S) and [])
     assert main(["probe", "time.example", "--as", "ntp", "--timeout", "100ms"]) == 1
     ended.set()
     assert "time.example did not resolve in time" in capsys.readouterr().err

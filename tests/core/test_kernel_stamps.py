@@ -37,8 +37,8 @@ def pair(request: pytest.FixtureRequest) -> Iterator[tuple[socket.socket, socket
 def wait(sock: socket.socket, events: int) -> int:
     poll = select.poll()
     poll.register(sock, events)
-    ready = poll.poll(5000)
-    assert ready, "nothing came within 5 s"
+    ready = poll.poll(LIMIT_S * 1000)
+    assert ready, "nothing came"
     return ready[0][1]
 
 

@@ -79,7 +79,7 @@ def test_a_daemon_loads_no_command_framework_and_nothing_of_the_sidecar(tmp_path
         ready = daemon.stdout.readline()
     finally:
         daemon.send_signal(signal.SIGTERM)
-        assert daemon.wait(30) == 0
+        assert daemon.wait(LIMIT_S) == 0
         daemon.stdout.close() if daemon.stdout else None
     assert ready.startswith("READY "), (tmp_path / "stderr").read_text()
     assert json.loads(ready.removeprefix("READY "))["metrics"]
@@ -146,7 +146,7 @@ def test_a_sidecar_loads_no_command_framework_and_no_library_of_a_protocol_it_sp
         ready = sidecar.stdout.readline()
     finally:
         sidecar.send_signal(signal.SIGTERM)
-        assert sidecar.wait(30) == 0
+        assert sidecar.wait(LIMIT_S) == 0
         sidecar.stdout.close() if sidecar.stdout else None
     assert ready.startswith("READY "), (tmp_path / "stderr").read_text()
     found = loaded((tmp_path / "stderr").read_text())

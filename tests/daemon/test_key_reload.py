@@ -141,7 +141,7 @@ def test_sighup_has_the_key_file_read_again(short: Path) -> None:
             assert daemon.poll() is None
         finally:
             daemon.terminate()
-            daemon.wait(20)
+            daemon.wait(LIMIT_S)
             if daemon.stdout is not None:
                 daemon.stdout.close()
         assert daemon.returncode == 0

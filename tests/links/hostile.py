@@ -1,13 +1,14 @@
 """What a hostile network sends: made from a seed. Run as a program, it sends it: ``HOST PORT COUNT RATE SEED``.
 
 The program takes genuine messages to replay and to alter from its standard input, one a line, in hex. It sends from
-made-up loopback addresses, at ``RATE`` a second if it can, then says how many it sent.
+made-up loopback addresses, at ``RATE`` a second if it can, until SIGTERM or ``COUNT``; then it says how many it sent.
 """
 
 from __future__ import annotations
 
 import contextlib
 import random
+import signal
 import socket
 import struct
 import sys
@@ -69,8 +70,12 @@ def main(host: str, port: str, count: str, rate: str, seed: str) -> None:
         sock.bind((f"127.{choose.randrange(1, 255)}.{number}.{choose.randrange(1, 255)}", 0))
         sockets.append(sock)
     prepared = [next(packets) for _ in range(2000)]
+    ended: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: ended.append(number))
     begin, sent = time.monotonic(), 0
     for number in range(int(count)):
+        if ended:
+            break
         ahead = number / int(rate) - (time.monotonic() - begin)
         if ahead > 0.002:
             time.sleep(ahead)

@@ -137,7 +137,7 @@ async def test_noise_is_counted_and_moves_nothing(driver_directory: Path) -> Non
         await until(lambda: both(members))
         with pyaeron.Aeron(dir=str(driver_directory / "driver")) as client:
             noise = client.add_publication(IPC, STREAM)
-            noise.await_connected(10)
+            noise.await_connected(LIMIT_S)
             for data in (
                 b"",
                 b"x",
@@ -171,7 +171,7 @@ async def test_a_message_longer_than_a_packet_survives_the_end_of_a_poll(driver_
         await until(lambda: both(members))
         with pyaeron.Aeron(dir=str(driver_directory / "driver")) as client:
             noise = client.add_publication(IPC, STREAM)
-            noise.await_connected(10)
+            noise.await_connected(LIMIT_S)
             sent = 0
             for data in (b"one fragment", *[bytes(1_500)] * 3) * 100:
                 while not noise.offer(data):
@@ -189,23 +189,24 @@ async def test_a_flood_is_slowed_and_moves_nothing(driver_directory: Path) -> No
         await until(lambda: both(members))
         with pyaeron.Aeron(dir=str(driver_directory / "driver")) as client:
             noise = client.add_publication(IPC, STREAM)
-            noise.await_connected(10)
+            noise.await_connected(LIMIT_S)
             data = envelope.wrap(A, "stranger", b"skwd\x02\x01" + os.urandom(400))
-            sent, until_s = 0, time.monotonic() + 3
-            while time.monotonic() < until_s:
+            sent, began_s = 0, time.monotonic()
+            while a.link.counters["flooded"] < 10:
                 for _ in range(100):
                     sent += bool(noise.offer(data))
                 await asyncio.sleep(0.001)
-            assert a.link.counters["flooded"] > 0
+            passed_s = time.monotonic() - began_s
             assert len(a.link._handover) <= 256
-            # What is beyond the budget waits at the sender: flow control tells it.
-            assert sent < 12_000
+            # What is beyond the budget of 2,000 a second waits at the sender: flow control tells it.
+            assert sent <= 2 * (2_000 * passed_s + 500)
         seen = a.complete(B)
         await until(lambda: a.complete(B) > seen + 2)
         a.bound(b)
         counters = a.link.counters
-        assert counters["rate_limited"] > 1000
-        assert counters["wrong_key"] < 200
+        assert counters["rate_limited"] > 0
+        # Of one stranger 20 a second are looked at, after 40 at once.
+        assert counters["wrong_key"] <= 40 + 20 * (time.monotonic() - began_s + 1)
 
 
 async def test_each_round_asks_twice(driver_directory: Path) -> None:

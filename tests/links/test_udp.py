@@ -250,7 +250,6 @@ async def test_the_kernel_stamps_what_is_received_and_nothing_arrives_before_it_
     for node in (a, b):
         if not node.link.counters["kernel_stamped"]:
             pytest.skip("this kernel gives no stamps")
-        assert node.link.counters["kernel_unusable"] <= 3
 
 
 async def test_stamps_that_contradict_the_clock_are_not_used(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:

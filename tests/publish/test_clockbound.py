@@ -347,7 +347,7 @@ def test_a_reader_in_another_process_never_sees_half_a_claim(tmp_path: Path, lay
         words.release()
     finally:
         stop.set()
-        writer.join(30)
+        writer.join(LIMIT_S)
         writer.kill()
 
 
@@ -387,7 +387,7 @@ async def test_in_a_time_namespace_there_are_none_and_that_is_said(monkeypatch: 
 
 @pytest.mark.parametrize("tells", [True, False], ids=["timerfd", "polling"])
 async def test_both_files_are_refreshed_twice_a_second_at_least(monkeypatch: pytest.MonkeyPatch, tells: bool) -> None:
-    """Whatever else the loop looks at: between most claims less than half a second passes (a busy machine adds its)."""
+    """Whatever else the loop looks at: between most claims lie fewer than four sleeps of an eighth of a second."""
 
     def none() -> None:
         raise OSError("no timerfd here")
@@ -405,13 +405,14 @@ async def test_both_files_are_refreshed_twice_a_second_at_least(monkeypatch: pyt
         daemon = Daemon(config, HostClock())
         async with daemon.running(), asyncio.timeout(LIMIT_S):
             assert daemon.status()["clock"]["steps_seen_by"] == ("timerfd" if tells else "polling")
-            seen: dict[str, list[int]] = {"shm": [], "shm0": []}
+            # A machine that is kept busy makes both late alike.
+            slept = 0
+            seen: dict[str, dict[int, int]] = {"shm": {}, "shm0": {}}
             while min(map(len, seen.values())) < 9:
-                for file, instants in seen.items():
-                    as_of_ns = parse((root / "clockbound" / file).read_bytes()).as_of_ns
-                    if as_of_ns not in instants:
-                        instants.append(as_of_ns)
-                await asyncio.sleep(0.02)
-    for instants in seen.values():
-        gaps = sorted(after - before for before, after in itertools.pairwise(instants))
-        assert gaps[len(gaps) // 2] <= SECOND // 2, gaps
+                for file, found in seen.items():
+                    found.setdefault(parse((root / "clockbound" / file).read_bytes()).as_of_ns, slept)
+                await asyncio.sleep(0.125)
+                slept += 1
+    for found in seen.values():
+        gaps = sorted(after - before for before, after in itertools.pairwise(found.values()))
+        assert gaps[len(gaps) // 2] < 4, gaps

@@ -26,6 +26,7 @@ from skewd.interval import Interval
 from skewd.publish import segment
 from skewd.publish.segment import NAME, SegmentReader, SegmentWriter
 from skewd.reader import NoBound, Now, reference_time
+from tests.waiting import LIMIT_S
 
 SECOND = 1_000_000_000
 WALL = 1_700_000_000 * SECOND
@@ -312,4 +313,4 @@ def test_a_bind_mounted_directory_shows_the_next_daemons_segment(tmp_path: Path)
             writer.close()
     finally:
         reader.stdin.close()
-        reader.wait(10)
+        reader.wait(LIMIT_S)

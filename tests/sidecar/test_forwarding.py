@@ -203,7 +203,8 @@ async def test_a_failure_that_passes_is_told_to_all_with_its_hint() -> None:
     outcomes = await joined(way(hop), hop, request("a"), request("b"))
     for outcome in outcomes:
         assert (outcome.code, outcome.http_status, outcome.message) == (UNAVAILABLE, 429, "slowly")
-        assert outcome.retry_after_s == pytest.approx(9, abs=5)
+        assert outcome.retry_after_s is not None
+        assert 0 < outcome.retry_after_s <= 9
 
 
 async def test_a_partial_success_of_a_shared_body_is_told_to_all_and_then_each_learns_its_own() -> None:
@@ -419,7 +420,7 @@ async def test_one_endpoint_is_tried_again_within_the_bound_and_then_the_exporte
     for _ in range(3):
         told = await lanes.send(request("a"), LIMIT_S, ())
         assert told.message == "overloaded"
-        assert told_to_wait_s(told) == pytest.approx(40, abs=5)
+        assert 0 < (told_to_wait_s(told) or 0) <= 40
     assert len(rests.bodies) == 1
 
 

@@ -8,7 +8,6 @@ import gzip
 import os
 import random
 import struct
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -41,6 +40,7 @@ from tests.sidecar.http2_lab import (
     settings,
 )
 from tests.sidecar.sidecar_lab import LIMIT_S, NATIVE_MISSING, TRANSPORTS, free_port, grpc_collector, needs_native
+from tests.waiting import until
 
 if NATIVE_MISSING is None:
     from skewd_sidecar.forward.grpc_native import NativeGrpcForwarder
@@ -106,7 +106,7 @@ async def test_metadata_goes_along_and_our_own_wins(by: Transport) -> None:
         forwarding(by, port_of(behind.url), headers=(("api-key", "ours"),)) as forwarder,
     ):
         for metadata in (passed, ()):
-            assert (await forwarder.send(b"x", 5.0, metadata)).ok
+            assert (await forwarder.send(b"x", LIMIT_S, metadata)).ok
     first, second = (each.metadata for each in behind.requests)
     assert (first["api-key"], first["tenant"]) == ("ours", "7")
     assert second["api-key"] == "ours"
@@ -163,9 +163,7 @@ async def test_a_cancelled_request_leaves_nothing_and_others_go_on(by: Transport
         assert (await forwarder.send(b"second", None)).ok
         if by is Transport.NATIVE:
             hub = Hub.acquire()
-            async with asyncio.timeout(LIMIT_S):
-                while hub.stats["calls"]:
-                    await asyncio.sleep(0.005)
+            await until(lambda: not hub.stats["calls"], "the end of the call")
             hub.release()
 
 
@@ -327,9 +325,7 @@ async def test_a_connection_that_the_server_closed_in_between_costs_no_request()
         hub = Hub.acquire()
         for _ in range(5):
             assert await forwarder.send(b"x", None) == Outcome.delivered(b"taken")
-            async with asyncio.timeout(LIMIT_S):
-                while hub.stats["next_hops"]:
-                    await asyncio.sleep(0.001)
+            await until(lambda: not hub.stats["next_hops"], "the end of the connection")
         hub.release()
 
 
@@ -396,12 +392,10 @@ async def test_noise_from_the_next_hop_is_a_failure() -> None:
         for _ in range(100):
             async with forwarding(Transport.NATIVE, port) as forwarder:
                 await forwarder.send(b"x", 0.1)
-    async with asyncio.timeout(LIMIT_S):
-        while hub.stats["calls"] or hub.stats["next_hops"]:
-            await asyncio.sleep(0.005)
+    await until(lambda: not (hub.stats["calls"] or hub.stats["next_hops"]), "the end of all calls")
     assert hub.stats["panics"] == 0
     hub.release()
-    assert len(os.listdir("/proc/self/fd")) <= before + 1
+    await until(lambda: len(os.listdir("/proc/self/fd")) <= before + 1, "its descriptors to be closed")
 
 
 @needs_native
@@ -439,8 +433,6 @@ async def test_closing_fails_what_is_under_way() -> None:
     async with scripted(quiet) as port:
         async with forwarding(Transport.NATIVE, port) as forwarder:
             sending = asyncio.ensure_future(forwarder.send(b"x", None))
-            began = time.monotonic()
             await asyncio.sleep(0)
         outcome = await asyncio.wait_for(sending, LIMIT_S)
         assert outcome.code == 14
-        assert time.monotonic() - began < LIMIT_S

@@ -17,6 +17,7 @@ import pytest
 from skewd_sidecar.outcome import Outcome
 from tests.sidecar.sidecar_lab import LIMIT_S, NATIVE_MISSING
 from tests.sidecar.test_native_receiver import Handled
+from tests.waiting import until
 
 pytestmark = pytest.mark.skipif(NATIVE_MISSING is not None, reason=str(NATIVE_MISSING))
 if NATIVE_MISSING is None:
@@ -68,9 +69,7 @@ class Served:
     async def settled(self, **wanted: int) -> None:
         """Waits until the transport's counts are as they should be: nothing there, unless ``wanted`` says otherwise."""
         expected = {"connections": 0, "requests": 0, "held_bytes": 0} | wanted
-        async with asyncio.timeout(LIMIT_S):
-            while {name: self.hub.stats[name] for name in expected} != expected:
-                await asyncio.sleep(0.005)
+        await until(lambda: {name: self.hub.stats[name] for name in expected} == expected, f"{expected}")
 
 
 @contextlib.asynccontextmanager
@@ -142,9 +141,7 @@ async def test_a_head_without_an_end_is_refused_and_not_kept() -> None:
 async def test_what_is_arriving_is_bounded_for_all_together() -> None:
     async with served(held_max_bytes=40_000) as serving, serving.connected() as hoarder:
         hoarder[1].write(post(bytes(30_000), length=30_001))  # one byte is missing
-        async with asyncio.timeout(LIMIT_S):
-            while serving.hub.stats["held_bytes"] < 30_000:
-                await asyncio.sleep(0.005)
+        await until(lambda: serving.hub.stats["held_bytes"] >= 30_000, "the bytes to arrive")
         async with serving.connected() as (reader, writer):
             writer.write(post(bytes(30_000)))
             head = await reader.readuntil(b"\r\n\r\n")

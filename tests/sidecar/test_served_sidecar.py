@@ -12,7 +12,6 @@ import signal
 import socket
 import ssl
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +130,7 @@ def export_two_spans(exporter: Any) -> bool:
         parent.set_attribute("clock.foreign", "kept")
         tracer.start_span("child", start_time=T0 + 100).end(T0 + 200)
     parent.end(T0 + 1000)
-    flushed = provider.force_flush(10_000)
+    flushed = provider.force_flush(round(LIMIT_S * 1000))
     provider.shutdown()
     return flushed
 
@@ -453,9 +452,9 @@ async def test_downstream_down_is_unavailable_and_recovers(onward: str) -> None:
                 assert number == "503"
                 assert f"localhost:{port}" in RpcStatus.FromString(answer).message
             async with collector(onward, port) as behind:
-                deadline = time.monotonic() + LIMIT_S
-                while (await post("grpc", running, traces()))[0] != "OK":
-                    assert time.monotonic() < deadline, "the sidecar did not find the collector again"
+                async with asyncio.timeout(LIMIT_S):
+                    while (await post("grpc", running, traces()))[0] != "OK":
+                        pass  # until the sidecar has found the collector again
                 assert (await post("http", running, traces()))[0] == "200"
                 assert len(behind.requests) == 2
 
@@ -479,7 +478,7 @@ async def test_the_sdk_delivers_once_downstream_is_there(protocol: str) -> None:
 
 
 async def test_a_next_hop_that_does_not_answer_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "200")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "500")
     for onward, inward_grpc, inward_http in (("grpc", "DEADLINE_EXCEEDED", "504"), ("http", "UNAVAILABLE", "503")):
         async with collector(onward) as behind, sidecar(forward=behind.url) as running:
             behind.hold = asyncio.Event()
@@ -631,8 +630,13 @@ async def test_a_stop_lets_requests_under_way_finish(protocol: str) -> None:
         running.stop.set()
         done, _ = await asyncio.wait({running.task}, timeout=0.2)
         assert not done, "it waits for the request"
-        with pytest.raises(OSError, match="Connect call failed"):
-            await asyncio.open_connection("127.0.0.1", int(running.http.rpartition(":")[2]))
+        while True:  # the listener is closed within some turns of the loop
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", int(running.http.rpartition(":")[2]))
+                writer.close()
+            except ConnectionRefusedError:
+                break
+        assert not running.task.done()
         behind.hold.set()
         assert (await exporting)[0] == OK[protocol]
         await asyncio.wait_for(running.task, LIMIT_S)
