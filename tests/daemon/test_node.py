@@ -6,6 +6,7 @@ import random
 from dataclasses import dataclass, replace
 from typing import Any
 
+import msgspec
 import pytest
 
 from skewd.bounds.history import History, Status
@@ -180,7 +181,10 @@ def test_silence_is_holdover_and_grows() -> None:
 def test_too_wide_a_bound_is_unsynchronized_and_said() -> None:
     mesh = drifting()
     mesh.run(2)
-    mesh.run(6_000, exchanges=False)
+    config = mesh.nodes["here"].config
+    clock = msgspec.structs.replace(config.clock, max_uncertainty=5 * MS)
+    mesh.nodes["here"].reconfigure(msgspec.structs.replace(config, clock=clock))
+    mesh.run(60, exchanges=False)
     told = mesh.told()
     assert told["status"] == "unsynchronized"
     assert any("max_uncertainty" in message for message in told["messages"])

@@ -180,7 +180,7 @@ class Node:
             return self.process.wait(LIMIT_S)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            self.process.wait(10)
+            self.process.wait(LIMIT_S)
             raise
         finally:
             assert self.process.stdout is not None
@@ -325,10 +325,9 @@ class Mesh:
                 raise AssertionError(f"not within {LIMIT_S:g} s: {what}\n{self.report(answers)}")
             time.sleep(0.05)
 
-    def watch(self, seconds: float) -> None:
-        """Looks for a while."""
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
+    def watch(self, looks: int) -> None:
+        """Looks so many times."""
+        for _ in range(looks):
             self.look()
             time.sleep(0.02)
 
@@ -460,7 +459,7 @@ class Relay:
     def __exit__(self, *_: object) -> None:
         self.close()
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        self._thread.join(LIMIT_S)
         self._loop.close()
 
     def open(self) -> None:
@@ -474,13 +473,13 @@ class Relay:
 
         maker = threading.Thread(target=listen)
         maker.start()
-        maker.join(10)
+        maker.join(LIMIT_S)
         assert len(sockets) == len(NAMES)
-        asyncio.run_coroutine_threadsafe(self._serve(sockets), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(self._serve(sockets), self._loop).result(LIMIT_S)
 
     def close(self) -> None:
         """Closes every connection and every port."""
-        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result(LIMIT_S)
 
     async def _serve(self, sockets: list[socket.socket]) -> None:
         self._servers = [await asyncio.start_server(self._on_client, sock=one) for one in sockets]

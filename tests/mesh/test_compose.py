@@ -53,6 +53,7 @@ def test_under_any_single_liar_bounds_hold_and_no_honest_node_is_convicted(batch
     assert convicted > SEEDS_EACH // 2
 
 
+@pytest.mark.long
 def test_two_liars_are_no_more_than_f_two_can_stand() -> None:
     composed = 0
     for seed in range(150):

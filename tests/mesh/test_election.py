@@ -15,6 +15,7 @@ from skewd.election import UTC, UTC_GONE_NS, Decision, Election, Member, Own, Re
 from skewd.interval import Interval
 from tests.mesh import election_lies
 from tests.mesh.election_world import Lie, World
+from tests.shares import first
 
 S = 1_000_000_000
 SETTLED_ROUNDS = 120
@@ -492,9 +493,9 @@ def check_changes(world: World) -> None:
             assert abs(after - before) <= uncertainty_ns, change
 
 
-@pytest.mark.parametrize("block", range(8))
-def test_once_changes_stop_all_name_one_timescale(block: int) -> None:
-    for seed in range(25 * block, 25 * block + 25):
+@pytest.mark.parametrize("seeds", first(1, (range(5), *(range(begin, begin + 15) for begin in range(5, 200, 15)))))
+def test_once_changes_stop_all_name_one_timescale(seeds: range) -> None:
+    for seed in seeds:
         pick = random.Random(seed)
         world = World(seed)
         world.mesh(names(pick.choice((2, 3, 4, 5, 6, 8, 10)), pick))
@@ -514,7 +515,7 @@ def test_once_changes_stop_all_name_one_timescale(block: int) -> None:
         check_changes(world)
 
 
-@pytest.mark.parametrize(("seed", "count"), [(0, 30), (1, 60)])
+@pytest.mark.parametrize(("seed", "count"), first(1, [(0, 30), (1, 60)]))
 def test_the_same_in_larger_meshes(seed: int, count: int) -> None:
     pick = random.Random(1_000 + seed)
     world = World(seed)
@@ -527,7 +528,7 @@ def test_the_same_in_larger_meshes(seed: int, count: int) -> None:
     check_changes(world)
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", first(2, (5, 6, 0, 1, 2, 3, 4, 7)))
 def test_newcomers_never_displace_a_living_reference(seed: int) -> None:
     pick = random.Random(seed)
     world = World(seed)
@@ -543,7 +544,7 @@ def test_newcomers_never_displace_a_living_reference(seed: int) -> None:
     assert all(change.decision.changed in (Reason.JOINED, Reason.FOUNDED) for change in world.changes)
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", first(4, range(12)))
 def test_when_a_keeper_dies_time_goes_on_without_a_new_epoch(seed: int) -> None:
     """Keeper after keeper, in one connected mesh: the name stays, and nobody's published time may move."""
     pick = random.Random(seed)
@@ -571,35 +572,35 @@ def test_when_a_keeper_dies_time_goes_on_without_a_new_epoch(seed: int) -> None:
 
 
 @pytest.mark.parametrize("lie", election_lies.ALL, ids=lambda lie: lie.__name__)
-def test_one_liar_can_neither_keep_the_others_apart_nor_move_them_on_and_on(lie: Lie) -> None:
-    for seed in range(4):
-        pick = random.Random(seed)
-        honest = names(pick.choice((3, 4, 5, 6)), pick)
-        liar = "a000" if seed % 2 else "z000"
-        world = World(seed)
-        members = list(honest)
-        members.insert(pick.randint(0, len(honest)), liar)
-        world.mesh(members)
-        for pair in pairwise(honest):
-            world.links.add(frozenset(pair))  # the liar does not hold the mesh together
-        if "utc" in lie.__name__:
-            world.nodes[honest[0]].utc = True
-        if seed >= 2:
-            world.corrupt(liar, lie)
-        world.run(60)
+@pytest.mark.parametrize("seed", first(1, (3, 0, 1, 2)))
+def test_one_liar_can_neither_keep_the_others_apart_nor_move_them_on_and_on(lie: Lie, seed: int) -> None:
+    pick = random.Random(seed)
+    honest = names(pick.choice((3, 4, 5, 6)), pick)
+    liar = "a000" if seed % 2 else "z000"
+    world = World(seed)
+    members = list(honest)
+    members.insert(pick.randint(0, len(honest)), liar)
+    world.mesh(members)
+    for pair in pairwise(honest):
+        world.links.add(frozenset(pair))  # the liar does not hold the mesh together
+    if "utc" in lie.__name__:
+        world.nodes[honest[0]].utc = True
+    if seed >= 2:
         world.corrupt(liar, lie)
-        if pick.random() < 0.5:
-            world.restart(pick.choice(honest), boot=True)
-        else:
-            sides = {node: pick.randint(0, 1) for node in world.nodes}
-            world.cut = lambda node, sides=sides: sides[node]  # type: ignore[misc]
-            world.run(60)
-            world.cut = lambda node: 0
-        most = 2 * SETTLED_ROUNDS
-        assert world.until_settled(most) < most, f"seed {seed}"
-        before = len(world.changes)
-        world.run(240)
-        assert world.settled(), f"seed {seed}"
-        changes = Counter(change.node for change in world.changes[before:])
-        assert max((count for node, count in changes.items() if node != liar), default=0) <= 2, f"seed {seed}"
-        check_changes(world)
+    world.run(60)
+    world.corrupt(liar, lie)
+    if pick.random() < 0.5:
+        world.restart(pick.choice(honest), boot=True)
+    else:
+        sides = {node: pick.randint(0, 1) for node in world.nodes}
+        world.cut = lambda node, sides=sides: sides[node]  # type: ignore[misc]
+        world.run(60)
+        world.cut = lambda node: 0
+    most = 2 * SETTLED_ROUNDS
+    assert world.until_settled(most) < most
+    before = len(world.changes)
+    world.run(240)
+    assert world.settled()
+    changes = Counter(change.node for change in world.changes[before:])
+    assert max((count for node, count in changes.items() if node != liar), default=0) <= 2
+    check_changes(world)

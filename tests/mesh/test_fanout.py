@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 
 from skewd.fanout import DIRECT_MAX, RARELY_NS, TRIES, Plan, Role, choose, requests_max
+from tests.shares import first
 
 SECOND = 1_000_000_000
 
@@ -60,7 +61,7 @@ def test_the_reference_is_asked_besides_if_it_is_a_member() -> None:
     assert choose(names[0], names, 8, frozenset(("gone", names[0]))) == chosen
 
 
-@pytest.mark.parametrize("count", [10, 30, 100, 300, 1000])
+@pytest.mark.parametrize("count", first(4, [10, 30, 100, 300, 1000]))
 def test_the_load_is_even_and_the_mesh_holds_together_without_any_two(count: int) -> None:
     for seed in range(3 if count <= 300 else 1):
         names = members(count, seed)
@@ -142,7 +143,7 @@ def test_an_address_is_asked_a_few_times_in_the_first_moments() -> None:
     assert all(3 <= count <= 5 for count in fleet.asked.values())
 
 
-@pytest.mark.parametrize("count", [10, 100, 1000])
+@pytest.mark.parametrize("count", first(2, [10, 100, 1000]))
 def test_requests_do_not_grow_with_the_mesh(count: int) -> None:
     fleet = Fleet(count)
     fleet.run(10)
@@ -196,6 +197,7 @@ def test_after_an_outage_of_everybody_the_same_ones_are_back_within_seconds() ->
     assert fleet.plan.chosen() >= before
 
 
+@pytest.mark.long
 def test_the_reference_is_asked_by_all_but_its_load_stays() -> None:
     for count, least, most in ((40, 58, 62), (16 * DIRECT_MAX, 3, 6)):
         fleet = Fleet(count)

@@ -69,7 +69,7 @@ def test_over_udp_with_the_kernels_stamps(net: Network) -> None:
         five.start()
         before = [answer.status for answer in five.until(settled, "one reference, and a bound on everybody")]
         keeper = five.node(str(agreed(before)))
-        five.watch(2)
+        five.watch(40)
         after = [answer.status for answer in five.look()]
         assert whole(after)
         for was, now in zip(before, after, strict=True):
@@ -161,7 +161,7 @@ def _a_wall_step_is_told(five: Mesh, stepped: Node) -> None:
     for row in now["peers"]:
         assert row["upper_ns"] - row["lower_ns"] < 4 * raw_widths[row["name"]] + 20_000
     assert "the wall clock was stepped" in stepped.log.read_text()
-    five.watch(1)
+    five.watch(20)
     assert agreed([answer.status for answer in five.look()])
 
 
@@ -251,7 +251,7 @@ def only(five: Mesh, transport: str) -> list[dict[str, Any]]:
     """All five agree over one link each, know each other by nothing else, and tell each other of the others."""
     five.start()
     five.until(settled, "one reference, and a bound on everybody")
-    five.watch(2)
+    five.watch(40)
     told = [answer.status for answer in five.look()]
     for one in told:
         assert [link["transport"] for link in one["links"]] == [transport]
@@ -261,8 +261,8 @@ def only(five: Mesh, transport: str) -> list[dict[str, Any]]:
         assert one["mesh"]["convicted"] == one["mesh"]["disputed"] == []
         assert counters(one)["internal_errors"] == counters(one)["bad_mac"] == 0
         assert one["mesh"]["records"]["accepted"] > 0
-        assert one["mesh"]["oldest_record_s"] < 10
     assert five.checked > 100
+    five.until(lambda told: all(one["mesh"]["oldest_record_s"] < 10 for one in told), "records as fresh as they come")
     return told
 
 
@@ -270,7 +270,7 @@ def a_peer_dies(five: Mesh) -> None:
     """One that is killed takes nobody along, and is back at once when it is started again."""
     victim = next(node for node in five.nodes if node.name != agreed([a.status for a in five.look()]))
     victim.end(signal.SIGKILL)
-    five.watch(1)
+    five.watch(20)
     victim.start()
     victim.ready()
     five.until(lambda told: len(told) == len(NAMES) and settled(told), "all five again")
@@ -298,8 +298,8 @@ def rubbish(five: Mesh, kind: socket.SocketKind) -> None:
 
     sender = threading.Thread(target=send)
     sender.start()
-    sender.join(30)
-    five.watch(1)
+    sender.join()
+    five.watch(20)
     assert settled([answer.status for answer in five.look()])
 
 
@@ -336,7 +336,7 @@ def test_over_kafka_only(net: Network) -> None:
         five.until(lambda told: all(one["links"][0]["trouble"] for one in told), "the broker's absence is said")
         relay.open()
         five.until(
-            lambda told: settled(told) and not any(one["links"][0]["trouble"] for one in told), "the broker is back", 60
+            lambda told: settled(told) and not any(one["links"][0]["trouble"] for one in told), "the broker is back"
         )
         quiet(five)
 
@@ -366,7 +366,7 @@ def test_a_chain_that_believes_everybody(net: Network) -> None:
     with mesh(net, over_udp(chain), liars=0) as five:
         five.start()
         five.until(settled, "one reference, and a bound on everybody")
-        five.watch(2)
+        five.watch(40)
         told = [answer.status for answer in five.look()]
         assert agreed(told)
         rows = composed(told)
@@ -389,7 +389,7 @@ def test_where_one_may_lie_two_disjoint_paths_bound_a_node_that_is_not_asked(net
     with mesh(net, over_udp(two_and_three), liars=1) as five:
         five.start()
         five.until(settled, "one reference, and a bound on everybody")
-        five.watch(2)
+        five.watch(40)
         told = [answer.status for answer in five.look()]
         assert agreed(told)
         rows = composed(told)

@@ -133,6 +133,7 @@ def test_members_that_too_few_vouch_for_do_not_count_and_are_not_spoken_for() ->
         assert not any("vouch" in text for text in believing.members[name].membership.messages())
 
 
+@pytest.mark.long
 def test_a_peer_that_was_asked_but_once_is_bounded_by_others_as_well(sparse: Fleet) -> None:
     """A single exchange a minute ago must not hide what two disjoint paths say now."""
     checked = 0
@@ -219,6 +220,7 @@ def metrics(status: dict[str, Any]) -> dict[tuple[str, str], float]:
     }
 
 
+@pytest.mark.long
 def test_a_departed_member_goes_from_rows_and_metrics() -> None:
     fleet = Fleet(["n0", "n1", "n2", "n3"], 3, fanout=2, duration_s=1500.0)
     fleet.run(20)

@@ -37,8 +37,6 @@ PYTHON = f"/run/lab/python/{Path(os.path.realpath(sys.executable)).relative_to(o
 """The interpreter of the tests as it is called inside; it needs :func:`python_environment`."""
 
 _CAP_SYS_TIME = 25
-_START_LIMIT_S = 60.0
-_POLL_S = 0.05
 
 # What the host's own targets would pull in is none of the test's business; the shipped units only order by them.
 _TARGETS = ("lab", "sysinit", "basic", "shutdown", "network", "multi-user", "umount", "final", "exit")
@@ -146,8 +144,11 @@ class PrivateSystemd:
     def _answers(self) -> bool:
         assert self._process is not None
         assert self._process.poll() is None, f"systemd ended:\n{self.log()}"
-        children = psutil.Process(self._process.pid).children()
-        if not children or children[0].name() != "systemd":
+        try:
+            children = psutil.Process(self._process.pid).children()
+            if not children or children[0].name() != "systemd":
+                return False
+        except psutil.NoSuchProcess:  # one of those that come before it ended while it was looked at
             return False
         self._init = children[0]
         return self.run("systemctl", "show", "--property=Version", check=False).returncode == 0
@@ -166,15 +167,15 @@ class PrivateSystemd:
                 for child in psutil.Process(self._process.pid).children():
                     child.kill()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(10)
+                self._process.wait(LIMIT_S)
             if self._process.poll() is None:
                 self._process.kill()
-                self._process.wait(10)
+                self._process.wait(LIMIT_S)
         for cgroup in self._cgroups:
             wait_until(partial(_removed, cgroup), f"{cgroup} is empty and removed")
 
     def run(self, *command: str, check: bool = True, user: str | None = None) -> subprocess.CompletedProcess[str]:
-        """Runs a command inside, as root or as ``user`` (in no group), for at most 60 s.
+        """Runs a command inside, as root or as ``user`` (in no group), within ``LIMIT_S``.
 
         Raises:
             AssertionError: it failed and ``check`` is true; the message has its output and systemd's log.

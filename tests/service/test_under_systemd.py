@@ -18,8 +18,8 @@ from tests.service.private_systemd import (
     PrivateSystemd,
     missing,
     python_environment,
-    wait_until,
 )
+from tests.waiting import wait_until
 
 UNITS = Path(__file__).parent.parent.parent / "systemd"
 _LACKS = missing()

@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import json
 import sys
+import time
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
@@ -228,13 +229,13 @@ def written(broker: Broker, topic: str) -> list[ck.Message]:
         consumer.assign(parts)
         count = sum(consumer.get_watermark_offsets(part, timeout=LIMIT_S)[1] for part in parts)
         found: list[ck.Message] = []
-        for _ in range(400):
-            if len(found) == count:
-                return found
+        limit = time.monotonic() + LIMIT_S
+        while len(found) < count:
+            assert time.monotonic() < limit, f"{topic} has {count} messages, of which {len(found)} were read"
             message = consumer.poll(0.05)
             if message is not None and message.error() is None:
                 found.append(message)
-        raise AssertionError(f"{topic} has {count} messages, of which {len(found)} were read")
+        return found
     finally:
         consumer.close()
 

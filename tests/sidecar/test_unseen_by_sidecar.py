@@ -62,10 +62,10 @@ async def test_a_span_from_after_a_step_is_not_judged_by_the_clock_before_it(tmp
                 line = await process.stdout.readline()
             address = json.loads(line.removeprefix(b"READY "))["http"]
             look()
-            assert await uncertainty_ns(address) < 2 * MS
+            assert await uncertainty_ns(address) < 20 * MS
             look()
             page.step_to(-20 * MS)
-            assert 20 * MS < await uncertainty_ns(address) < 23 * MS
+            assert 20 * MS < await uncertainty_ns(address) < 40 * MS
         finally:
             process.kill()
             await process.wait()
