@@ -7,8 +7,10 @@ not hold, and can't get back, none of its children holds either. Hypothesis time
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterable
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -42,6 +44,14 @@ def _held() -> bool:
     return any(
         int(line.split()[1], 16) >> _CAP_SYS_TIME & 1 for line in lines if line.startswith(("CapEff:", "CapPrm:"))
     )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: Iterable[pytest.Item]) -> None:
+    """A real broker takes ten seconds of processor time to start and end: what needs one is long."""
+    for item in items:
+        if item.get_closest_marker("real_kafka") is not None:
+            item.add_marker(pytest.mark.long)
 
 
 _give_up_setting_clocks()

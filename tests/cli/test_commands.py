@@ -397,6 +397,7 @@ class TestExperiment:
         assert main(["experiment", "run", "--demo"]) == 7
         assert (taken[1].demo, taken[1].out) == (True, Path("out/demo"))
 
+    @pytest.mark.long
     def test_a_report_of_several_runs(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         results = pytest.importorskip("skewd_pipeline.results")
         from tests.experiment.made_results import made_results

@@ -40,6 +40,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.long
 def test_the_kernel_tells_of_every_real_step_at_once(tmp_path: Path) -> None:
     """The next time that the daemon waits for anything: what that takes is what waking up takes.
 

@@ -156,6 +156,7 @@ _RUN = (
 _POWERLESS = ["setpriv", "--bounding-set", "-sys_time", "--inh-caps", "-sys_time"] if os.geteuid() == 0 else []
 
 
+@pytest.mark.long
 @pytest.mark.skipif(bool(_POWERLESS) and shutil.which("setpriv") is None, reason="needs setpriv, as root")
 def test_a_killed_daemon_is_restored_by_the_command(short: Path) -> None:
     here = VirtualPage.create(short / "page", offset_ns=60 * MS, epoch_ns=10**15, steerable=True)

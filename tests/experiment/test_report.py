@@ -112,6 +112,7 @@ def test_the_report_needs_nothing_from_elsewhere() -> None:
     assert "var(--raw)" in page
 
 
+@pytest.mark.long
 def test_the_same_results_give_the_same_report() -> None:
     assert report.render(made_results()) == made_page()
 
@@ -200,6 +201,7 @@ def test_two_runs_make_one_report_and_two_of_the_same_do_not(
     assert "two of the results have the long run" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_both_directions_stand_on_one_page_and_are_judged_together(tmp_path: Path) -> None:
     behind, ahead = made_results(), made_results()
     ahead.windows, ahead.long_runs, ahead.confusion, ahead.heuristics = [], [], [], []

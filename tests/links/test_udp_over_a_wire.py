@@ -79,6 +79,7 @@ def measure(wire: Namespaces, scratch: Path, hosts: tuple[str, str], stamps: str
     return Run(len(rows), widths[SETTLED:], rtts, counters)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("hosts", [(NEAR, FAR[0]), (NEAR_6, FAR_6)], ids=["ipv4", "ipv6"])
 def test_kernel_stamps_at_both_ends_are_true_and_narrower_than_user_space_s(
     wire: Namespaces, tmp_path: Path, hosts: tuple[str, str], capsys: pytest.CaptureFixture[str]

@@ -45,6 +45,7 @@ from tests.mesh.five_nodes import (
 from tests.waiting import LIMIT_S
 
 pytest.importorskip("cryptography", reason="skewd[mesh] is not installed")
+pytestmark = pytest.mark.long
 
 MS = 1_000_000
 STEP_NS = 5 * MS

@@ -44,7 +44,7 @@ def built(made: Bounds) -> Mesh:
     return mesh
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(made=bounds)
 def test_offsets_are_those_of_brute_force(made: Bounds) -> None:
     mesh = built(made)
@@ -59,7 +59,7 @@ def test_offsets_are_those_of_brute_force(made: Bounds) -> None:
                 assert mesh.offset(str(a), str(b)) == Interval(-length[b, a], length[a, b])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(made=bounds)
 def test_a_contradiction_is_a_negative_cycle_in_order(made: Bounds) -> None:
     cycle = built(made).contradiction()

@@ -123,7 +123,7 @@ def any_record(draw: st.DrawFn) -> Record:
     )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(record=any_record())
 def test_a_record_is_read_as_it_was_written_and_stays_small(record: Record) -> None:
     data = sign(record, KEY)
@@ -151,7 +151,7 @@ def test_the_largest_record_fits_into_a_message() -> None:
     assert data in store.next_for("x", ROOM)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(data=st.binary(max_size=1_200))
 def test_random_bytes_never_raise_anything_else(data: bytes) -> None:
     store = RecordStore("me")
@@ -161,7 +161,7 @@ def test_random_bytes_never_raise_anything_else(data: bytes) -> None:
     assert len(store.next_for("x", ROOM)) <= ROOM
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(record=any_record(), at=st.integers(0, BYTES_MAX), flip=st.integers(1, 255), cut=st.integers(0, BYTES_MAX))
 def test_tampered_and_truncated_records_are_refused(record: Record, at: int, flip: int, cut: int) -> None:
     data = sign(record, KEY)

@@ -79,6 +79,7 @@ def hosts(tmp_path: Path) -> Iterator[Hosts]:
         yield Hosts(net, tmp_path, stack)
 
 
+@pytest.mark.long
 def test_the_recipe_for_three_hosts(hosts: Hosts, tmp_path: Path) -> None:
     recipe = (RECIPE / "README.md").read_text()
     subprocess.run([sys.executable, "-m", "skewd", "keygen", str(tmp_path / "mesh.key")], check=True)

@@ -136,6 +136,7 @@ def holds(said: dict[str, Any]) -> None:
         assert latest - earliest < 2 * (WRONG_NS + SECOND)
 
 
+@pytest.mark.long
 async def test_clients_are_told_the_truth_and_survive_a_restart(client: Path, tmp_path: Path, server: str) -> None:
     async with contextlib.AsyncExitStack() as stack:
         async with daemon(tmp_path, ntp(server)).running():
@@ -149,6 +150,7 @@ async def test_clients_are_told_the_truth_and_survive_a_restart(client: Path, tm
             assert second.status()["messages"] == []
 
 
+@pytest.mark.long
 async def test_without_utc_nothing_is_claimed(client: Path, tmp_path: Path) -> None:
     alone = daemon(tmp_path, ())
     async with alone.running(), clients(client, tmp_path / "clockbound") as both:
@@ -157,6 +159,7 @@ async def test_without_utc_nothing_is_claimed(client: Path, tmp_path: Path) -> N
         assert any("ask for UTC" in message for message in alone.status()["messages"])
 
 
+@pytest.mark.long
 async def test_a_virtual_node_says_nothing_of_the_hosts_clock(client: Path, tmp_path: Path, server: str) -> None:
     virtual = daemon(tmp_path, ntp(server), VirtualClock(VirtualPage.create(None, offset_ns=3 * MS)))
     async with virtual.running(), clients(client, tmp_path / "clockbound") as both:
@@ -167,6 +170,7 @@ async def test_a_virtual_node_says_nothing_of_the_hosts_clock(client: Path, tmp_
         assert any("this node's is virtual" in message for message in virtual.status()["messages"])
 
 
+@pytest.mark.long
 async def test_how_clients_judge_age_and_status(client: Path, tmp_path: Path) -> None:
     segments = ClockBoundSegments(tmp_path, store_barrier())
     try:

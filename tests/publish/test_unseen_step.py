@@ -22,6 +22,7 @@ from skewd.interval import Interval
 from skewd.publish import segment
 from skewd.publish.segment import STALE_NS, SegmentReader, SegmentWriter
 from skewd.wall import WallMap
+from tests.shares import first
 
 SECOND = 1_000_000_000
 MS = 1_000_000
@@ -162,7 +163,7 @@ def misses(truth_ns: int, told: Correction) -> bool:
 
 
 @pytest.mark.parametrize("kind", ["wall", "unknown"])
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", first(1, range(5)))
 def test_no_stamp_is_judged_by_the_clock_before_a_step_that_the_daemon_has_not_seen(
     seed: int, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

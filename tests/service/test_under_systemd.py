@@ -25,6 +25,7 @@ UNITS = Path(__file__).parent.parent.parent / "systemd"
 _LACKS = missing()
 
 pytestmark = [
+    pytest.mark.long,
     pytest.mark.systemd,
     pytest.mark.skipif(bool(_LACKS), reason=f"a systemd of its own needs {', '.join(_LACKS)}"),
     # One systemd for the file: xdist must not spread it over workers.

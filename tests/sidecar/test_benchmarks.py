@@ -51,6 +51,7 @@ def test_frames_survive_being_cut_anywhere() -> None:
         assert frames.settings_of(found[0][3]) == {1: 0, 4: 7}
 
 
+@pytest.mark.long
 def test_the_bench_runs_on_this_checkout(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "benchmarks.sidecar.compare", "--quick", "--alone", "--cases", "http-10"]
     words += ["--json", str(tmp_path / "all.json"), "--out", str(tmp_path / "report.md")]

@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks.sidecar.overload import MIB, Scene, play, unfit
 from benchmarks.sidecar.work import request
+from tests.shares import first
 
 SECONDS = 1.5
 SPANS = 512
@@ -13,7 +14,7 @@ HOP_SPANS_PER_S = 16_000.0
 LIMIT_BYTES = 32 * MIB
 
 
-@pytest.mark.parametrize("protocol", ["grpc", "http"])
+@pytest.mark.parametrize("protocol", first(1, ["http", "grpc"]))
 def test_a_flood_is_refused_in_words_that_keep_the_data_and_leaves_nothing_behind(protocol: str) -> None:
     connections, streams = (12, 8) if protocol == "grpc" else (96, 1)
     said = play(Scene(protocol, SPANS, HOP_SPANS_PER_S, connections, streams), SECONDS, LIMIT_BYTES)

@@ -252,7 +252,7 @@ all_options = st.builds(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(requests(), all_options, sources(), st.randoms(use_true_random=False))
 def test_it_does_what_parsing_changing_and_serializing_would(
     made: ExportTraceServiceRequest, opts: PatchOptions, at: Source, chance: random.Random
@@ -466,7 +466,7 @@ def test_odd_but_well_formed_is_kept(where: str, odd: bytes) -> None:
     assert patch_traces(body, options(Mode.OFF), always(5)).body == body
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.randoms(use_true_random=False), st.sampled_from(Mode))
 def test_of_damaged_bodies_it_refuses_none_that_protobuf_reads(chance: random.Random, mode: Mode) -> None:
     damaged = bytearray(disordered(full_body(), chance))

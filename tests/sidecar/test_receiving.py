@@ -713,7 +713,10 @@ async def test_too_many_calls_are_told_to_try_again_never_to_give_up() -> None:
         while f"skewd_requests_in_flight {float(REQUESTS_MAX)}" not in (await metrics(running)).splitlines():
             assert not any(each.done() for each in taken)
         too_many = [each for channel in channels for each in calls(channel, 100)]
-        assert set(await asyncio.gather(*too_many)) == {("UNAVAILABLE", 1)}, "none of them RESOURCE_EXHAUSTED"
+        refused = await asyncio.gather(*too_many)
+        assert {name for name, _ in refused} == {"UNAVAILABLE"}, "none of them RESOURCE_EXHAUSTED"
+        # The pause that is asked for grows while there are too many.
+        assert {delay for _, delay in refused} <= {1, 2, 3, 4, 5}
         behind.hold.set()
         assert set(await asyncio.gather(*taken)) == {("OK", None)}
 

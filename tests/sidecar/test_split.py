@@ -90,6 +90,7 @@ def beside_all(body: bytes) -> bytes:
     return without(ExportTraceServiceRequest.FromString(body), "resource_spans")
 
 
+@settings(max_examples=50)
 @given(requests, st.integers(1, 400))
 def test_the_parts_of_any_request_together_say_what_it_said(body: bytes, max_bytes: int) -> None:
     parts = split(body, max_bytes)
@@ -102,6 +103,7 @@ def test_the_parts_of_any_request_together_say_what_it_said(body: bytes, max_byt
         assert parts == [body]
 
 
+@settings(max_examples=50)
 @given(requests)
 def test_a_part_per_trace_holds_that_trace_and_all_together_say_what_the_whole_said(body: bytes) -> None:
     parts = by_trace(body)
@@ -118,6 +120,7 @@ def test_a_part_per_trace_holds_that_trace_and_all_together_say_what_the_whole_s
     assert sorted(each for _, part in parts for each in told(part)) == sorted(told(body))
 
 
+@settings(max_examples=30)
 @given(st.lists(requests, max_size=4))
 def test_mergeable_requests_behind_each_other_are_one_with_the_content_of_all(bodies: list[bytes]) -> None:
     bodies = [body for body in bodies if mergeable(body)]

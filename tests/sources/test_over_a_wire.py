@@ -35,6 +35,7 @@ def wire() -> Iterator[Namespaces]:
         yield made
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("host", [FAR[0], FAR_6], ids=["ipv4", "ipv6"])
 def test_kernel_stamps_measure_an_offset_within_20_us(wire: Namespaces, tmp_path: Path, host: str) -> None:
     """The bound must hold the truth in every exchange, and after a burst as at a source's start, what the filter
@@ -87,6 +88,7 @@ def start_chronyd(wire: Namespaces, root: Path, name: str, address: str, port: i
     )
 
 
+@pytest.mark.long
 @pytest.mark.skipif(shutil.which("chronyd") is None, reason="needs chronyd (Debian's chrony)")
 async def test_a_lying_server_is_outvoted_by_two_good_ones_and_named(wire: Namespaces) -> None:
     with tempfile.TemporaryDirectory(prefix="skd") as name:

@@ -27,6 +27,7 @@ US = 1_000
 # Between our reading of the truth and the claim the wall clock may be slewed, by 500 ppm and for milliseconds.
 SLEWED_NS = 5 * US
 
+pytestmark = pytest.mark.long
 no_chrony = pytest.mark.skipif(bool(missing("chronyd")), reason=f"needs {', '.join(missing('chronyd'))}")
 no_ptp4l = pytest.mark.skipif(bool(missing("ptp4l")), reason=f"needs {', '.join(missing('ptp4l'))}")
 

@@ -66,6 +66,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.long
 def test_claims_are_made_at_the_fastest_slews(tmp_path: Path) -> None:
     try:
         out = run_in_own_kernel(_INSIDE, tmp_path)
