@@ -1,4 +1,4 @@
-"""No test may move the clock of the machine it runs on, nor fail because that is busy.
+"""No test may move the clock of its machine, nor fail because that is busy; and the brokers that tests share.
 
 The capability to set clocks is given up before the first test begins: tests often run as root. What this process does
 not hold, and can't get back, none of its children holds either. Hypothesis times what it tries only if a test asks.
@@ -7,11 +7,16 @@ not hold, and can't get back, none of its children holds either. Hypothesis time
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable
+import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from skewd_pipeline.kafka_broker import Broker
 
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
@@ -48,10 +53,42 @@ def _held() -> bool:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: Iterable[pytest.Item]) -> None:
-    """A real broker takes ten seconds of processor time to start and end: what needs one is long."""
+    """A real broker takes ten seconds of processor time to start and end: what needs one is long, and shares one."""
     for item in items:
         if item.get_closest_marker("real_kafka") is not None:
             item.add_marker(pytest.mark.long)
+            if item.get_closest_marker("xdist_group") is None:
+                item.add_marker(pytest.mark.xdist_group("real_kafka"))
+
+
+@pytest.fixture(scope="session")
+def mock_broker() -> Iterator[Broker]:
+    """librdkafka's mock: no broker, and enough for the protocol."""
+    from skewd_pipeline.kafka_broker import open_broker
+
+    with open_broker(prefer="mock") as broker:
+        yield broker
+
+
+@pytest.fixture(scope="session")
+def apache_possible() -> None:
+    """Skips where there is no Java or no jar; where both are, a broker that does not start is a failure."""
+    from skewd_pipeline.broker_plan import kafka_version
+    from skewd_pipeline.kafka_broker import default_libs
+
+    if shutil.which("java") is None:
+        pytest.skip("no java on the PATH")
+    if kafka_version(path.name for path in default_libs().glob("*.jar")) is None:
+        pytest.skip(f"no jars of Apache Kafka in {default_libs()}")
+
+
+@pytest.fixture(scope="session")
+def apache_broker(apache_possible: None) -> Iterator[Broker]:
+    """A real Apache Kafka."""
+    from skewd_pipeline.kafka_broker import open_broker
+
+    with open_broker(prefer="apache", warm_messages=0) as broker:
+        yield broker
 
 
 _give_up_setting_clocks()

@@ -60,6 +60,7 @@ def read_until(process: subprocess.Popen[str], words: str, limit_s: float) -> li
     raise AssertionError(f"no line with {words!r} in:\n{''.join(lines)}")
 
 
+@pytest.mark.long
 def test_a_short_sweep(scratch: Path) -> None:
     process = started(scratch, "--skews", "0,5", "--messages", "20", "--rounds", "2", "--floors", "0ms", "--overload")
     try:
@@ -125,6 +126,7 @@ def test_a_short_sweep(scratch: Path) -> None:
     assert {path.name for path in (scratch / "out").iterdir()} == {"results.json", "report.html"}
 
 
+@pytest.mark.long
 def test_in_band_only_over_aeron(scratch: Path) -> None:
     pytest.importorskip("pyaeron", reason="pyaeron is not here: it needs Python 3.12 and x86_64")
     process = started(
@@ -149,6 +151,7 @@ def test_in_band_only_over_aeron(scratch: Path) -> None:
     assert {path.name for path in scratch.iterdir()} == {"out"}
 
 
+@pytest.mark.long
 def test_a_short_story_of_a_drifting_clock(scratch: Path) -> None:
     process = started(scratch, "--messages", "20", "--duration", "12s", "--drift", "90ppm", "--rate", "20")
     try:
@@ -187,6 +190,7 @@ def test_a_simulated_story_starts_no_process(scratch: Path) -> None:
     assert (scratch / "out" / "report.html").exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupting_leaves_no_process_and_no_file(scratch: Path, number: signal.Signals) -> None:
     process = started(scratch, "--skews", "0", "--messages", "5000")

@@ -1,9 +1,7 @@
-"""Brokers for the tests of the pipeline: the mock always, the real one where Java and its jars are, and Aeron's media
-driver where its binding is."""
+"""A media driver for the tests of the pipeline, where Aeron's binding is."""
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,29 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from skewd_pipeline.broker_plan import kafka_version
-from skewd_pipeline.kafka_broker import Broker, default_libs, open_broker
-
-
-@pytest.fixture(scope="session")
-def mock_broker() -> Iterator[Broker]:
-    with open_broker(prefer="mock") as broker:
-        yield broker
-
-
-@pytest.fixture(scope="session")
-def apache_possible() -> None:
-    """Skips where there is no Java or no jar; where both are, a broker that does not start is a failure."""
-    if shutil.which("java") is None:
-        pytest.skip("no java on the PATH")
-    if kafka_version(path.name for path in default_libs().glob("*.jar")) is None:
-        pytest.skip(f"no jars of Apache Kafka in {default_libs()}")
-
-
-@pytest.fixture(scope="session")
-def apache_broker(apache_possible: None) -> Iterator[Broker]:
-    with open_broker(prefer="apache", warm_messages=0) as broker:
-        yield broker
+from tests.waiting import LIMIT_S
 
 
 @pytest.fixture(scope="session")
@@ -53,4 +29,4 @@ def media_driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         assert process.stdout.readline().startswith("READY ")
         yield directory
         process.stdin.close()
-        assert process.wait(20) == 0
+        assert process.wait(LIMIT_S) == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import sys
+import time
 import uuid
 from collections.abc import AsyncIterator
 from typing import Any
@@ -62,12 +63,11 @@ def messages(broker: Broker, topic: str, count: int) -> list[ck.Message]:
         numbers = list(consumer.list_topics(topic, timeout=LIMIT_S).topics[topic].partitions)
         consumer.assign([ck.TopicPartition(topic, number, ck.OFFSET_BEGINNING) for number in numbers])
         found: list[ck.Message] = []
-        for _ in range(400):
+        limit = time.monotonic() + LIMIT_S
+        while len(found) < count and time.monotonic() < limit:
             message = consumer.poll(0.05)
             if message is not None and message.error() is None:
                 found.append(message)
-            if len(found) == count:
-                break
         each = [consumer.get_watermark_offsets(ck.TopicPartition(topic, number), timeout=LIMIT_S) for number in numbers]
         assert sum(high for _, high in each) == len(found) == count
         partitions = {message.key(): message.partition() for message in found if message.key()}
@@ -152,7 +152,7 @@ async def test_a_whole_sidecar_writes_corrected_spans(
 # --------------------------------------------------------------------------------------------------- what goes wrong
 
 
-def destination(port: int, timeout_s: float = 10.0) -> dict[Signal, Destination]:
+def destination(port: int, timeout_s: float = LIMIT_S) -> dict[Signal, Destination]:
     brokers = f"127.0.0.1:{port}"
     return {
         Signal.TRACES: Destination(

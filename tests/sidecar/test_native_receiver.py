@@ -1,17 +1,16 @@
-"""The native gRPC receiver: what it answers to, what it withstands, and that nothing of it stays behind."""
+"""The native gRPC receiver: what it answers to, what it withstands, and how it stops.
+
+What it has in common with the one of HTTP is tested with that, in ``test_native_receivers.py``.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import gzip
-import os
 import random
 import socket
 import struct
-import threading
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +42,7 @@ from tests.sidecar.http2_lab import (
     settings,
     status,
 )
+from tests.sidecar.native_lab import BODY, Handled, served, transport_threads
 from tests.sidecar.sidecar_lab import NATIVE_MISSING
 from tests.waiting import LIMIT_S, until, wait_until
 
@@ -52,74 +52,9 @@ if NATIVE_MISSING is None:
     from skewd_sidecar.receive.grpc_native import NativeGrpcReceiver
 
 
-@dataclass
-class Handled:
-    """A handler that remembers, and answers what it is told to."""
-
-    outcome: Outcome = field(default_factory=lambda: Outcome.delivered(b"taken"))
-    requests: list[tuple[Signal, bytes, float | None, Metadata]] = field(default_factory=list)
-    hold: asyncio.Event | None = None
-    arrived: asyncio.Event = field(default_factory=asyncio.Event)
-    cancelled: asyncio.Event = field(default_factory=asyncio.Event)
-
-    async def __call__(
-        self,
-        signal: Signal,
-        body: bytes,
-        timeout_s: float | None,
-        metadata: Metadata = (),
-        *,
-        since_s: float | None = None,
-    ) -> Outcome:
-        self.requests.append((signal, body, timeout_s, metadata))
-        self.arrived.set()
-        if self.hold is not None:
-            try:
-                await self.hold.wait()
-            except asyncio.CancelledError:
-                self.cancelled.set()
-                raise
-        return self.outcome
-
-
-@dataclass
-class Served:
-    receiver: NativeGrpcReceiver
-    handled: Handled
-    hub: Hub
-
-    @property
-    def address(self) -> tuple[str, int]:
-        return of(self.receiver)
-
-    async def works(self) -> bool:
-        """Whether an ordinary client is served."""
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{self.address[1]}") as channel:
-            answer = await channel.unary_unary(TRACES, None, None)(b"hello", timeout=LIMIT_S)
-        return bool(answer == b"taken")
-
-    async def settled(self, **wanted: int) -> None:
-        """Waits until the transport's counts are as they should be: nothing there, unless ``wanted`` says otherwise."""
-        expected = {"connections": 0, "requests": 0, "held_bytes": 0} | wanted
-        await until(lambda: {name: self.hub.stats[name] for name in expected} == expected, f"{expected}")
-
-
 def of(receiver: NativeGrpcReceiver) -> tuple[str, int]:
     assert isinstance(receiver.address, tuple)
     return receiver.address
-
-
-@contextlib.asynccontextmanager
-async def served(handled: Handled | None = None, grace_s: float = 0.0, **limits: Any) -> AsyncIterator[Served]:
-    handled = handled or Handled()
-    receiver = await NativeGrpcReceiver.open("127.0.0.1:0", handled, **limits)
-    hub = Hub.acquire()
-    try:
-        async with asyncio.timeout(2 * LIMIT_S):
-            yield Served(receiver, handled, hub)
-    finally:
-        await receiver.close(grace_s)
-        hub.release()
 
 
 # --------------------------------------------------------------------------------------------------- ordinary calls
@@ -210,17 +145,13 @@ async def test_the_deadline_is_told_to_the_handler_which_is_cancelled_once_it_ha
         await serving.settled(connections=1)
 
 
-@pytest.mark.parametrize("how", ["reset", "hang up"])
-async def test_a_request_that_nobody_waits_for_is_cancelled(how: str) -> None:
+async def test_a_request_that_is_reset_is_cancelled() -> None:
     async with served(Handled(hold=asyncio.Event())) as serving, connected(serving.address) as peer:
         peer.send(call(1, b"x"))
         await serving.handled.arrived.wait()
-        if how == "reset":
-            peer.send(frame(RST_STREAM, 0, 1, struct.pack("!I", 8)))
-        else:
-            await peer.close()
+        peer.send(frame(RST_STREAM, 0, 1, struct.pack("!I", 8)))
         await serving.handled.cancelled.wait()
-        await serving.settled(connections=1 if how == "reset" else 0)
+        await serving.settled(connections=1)
 
 
 # --------------------------------------------------------------------------------------------------- odd requests
@@ -355,7 +286,7 @@ async def test_half_a_frame_and_then_nothing_holds_up_nobody() -> None:
         assert await serving.works()
         await stack.aclose()
         await serving.settled()
-    assert {body for _, body, *_ in serving.handled.requests} <= {b"hello", b"x" * 100}
+    assert {body for _, body, *_ in serving.handled.requests} <= {BODY, b"x" * 100}
 
 
 async def test_headers_are_bounded() -> None:
@@ -514,27 +445,6 @@ async def test_a_thousand_idle_connections_keep_nobody_out() -> None:
 # --------------------------------------------------------------------------------------------- faults, and the end
 
 
-@pytest.mark.parametrize("what", [1, 2, 4], ids=["connection", "request", "command"])
-async def test_a_fault_ends_what_it_is_in_and_nothing_else(what: int) -> None:
-    with structlog.testing.capture_logs() as said:
-        await fault(what)
-    assert any("a fault in the native transport" in line["event"] for line in said)
-
-
-async def fault(what: int) -> None:
-    async with served() as serving:
-        assert await serving.works()
-        await serving.settled()  # or it would be that connection's last turn that fails
-        serving.hub._transport.panic_once(what)
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{serving.address[1]}") as channel:
-            with contextlib.suppress(grpc.aio.AioRpcError):  # or gRPC tries again, on a new connection
-                await channel.unary_unary(TRACES, None, None)(b"hello", timeout=LIMIT_S)
-        assert await serving.works()
-        await serving.settled()
-        assert serving.hub.stats["panics"] == 1
-        assert not serving.hub.lost
-
-
 async def test_a_listener_that_ends_unbidden_is_told() -> None:
     async with served() as serving, connected(serving.address) as peer:
         peer.send(call(1, b"x"))
@@ -553,33 +463,6 @@ async def test_a_listener_that_never_began_is_told() -> None:
         assert "listener" in await hub.until_lost()
     await receiver.close(0)
     hub.release()
-
-
-def transport_threads() -> int:
-    found = 0
-    for task in Path("/proc/self/task").iterdir():
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # one that has ended meanwhile
-            found += (task / "comm").read_text().strip() == "skewd-transport"
-    return found
-
-
-def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
-
-
-async def test_nothing_stays_behind() -> None:
-    async with served() as serving:
-        assert await serving.works()
-    before = descriptors()
-    threads = threading.active_count()
-    for _ in range(10):
-        async with served() as serving, connected(serving.address) as peer:
-            peer.send(call(1, b"x"))
-            await peer.until_end(1)
-            assert transport_threads() == 1
-    await until(lambda: transport_threads() == 0, "the end of the transport's thread")
-    await until(lambda: descriptors() <= before + 1, "its descriptors to be closed")
-    await until(lambda: threading.active_count() <= threads, "its other threads to end")
 
 
 async def test_a_stop_frees_the_port_lets_requests_finish_and_tells_clients_to_go() -> None:
@@ -635,17 +518,6 @@ async def test_unix_sockets_are_served(tmp_path: Path) -> None:
     assert handled.requests[0][3] == (("tenant", "7, 8"),)
     await receiver.close(0)
     assert not Path(path).exists()
-
-
-async def test_what_cannot_be_served_leaves_nothing_behind(tmp_path: Path) -> None:
-    path = tmp_path / "otlp.sock"
-    before = descriptors()
-    for where in (f"unix://{path}", "127.0.0.1:0"):
-        with pytest.raises(ValueError, match="not the name of a header"):
-            await NativeGrpcReceiver.open(where, Handled(), metadata=["a b"])
-    await until(lambda: transport_threads() == 0, "the end of the transport's thread")
-    await until(lambda: descriptors() <= before, "its descriptors to be closed")
-    assert not path.exists()
 
 
 async def test_headers_that_cannot_go_on_refuse_their_request() -> None:
