@@ -258,14 +258,14 @@ def test_a_virtual_wall_clock_is_slewed_and_its_raw_clock_is_not(tmp_path: Any) 
     assert (kernel.frequency, kernel.tick_us, kernel.status) == (frequency_of(400_000), 10_000, 0x40)
     least, most = rate_seen_ppb(page)
     assert least <= 400_000 <= most
-    wall = page.wall_ns()
+    before, wall = page.raw_ns(), page.wall_ns()
     page.adjust(frequency=0)  # the rate changes, the reading does not jump
-    assert 0 <= page.wall_ns() - wall < SECOND // 10
+    assert 0 <= page.wall_ns() - wall <= (page.raw_ns() - before) * 1.001
     assert page.read() == replace(QUIET, frequency=0)
     page.adjust(tick_us=10_100, status=0x01, max_error_us=5)
     assert other.read() == KernelClock(0, 0x01, 0, 10_100, 5, 5, 0)
-    raw, host = page.raw_ns(), HostClock().raw_ns()
-    assert abs(raw - host - 10**15) < SECOND
+    before = HostClock().raw_ns()
+    assert before <= page.raw_ns() - 10**15 <= HostClock().raw_ns()
 
 
 def test_a_virtual_clock_is_steerable_only_if_it_was_made_so() -> None:

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from skewd_pipeline.children import LEASH, ChildFailed, Children, environment
+from tests.waiting import LIMIT_S
 
 ECHO = (
     "import sys, json\n"
@@ -30,7 +31,7 @@ def gone(pid: int) -> bool:
         return True
 
 
-def wait_until_gone(pid: int, limit_s: float = 20) -> None:
+def wait_until_gone(pid: int, limit_s: float = LIMIT_S) -> None:
     deadline = time.monotonic() + limit_s
     while not gone(pid):
         assert time.monotonic() < deadline, f"{pid} still runs"
@@ -42,7 +43,7 @@ async def test_a_child_is_ready_answers_and_ends(tmp_path: Path) -> None:
         child = await children.start("echo", ("-c", ECHO))
         assert await children.ready(child) == {"port": 7}
         child.tell({"do": "this"})
-        assert await child.answer(20, event="heard") == {"event": "heard", "it": {"do": "this"}}
+        assert await child.answer(LIMIT_S, event="heard") == {"event": "heard", "it": {"do": "this"}}
         pid = child.process.pid
     assert gone(pid)
 
@@ -53,7 +54,7 @@ async def test_a_child_that_dies_ends_every_wait_and_its_log_says_why(tmp_path: 
         await children.ready(other)
         await children.start("bad", ("-c", "import sys\nprint('no such key', file=sys.stderr)\nsys.exit(3)"))
         with pytest.raises(ChildFailed, match=r"(?s)bad ended with exit code 3.*no such key"):
-            await children.unless_failed(asyncio.sleep(60))
+            await children.unless_failed(asyncio.sleep(600))
         with pytest.raises(ChildFailed, match="bad ended"):
             await children.ready(other)
 
@@ -72,7 +73,7 @@ async def test_an_answer_that_reports_an_error_is_one(tmp_path: Path) -> None:
         source = 'import sys\nprint(\'{"event": "error", "error": "no model"}\', flush=True)\nsys.stdin.read()'
         child = await children.start("stage", ("-c", source))
         with pytest.raises(ChildFailed, match="stage: no model"):
-            await child.answer(20)
+            await child.answer(LIMIT_S)
 
 
 async def test_a_child_that_ignores_the_request_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,7 +87,7 @@ async def test_a_child_that_ignores_the_request_is_killed(tmp_path: Path, monkey
 
 async def test_a_short_program_is_run_to_its_end(tmp_path: Path) -> None:
     async with Children(tmp_path) as children:
-        assert await children.once("short", ("-c", "print('out'); raise SystemExit(4)"), 30) == (4, "out")
+        assert await children.once("short", ("-c", "print('out'); raise SystemExit(4)"), LIMIT_S) == (4, "out")
         with pytest.raises(ChildFailed, match="long took longer"):
             await children.once("long", ("-c", "import time\ntime.sleep(600)"), 0.5)
 
@@ -113,11 +114,11 @@ def test_the_leash_ends_a_program_whose_parent_was_killed() -> None:
         pid = int(parent.stdout.readline())
         assert not gone(pid)
         parent.send_signal(signal.SIGKILL)
-        parent.wait(20)
+        parent.wait(LIMIT_S)
         wait_until_gone(pid)
     finally:
         parent.kill()
-        parent.wait(20)
+        parent.wait(LIMIT_S)
 
 
 def test_the_leash_runs_nothing_for_a_parent_that_is_gone() -> None:

@@ -21,6 +21,7 @@ import pytest
 from skewd_pipeline.confusion import wrong
 from skewd_pipeline.heuristics import REAL_CALLS
 from skewd_pipeline.results import STAGES, Run, load
+from tests.waiting import LIMIT_S
 
 RUN = [sys.executable, "-m", "skewd", "experiment", "run", "--transports", "zmq"]
 
@@ -64,7 +65,7 @@ def read_until(process: subprocess.Popen[str], words: str, limit_s: float) -> li
 def test_a_short_sweep(scratch: Path) -> None:
     process = started(scratch, "--skews", "0,5", "--messages", "20", "--rounds", "2", "--floors", "0ms", "--overload")
     try:
-        output, _ = process.communicate(timeout=240)
+        output, _ = process.communicate(timeout=1_000)
     finally:
         process.kill()
     # Exit code 1 would be a claim about rates or throughput that a busy machine does not bear out.
@@ -133,7 +134,7 @@ def test_in_band_only_over_aeron(scratch: Path) -> None:
         scratch, "--transports", "aeron", "--inband-only", "--skews", "5", "--messages", "15", "--modes", "tag,rewrite"
     )
     try:
-        output, _ = process.communicate(timeout=240)
+        output, _ = process.communicate(timeout=1_000)
     finally:
         process.kill()
     assert process.returncode in (0, 1), output
@@ -155,7 +156,7 @@ def test_in_band_only_over_aeron(scratch: Path) -> None:
 def test_a_short_story_of_a_drifting_clock(scratch: Path) -> None:
     process = started(scratch, "--messages", "20", "--duration", "12s", "--drift", "90ppm", "--rate", "20")
     try:
-        output, _ = process.communicate(timeout=240)
+        output, _ = process.communicate(timeout=1_000)
     finally:
         process.kill()
     assert process.returncode in (0, 1), output
@@ -181,7 +182,7 @@ def test_a_short_story_of_a_drifting_clock(scratch: Path) -> None:
 
 def test_a_simulated_story_starts_no_process(scratch: Path) -> None:
     process = started(scratch, "--simulated", "--duration", "20s", "--rate", "10")
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=1_000)
     assert process.returncode == 0, output
     assert "no process is started" in output
     results = load(scratch / "out" / "results.json")
@@ -197,14 +198,14 @@ def test_interrupting_leaves_no_process_and_no_file(scratch: Path, number: signa
     children: list[psutil.Process] = []
     try:
         # In the middle of starting for one, with messages under way for the other.
-        read_until(process, "starting 5 daemons" if number == signal.SIGTERM else "skewd check", 120)
+        read_until(process, "starting 5 daemons" if number == signal.SIGTERM else "skewd check", 1_000)
         children = psutil.Process(process.pid).children(recursive=True)
         assert children
         process.send_signal(number)
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=1_000)
         assert process.returncode == 128 + number, output
         assert "nothing is left running" in output
-        _, alive = psutil.wait_procs(children, timeout=10)
+        _, alive = psutil.wait_procs(children, timeout=LIMIT_S)
         assert alive == []
         assert list(scratch.iterdir()) == []
     finally:
@@ -218,7 +219,7 @@ def test_interrupting_leaves_no_process_and_no_file(scratch: Path, number: signa
 def test_a_model_that_cannot_be_loaded_is_explained(scratch: Path) -> None:
     process = started(scratch, "--model", "no_such_module:classify", "--messages", "5")
     try:
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=1_000)
     finally:
         process.kill()
     assert process.returncode == 1

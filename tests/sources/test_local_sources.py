@@ -113,9 +113,11 @@ async def test_chronyd_over_udp_and_over_its_socket(short: Path, unix: bool) -> 
         return [b"", b"short", other, tracking(question, correction_s=0.25)]
 
     async with serving(answer, short / "chronyd.sock" if unix else None) as (_, address):
-        claim = await ChronyReader(address, HostClock(), short, 100, 10)()
-    assert claim.utc_minus_raw.contains(truth(HostClock()) + S // 4)
-    assert 700 * US <= claim.utc_minus_raw.width <= 900 * US
+        read = ChronyReader(address, HostClock(), short, 100, 10)
+        claims = [await read() for _ in range(20)]
+    assert all(claim.utc_minus_raw.contains(truth(HostClock()) + S // 4) for claim in claims)
+    # What is read on a busy machine is wider.
+    assert 700 * US <= min(claim.utc_minus_raw.width for claim in claims) <= 900 * US
 
 
 async def test_chronyd_that_is_not_there_or_says_nothing(short: Path) -> None:
@@ -178,10 +180,9 @@ async def test_a_virtual_node_is_told_its_own_offset(short: Path) -> None:
         daemon = Daemon(config, VirtualClock(page))
         async with daemon.running():
             told = await until(
-                lambda: (t := daemon.status())["offset_ns"] is not None and t["status"] == "synchronized" and t, "it"
+                lambda: (t := daemon.status())["status"] == "synchronized" and t["uncertainty_ns"] < MS and t, "it"
             )
     assert told["lower_ns"] <= -5 * MS <= told["upper_ns"]
-    assert told["uncertainty_ns"] < MS
     (source,) = told["sources"]
     assert (source["state"], source["configured"], source["leap"]) == ("truechimer", True, "none")
     assert told["messages"][0].startswith("this is a VIRTUAL node")
@@ -220,9 +221,9 @@ async def test_the_kernel_is_read_and_never_set(monkeypatch: pytest.MonkeyPatch)
     )
     told = replace(UNSYNCHRONIZED, state=1, status=0x10)
     monkeypatch.setattr(hostclock.KernelReader, "read", lambda self: told)
-    claim = await KernelReader(HostClock(), 100)()
-    assert claim.utc_minus_raw.contains(truth(HostClock()))
-    assert (claim.leap, claim.utc_minus_raw.width // (100 * US)) == (1, 40)
+    claims = [await KernelReader(HostClock(), 100)() for _ in range(20)]
+    assert all(claim.utc_minus_raw.contains(truth(HostClock())) for claim in claims)
+    assert (claims[0].leap, min(claim.utc_minus_raw.width for claim in claims) // (100 * US)) == (1, 40)
     monkeypatch.setattr(hostclock.KernelReader, "read", lambda self: None)
     with pytest.raises(Refused, match=r"shipped skewd\.service"):
         await KernelReader(HostClock(), 100)()
