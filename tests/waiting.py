@@ -12,15 +12,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any
 
 LIMIT_S = 120.0
 _POLL_S = 0.01
 
-_Told = TypeVar("_Told")
 
-
-async def until(condition: Callable[[], _Told], what: str = "what was waited for") -> _Told:
+async def until(condition: Callable[[], Any], what: str = "what was waited for") -> Any:
     """Turns the loop until ``condition()`` holds; what it told then.
 
     Raises:
@@ -33,7 +31,7 @@ async def until(condition: Callable[[], _Told], what: str = "what was waited for
     return told
 
 
-def wait_until(condition: Callable[[], _Told], what: str) -> _Told:
+def wait_until(condition: Callable[[], Any], what: str) -> Any:
     """The same, where no loop turns."""
     limit = time.monotonic() + LIMIT_S
     while not (told := condition()):

@@ -17,7 +17,8 @@ from google.protobuf import json_format
 from skewd_sidecar.gateway import Signal
 from skewd_sidecar.patch import Mode
 from tests.sidecar.exact import REQUEST, corrected, items, neutral
-from tests.sidecar.sidecar_lab import LIMIT_S, Addresses, Collector, Running, grpc_collector, http_collector, sidecar
+from tests.sidecar.sidecar_lab import Addresses, Collector, Running, grpc_collector, http_collector, sidecar
+from tests.waiting import LIMIT_S
 
 RECORDED = Path(__file__).parent / "captures" / "recorded"
 LANGUAGES = ("python", "javascript", "java", "go")

@@ -31,7 +31,8 @@ from skewd_sidecar.patch import Mode, PatchOptions
 from skewd_sidecar.relay import COPIES, Relay
 from skewd_sidecar.replay import replay
 from skewd_sidecar.source import StaticSource
-from tests.sidecar.sidecar_lab import LIMIT_S, grpc_collector, http_collector, sidecar
+from tests.sidecar.sidecar_lab import grpc_collector, http_collector, sidecar
+from tests.waiting import LIMIT_S
 
 TAKEN = Outcome.delivered(b"")
 BAD = Outcome.failed(INVALID_ARGUMENT, "a span has no name")

@@ -20,7 +20,8 @@ from skewd_sidecar.patch import Mode
 from tests.shares import first
 from tests.sidecar.exact import MASK, OURS, REQUEST, corrected, items
 from tests.sidecar.otlp_wire import UNKNOWN
-from tests.sidecar.sidecar_lab import LIMIT_S, sidecar
+from tests.sidecar.sidecar_lab import sidecar
+from tests.waiting import LIMIT_S
 
 REQUESTS = 2500  # in each of four tests
 AT_A_TIME = 8

@@ -19,7 +19,8 @@ from skewd_sidecar.endpoint import Destination, EndpointError, next_hops
 from skewd_sidecar.forward import Forwarders
 from skewd_sidecar.gateway import Signal
 from skewd_sidecar.outcome import UNAVAILABLE
-from tests.sidecar.sidecar_lab import LIMIT_S, sidecar
+from tests.sidecar.sidecar_lab import sidecar
+from tests.waiting import LIMIT_S
 
 
 @pytest.fixture(params=["mock", pytest.param("apache", marks=pytest.mark.real_kafka)])

@@ -53,9 +53,10 @@ from skewd_sidecar.gateway import Signal
 from skewd_sidecar.patch import Mode
 from tests.sidecar import kafka_collector
 from tests.sidecar.exact import NODE, OFFSET_NS, REQUEST, UNCERTAINTY_NS, corrected, items
-from tests.sidecar.sidecar_lab import LIMIT_S, Received, grpc_collector
+from tests.sidecar.sidecar_lab import Received, grpc_collector
 from tests.sidecar.test_captures import RECORDED, from_json, send, signal_of
 from tests.sidecar.test_kafka_forward import address
+from tests.waiting import LIMIT_S
 
 pytestmark = [
     pytest.mark.real_kafka,

@@ -39,8 +39,8 @@ from tests.sidecar.http2_lab import (
     scripted,
     settings,
 )
-from tests.sidecar.sidecar_lab import LIMIT_S, NATIVE_MISSING, TRANSPORTS, free_port, grpc_collector, needs_native
-from tests.waiting import until
+from tests.sidecar.sidecar_lab import NATIVE_MISSING, TRANSPORTS, free_port, grpc_collector, needs_native
+from tests.waiting import LIMIT_S, until
 
 if NATIVE_MISSING is None:
     from skewd_sidecar.forward.grpc_native import NativeGrpcForwarder

@@ -51,7 +51,6 @@ from skewd_sidecar.hop import HOP_HEADER
 from skewd_sidecar.patch import Mode
 from skewd_sidecar.service import TlsError, TlsFiles, Transport
 from tests.sidecar.sidecar_lab import (
-    LIMIT_S,
     NATIVE_MISSING,
     Collector,
     Running,
@@ -62,6 +61,7 @@ from tests.sidecar.sidecar_lab import (
     sidecar,
     transport,
 )
+from tests.waiting import LIMIT_S
 
 __all__ = ["transport"]
 pytestmark = pytest.mark.usefixtures("transport")

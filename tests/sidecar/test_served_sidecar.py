@@ -53,7 +53,8 @@ from skewd_sidecar.kernel import choose
 from skewd_sidecar.patch import Mode
 from skewd_sidecar.transport import Transport
 from tests.sidecar import sidecar_lab
-from tests.sidecar.sidecar_lab import LIMIT_S, Collector, Running, free_port, grpc_collector, http_collector, sidecar
+from tests.sidecar.sidecar_lab import Collector, Running, free_port, grpc_collector, http_collector, sidecar
+from tests.waiting import LIMIT_S
 
 # Whoever speaks gRPC, all of this holds.
 transport = sidecar_lab.transport

@@ -19,7 +19,8 @@ from skewd_sidecar.endpoint import Destination
 from skewd_sidecar.gateway import Signal
 from skewd_sidecar.service import SidecarBroken, serve
 from skewd_sidecar.transport import INTERFACE, Transport, fits_native, use_native
-from tests.sidecar.sidecar_lab import LIMIT_S, http_collector, needs_native, settings
+from tests.sidecar.sidecar_lab import http_collector, needs_native, settings
+from tests.waiting import LIMIT_S
 
 NATIVE = {"grpc_receive": "native", "http_receive": "native"}
 HTTP = {"http_receive": "native", "http_forward": "native"}

@@ -14,7 +14,8 @@ from skewd.bounds.history import Knot, Status
 from skewd.clock import VirtualClock, VirtualPage, read_wall
 from skewd.interval import Interval
 from skewd.publish.segment import NAME, SegmentWriter
-from tests.sidecar.sidecar_lab import LIMIT_S, http_collector
+from tests.sidecar.sidecar_lab import http_collector
+from tests.waiting import LIMIT_S
 
 MS = 1_000_000
 
