@@ -7,7 +7,9 @@ not hold, and can't get back, none of its children holds either. Hypothesis time
 from __future__ import annotations
 
 import ctypes
+import os
 import shutil
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +22,11 @@ if TYPE_CHECKING:
 
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
+
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
+    # Else each of the many processes that tests start would compile all that it imports.
+    sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"] = str(Path(__file__).parents[1] / "build" / "bytecode")
+    sys.dont_write_bytecode = False
 
 _CAP_SYS_TIME = 25
 _PR_CAPBSET_DROP = 24
