@@ -2,8 +2,8 @@
 
 A daemon runs in a kernel of its own (user-mode Linux, as in ``tests/daemon/own_kernel.py``); another process there sets
 the clock at odd moments. Measured from just before the call that sets it to the moment at which the first knot of the
-new era is in the shared memory: with the kernel telling (timerfd), and by polling, which is what serves where the
-kernel does not tell. Beside them, in the same loop, what it takes to wake up for a byte in a pipe: no notice can be
+new era is in the shared memory: with the kernel telling (timerfd), with a virtual node's page (page), and by polling,
+which is what serves where nobody tells. Beside them, in the same loop, what it takes to wake up for a byte in a pipe: no notice can be
 faster than that.
 
     python -m benchmarks.step_latency [STEPS]
@@ -23,18 +23,21 @@ _INSIDE = """
 import asyncio, os, random, statistics, struct, sys, time
 from pathlib import Path
 from skewd import daemon as running, hostclock
-from skewd.clock import HostClock, read_wall
+from skewd.clock import HostClock, VirtualClock, VirtualPage
 from skewd.config import Config, MeshConfig, MetricsConfig, NodeConfig, SourceConfig
 
 STEPS = int(sys.argv[1])
 
-def set_clock(pipe):
+def set_clock(pipe, page):
     choose = random.Random(1)
     for index in range(STEPS):
         time.sleep(0.03 + choose.random() * 0.08)
         by = choose.choice([-1, 1]) * choose.choice([0.001, 0.01, 0.3, 5])
         began = time.monotonic_ns()
-        time.clock_settime_ns(time.CLOCK_REALTIME, time.time_ns() + int(by * 1e9))
+        if page is None:
+            time.clock_settime_ns(time.CLOCK_REALTIME, time.time_ns() + int(by * 1e9))
+        else:
+            page.step_to(page.offset_ns + int(by * 1e9))
         told = time.monotonic_ns()
         os.write(pipe, struct.pack("qq", began, told))
         time.sleep(0.03 + choose.random() * 0.03)
@@ -53,7 +56,8 @@ async def measure(kind):
         mesh=MeshConfig(listen=None, reference="a"), metrics=MetricsConfig(listen=None),
         source=(SourceConfig(type="kernel"),),
     )
-    daemon = running.Daemon(config, HostClock())
+    page = VirtualPage.create(directory / "page") if kind == "page" else None
+    daemon = running.Daemon(config, HostClock() if page is None else VirtualClock(page))
     there, here = os.pipe()
     seen, begun, woken = [], [], []
 
@@ -77,7 +81,7 @@ async def measure(kind):
         asyncio.get_running_loop().add_reader(there, readable)
         await asyncio.sleep(1.5)
         if os.fork() == 0:
-            set_clock(here)
+            set_clock(here, page)
         end = time.monotonic() + 60
         while len(woken) < STEPS and time.monotonic() < end:
             await asyncio.sleep(0.2)
@@ -88,7 +92,7 @@ async def measure(kind):
     print("SEEN", kind, len(seen), "of", STEPS, *sorted(delays))
     print("WOKE", kind, *sorted(woken))
 
-for kind in ("timerfd", "polling"):
+for kind in ("timerfd", "page", "polling"):
     asyncio.run(measure(kind))
 """
 
@@ -109,7 +113,7 @@ def main() -> int:
             print(f"user-mode Linux: {error}", file=sys.stderr)
             return 1
     found = [line.split() for line in out.splitlines() if line.startswith(("SEEN", "WOKE"))]
-    if len(found) != 4:
+    if len(found) != 6:
         print(out, file=sys.stderr)
         return 1
     print(f"{'microseconds':34}{'min':>10}{'median':>10}{'p99':>10}{'max':>10}")

@@ -17,8 +17,12 @@ A page may also emulate the kernel's steering of its wall clock (``steerable``):
 adjtimex(2) has them, set by whoever has the page, and a wall clock that is slewed by them. There ``[discipline]`` is
 tried: no test ever sets the clock of the machine it runs on.
 
+Whoever steps a page's wall clock tells those who watch it (:meth:`VirtualPage.watch`), as a kernel tells who waits
+for its clock to be set. As there, nobody is told of another rate: that is found by looking.
+
 Limits: a page holds one offset and one drift for its lifetime's raw clock; the offset may be stepped while it is in
-use (a wall step), the drift may not. The emulated kernel has no phase loop, and its ``maxerror`` stands still.
+use (a wall step), the drift may not. The emulated kernel has no phase loop, and its ``maxerror`` stands still. A page
+without a file tells those in its own process.
 """
 
 from __future__ import annotations
@@ -52,6 +56,18 @@ class Clock(Protocol):
     def raw_ns(self) -> int: ...
 
     def wall_ns(self) -> int: ...
+
+
+class Watch(Protocol):
+    """A descriptor that becomes readable when a wall clock was set."""
+
+    def fileno(self) -> int: ...
+
+    def again(self) -> bool:
+        """Takes what made it readable, and waits for the next; True when there was anything."""
+        ...
+
+    def close(self) -> None: ...
 
 
 class NodeClock(Clock, Protocol):
@@ -95,6 +111,32 @@ class HostClock:
         return host_raw_ns
 
 
+class _Bell:
+    """Who watches a page that has no file: a descriptor that the stepping hand makes readable."""
+
+    def __init__(self, bells: set[_Bell]) -> None:
+        self._bells = bells
+        self._descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        bells.add(self)
+
+    def ring(self) -> None:
+        os.eventfd_write(self._descriptor, 1)
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def again(self) -> bool:
+        try:
+            return bool(os.eventfd_read(self._descriptor))
+        except BlockingIOError:
+            return False
+
+    def close(self) -> None:
+        if self in self._bells:
+            self._bells.remove(self)
+            os.close(self._descriptor)
+
+
 _UNSYNCHRONIZED = 0x40
 _MAX_ERROR_US = 16_000_000
 _READINGS = 100
@@ -129,6 +171,7 @@ class VirtualPage:
         self._at_ns: int = at_ns
         self._epoch_ns: int = epoch_ns
         self._host = HostClock()
+        self._bells: set[_Bell] = set()
 
     @classmethod
     def create(
@@ -198,22 +241,41 @@ class VirtualPage:
 
     def step_to(self, offset_ns: int) -> None:
         """Steps the node's wall clock; its raw clock does not notice, as with a real step."""
-        with self._writing() as words:
+        with self._writing(steps=True) as words:
             words[2] = offset_ns
 
+    def watch(self) -> Watch:
+        """Tells of each step from now on, by whichever process.
+
+        Raises:
+            OSError: this system cannot tell.
+        """
+        if self.path is None:
+            return _Bell(self._bells)
+        from skewd.hostclock import FileWatch  # here: what only reads clocks need not load it
+
+        return FileWatch(self.path)
+
     @contextlib.contextmanager
-    def _writing(self) -> Iterator[memoryview]:
-        """The page's 64-bit words, while no other process writes them."""
+    def _writing(self, *, steps: bool = False) -> Iterator[memoryview]:
+        """The page's 64-bit words, while no other process writes them; with ``steps`` the watchers are told after."""
         with contextlib.ExitStack() as stack:
             if self.path is not None:
-                file = stack.enter_context(self.path.open("rb"))
+                # A store into mapped memory tells nobody. Closing a file that was open for writing does.
+                file = stack.enter_context(self.path.open("r+b" if steps else "rb"))
                 fcntl.flock(file, fcntl.LOCK_EX)
+            elif steps:
+                stack.callback(self._ring)
             words = stack.enter_context(stack.enter_context(memoryview(self._memory)).cast("q"))
             words[1] += 1
             try:
                 yield words
             finally:
                 words[1] += 1
+
+    def _ring(self) -> None:
+        for bell in list(self._bells):
+            bell.ring()
 
     def _drifted_ns(self, host_raw_ns: int) -> int:
         return self._drift_ppb * (host_raw_ns - self._at_ns) // PPB

@@ -1,7 +1,8 @@
 """The daemon: one loop that reads this node's clocks, lets the links and sources talk, and publishes what follows.
 
 All thinking is elsewhere (``node.py``, ``bounds/``, ``links/protocol.py``); here sockets are opened, clocks are read
-and timers run. The kernel tells at once when the wall clock is set (``hostclock.SetWatch``); besides, every
+and timers run. The kernel tells at once when the wall clock is set (``hostclock.SetWatch``), and a virtual node's page
+likewise (``VirtualPage.watch``); besides, every
 ``TICK_S`` it is compared with the raw clock, and more often where nobody tells. A step is published as soon
 as it is seen; four times a second a knot is published. Nothing a network sends can end this loop: links count what
 they refuse.
@@ -31,7 +32,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import skewd
 from skewd import discipline, hostclock, resume, sd_notify, steering
-from skewd.clock import NodeClock, VirtualClock, read_wall
+from skewd.clock import NodeClock, VirtualClock, Watch, read_wall
 from skewd.config import Config
 from skewd.durations import format_duration
 from skewd.failures import StartError
@@ -62,7 +63,7 @@ TICK_S = 0.125
 looking is a slew that begins, and that this machine slept."""
 
 POLL_S = 0.007
-"""The same where the kernel does not tell when the wall clock is set (a virtual node's)."""
+"""The same where nobody tells when the wall clock is set."""
 
 EARLY = 0.7
 """From this part of the time between two looks on, a message that wakes the process anyway brings the next one on.
@@ -141,7 +142,7 @@ class Daemon:
         self._sources = SourceSet(self.node, clock, self._log)
         self._links = LinkSet(config, self.node, clock, self._on_proofs, self._attach, self._plan, self._log)
         self._source = self._facts.clock_source
-        self._set_watch: hostclock.SetWatch | None = None
+        self._set_watch: Watch | None = None
         self._pause: asyncio.Future[None] | None = None
         self._early_ns = 0
         self._said: dict[str, Any] = {}
@@ -238,7 +239,7 @@ class Daemon:
             "clock_source": self._facts.clock_source,
             "raw_era": self.node.raw_era,
             "slew_ppb": self.node.wall.slew_ppb(),
-            "steps_seen_by": "polling" if self._set_watch is None else "timerfd",
+            "steps_seen_by": ("polling" if self._set_watch is None else "page" if self.clock.virtual else "timerfd"),
             "machine_watched_by": self._machine.kind,
             "time_namespace_shift_ns": self._facts.shift_ns,
             "kernel": None if kernel is None else kernel.told(),
@@ -355,10 +356,8 @@ class Daemon:
         if events is not None:
             loop.add_reader(events, self._on_machine_event)
             stack.callback(loop.remove_reader, events)
-        if self.clock.virtual:
-            return
         with contextlib.suppress(OSError):
-            watch = hostclock.SetWatch()
+            watch = self.clock.page.watch() if isinstance(self.clock, VirtualClock) else hostclock.SetWatch()
             stack.callback(watch.close)
             loop.add_reader(watch.fileno(), self._on_clock_set)
             stack.callback(loop.remove_reader, watch.fileno())

@@ -3,7 +3,8 @@
 A thin layer: the meaning of what is read is in ``kernel_clock.py``. Being told of a step takes a timer on
 CLOCK_REALTIME that is cancelled when that clock is set (timerfd_create(2), TFD_TIMER_CANCEL_ON_SET): its descriptor
 becomes readable at once, so nobody needs to look fifty times a second to see a step within milliseconds. It is
-called through ctypes, because Python offers it from 3.13 on only.
+called through ctypes, because Python offers it from 3.13 on only. A virtual node's clock is a file that somebody
+writes, and the kernel tells of that as well (inotify(7)).
 
 One class sets anything, and only one thing: :class:`KernelAdjuster`, the kernel's frequency (``[discipline]``). It
 cannot be made without CAP_SYS_TIME, so a daemon, or a test, that runs without it cannot move the clock by mistake.
@@ -50,6 +51,10 @@ _CLOCK_REALTIME = 0
 _KOBJECT_UEVENT = 15
 _FAR_S = 1 << 34
 """The year 2514: the timer is never to go off by itself."""
+
+_IN_NONBLOCK, _IN_CLOEXEC = 0o4000, 0o2000000
+_IN_CLOSE_WRITE = 0x8
+_EVENTS_BYTES = 4096
 
 _ADJ_FREQUENCY = 0x0002
 _CAP_SYS_TIME = 1 << 25
@@ -233,6 +238,41 @@ class SetWatch:
             was_set = True
         self._arm()
         return was_set
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+class FileWatch:
+    """A descriptor that becomes readable when somebody closes a file that was open for writing.
+
+    Raises:
+        OSError: this system has none, or not another one; or there is no such file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not hasattr(_libc, "inotify_init1"):
+            raise OSError(errno.ENOSYS, "no inotify here")
+        self._descriptor: int = _libc.inotify_init1(_IN_NONBLOCK | _IN_CLOEXEC)
+        if self._descriptor < 0:
+            raise OSError(ctypes.get_errno(), "inotify_init1 failed")
+        if _libc.inotify_add_watch(self._descriptor, os.fsencode(path), _IN_CLOSE_WRITE) < 0:
+            error = ctypes.get_errno()
+            self.close()
+            raise OSError(error, f"inotify_add_watch: {os.strerror(error)}", str(path))
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def again(self) -> bool:
+        """Takes what made it readable, and waits for the next; True when there was anything."""
+        found = False
+        with contextlib.suppress(BlockingIOError):
+            while os.read(self._descriptor, _EVENTS_BYTES):
+                found = True
+        return found
 
     def close(self) -> None:
         if self._descriptor >= 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import subprocess
 import sys
 from pathlib import Path
@@ -82,6 +83,51 @@ def test_a_step_in_the_middle_of_a_reading_shows_no_time_that_the_clock_never_ha
     monkeypatch.setattr(page, "_host", Host())
     shown = page.wall_ns()
     assert shown == page.wall_ns() == now[0] + by_ns + page.deviation_ns(now[0]) - page.offset_ns
+
+
+def test_whoever_steps_a_page_tells_all_who_watch_it(tmp_path: Path) -> None:
+    """As a kernel tells who waits for its clock to be set; of another rate nobody is told, nor by a kernel."""
+    page = VirtualPage.create(tmp_path / "clock", steerable=True)
+    watches = [page.watch(), VirtualPage.open(tmp_path / "clock").watch()]
+    try:
+        [watch.again() for watch in watches]  # opening the page tells, too
+        page.adjust(frequency=77)
+        assert not select.select(watches, [], [], 0)[0]
+        step = "import sys; from skewd.clock import VirtualPage; VirtualPage.open(sys.argv[1]).step_to(5)"
+        for _ in range(2):
+            subprocess.run([sys.executable, "-c", step, str(tmp_path / "clock")], check=True)
+            assert select.select(watches, [], [], 0)[0] == watches
+            assert all(watch.again() for watch in watches)
+            assert not select.select(watches, [], [], 0)[0]
+            assert not any(watch.again() for watch in watches)
+        page.step_to(6)
+        assert select.select(watches, [], [], 0)[0] == watches
+    finally:
+        for watch in watches:
+            watch.close()
+
+
+def test_a_page_without_a_file_tells_its_own_process() -> None:
+    page = VirtualPage.create(None, steerable=True)
+    watch, left = page.watch(), page.watch()
+    left.close()
+    left.close()
+    page.adjust(frequency=77)
+    assert not watch.again()
+    page.step_to(5)
+    page.step_to(6)
+    assert select.select([watch], [], [], 0)[0]
+    assert watch.again()
+    assert not select.select([watch], [], [], 0)[0]
+    assert not watch.again()
+    watch.close()
+
+
+def test_a_page_that_is_gone_can_not_be_watched(tmp_path: Path) -> None:
+    page = VirtualPage.create(tmp_path / "clock")
+    (tmp_path / "clock").unlink()
+    with pytest.raises(OSError, match="No such file"):
+        page.watch()
 
 
 def test_raw_has_its_own_epoch_and_is_never_stepped() -> None:

@@ -13,6 +13,7 @@ import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from skewd import daemon as running
 from skewd import hostclock
 from skewd.clock import HostClock, VirtualClock, VirtualPage
 from skewd.config import Config, LinkConfig, MeshConfig, MetricsConfig, NodeConfig, SourceConfig
@@ -266,7 +267,7 @@ async def test_the_kernels_clocks_are_told_and_a_disturbed_raw_clock_begins_anew
     await until(lambda: b.status()["offset_ns"] is not None, "a bound")
     told = b.status()["clock"]
     assert told["clock_source"] == "tsc"
-    assert told["steps_seen_by"] == "polling"  # nobody tells of a virtual clock's steps
+    assert told["steps_seen_by"] == "page"
     assert told["time_namespace_shift_ns"] == hostclock.shift_ns()
     assert told["kernel"] is None or told["kernel"]["leap"] in ("none", "insert", "delete", "in progress", "occurred")
     assert told["kernel"] is None or told["kernel"]["tai_offset_s"] != 0
@@ -280,6 +281,50 @@ async def test_the_kernels_clocks_are_told_and_a_disturbed_raw_clock_begins_anew
     monkeypatch.setattr(hostclock, "suspended_ns", lambda: slept().shift(3_000_000_000))
     await until(lambda: b.node.raw_era == era + 2, "the sleep")
     await until(lambda: b.status()["offset_ns"] is not None, "a bound from after it")
+
+
+@pytest.mark.parametrize("where", ["a file", "this process"])
+async def test_a_step_of_a_virtual_clock_is_told_at_once(
+    short: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    monkeypatch.setattr(running, "TICK_S", 3600.0)
+    monkeypatch.setattr(running, "KNOT_PERIOD_NS", 3600 * 10**9)  # nobody looks: what is seen was told
+    page = VirtualPage.create(short / "page" if where == "a file" else None)
+    config = Config(
+        node=NodeConfig(name="v", runtime_dir=short / "v", state_dir=short),
+        mesh=MeshConfig(listen=None),
+        metrics=MetricsConfig(listen=None),
+    )
+    daemon = Daemon(config, VirtualClock(page))
+    async with daemon.running():
+        assert daemon.status()["clock"]["steps_seen_by"] == "page"
+        await asyncio.sleep(0)
+        for by_ns in (50 * MS, -80 * MS, 3_600_000 * MS):
+            era = daemon.status()["era"]
+            page.step_to(page.offset_ns + by_ns)
+            for _ in range(3):  # rounds of the loop: in each it asks which descriptors are ready
+                await asyncio.sleep(0)
+            assert daemon.status()["era"] == era + 1
+
+
+async def test_a_virtual_clock_that_can_not_be_watched_is_looked_at(
+    short: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(path: Path) -> None:
+        raise OSError(f"{path}: no inotify here")
+
+    monkeypatch.setattr(hostclock, "FileWatch", none)
+    page = VirtualPage.create(short / "page")
+    config = Config(
+        node=NodeConfig(name="v", runtime_dir=short / "v", state_dir=short),
+        mesh=MeshConfig(listen=None),
+        metrics=MetricsConfig(listen=None),
+    )
+    daemon = Daemon(config, VirtualClock(page))
+    async with daemon.running():
+        assert daemon.status()["clock"]["steps_seen_by"] == "polling"
+        page.step_to(5 * MS)
+        await until(lambda: daemon.status()["era"] == 2, "the step")
 
 
 async def test_the_hosts_clock_is_watched_by_the_kernel(short: Path) -> None:
