@@ -3,8 +3,8 @@
 A daemon runs in a kernel of its own (user-mode Linux, as in ``tests/daemon/own_kernel.py``); another process there sets
 the clock at odd moments. Measured from just before the call that sets it to the moment at which the first knot of the
 new era is in the shared memory: with the kernel telling (timerfd), with a virtual node's page (page), and by polling,
-which is what serves where nobody tells. Beside them, in the same loop, what it takes to wake up for a byte in a pipe: no notice can be
-faster than that.
+which is what serves where nobody tells. Beside them, in the same loop, what it takes to wake up for a byte in a pipe:
+no notice can be faster than that.
 
     python -m benchmarks.step_latency [STEPS]
 
