@@ -26,7 +26,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from benchmarks.daemon_cost import cpu_ns
 from skewd_pipeline import run
 from skewd_pipeline.children import Children
 from skewd_pipeline.collector import Collector
@@ -39,14 +38,16 @@ MODES = ("off", "tag", "rewrite")
 SEED = "idle"
 
 
-def slept(pid: int) -> int:
-    """How often the threads of a process went to sleep of their own accord."""
-    count = 0
-    for status in Path(f"/proc/{pid}/task").glob("*/status"):
+def threads(pid: int) -> dict[str, tuple[int, int]]:
+    """By thread, processor time in ns and how often it went to sleep of its own accord."""
+    found = {}
+    for task in Path(f"/proc/{pid}/task").iterdir():
         with contextlib.suppress(OSError):
-            line = next(line for line in status.read_text().splitlines() if line.startswith("voluntary_ctxt"))
-            count += int(line.split()[1])
-    return count
+            lines = (task / "status").read_text().splitlines()
+            sleeps = next(line for line in lines if line.startswith("voluntary_ctxt")).split()[1]
+            used = (task / "schedstat").read_text().split()[0]
+            found[f"{(task / 'comm').read_text().strip()} {task.name}"] = (int(used), int(sleeps))
+    return found
 
 
 def processes() -> dict[int, str]:
@@ -83,13 +84,23 @@ def name_of(words: list[str]) -> str:
     return text[:40]
 
 
-def measured(pids: dict[int, str]) -> dict[str, tuple[int, int]]:
-    """By name, processor time and sleeps so far; those that are gone are left out."""
+def measured(pids: dict[int, str], *, apart: bool) -> dict[str, tuple[int, int]]:
+    """By process (or by thread), processor time and sleeps so far; those that are gone are left out."""
     found = {}
     for pid, name in pids.items():
         with contextlib.suppress(OSError):
-            found[name] = (cpu_ns(pid), slept(pid))
+            each = threads(pid)
+            if apart:
+                found.update({f"{name}: {thread}": numbers for thread, numbers in each.items()})
+            else:
+                found[name] = (sum(cpu for cpu, _ in each.values()), sum(sleeps for _, sleeps in each.values()))
     return found
+
+
+def order(name: str) -> tuple[str, str]:
+    """Processes of a kind stand together."""
+    words = name.split(" ")
+    return (" ".join(words[1:]) if words[0] in STAGES else name, name)
 
 
 async def measure(options: argparse.Namespace) -> list[tuple[str, float, float, float]]:
@@ -137,14 +148,14 @@ async def measure(options: argparse.Namespace) -> list[tuple[str, float, float, 
         await nodes.connect(hops)
         await nodes.settled()
         pids = processes()
-        started = measured(pids)
+        started = measured(pids, apart=options.threads)
         print(f"all up and bounded after {time.monotonic() - began:.1f} s", file=sys.stderr)
         await asyncio.sleep(options.warm)
-        before, before_ns = measured(pids), time.monotonic_ns()
+        before, before_ns = measured(pids, apart=options.threads), time.monotonic_ns()
         await asyncio.sleep(options.seconds)
-        after, elapsed_s = measured(pids), (time.monotonic_ns() - before_ns) / 1e9
+        after, elapsed_s = measured(pids, apart=options.threads), (time.monotonic_ns() - before_ns) / 1e9
         rows = []
-        for name in sorted(after, key=lambda name: (name.split()[-1] if name.split()[0] in STAGES else name, name)):
+        for name in sorted(after.keys() & before.keys() & started.keys(), key=order):
             cpu, sleeps = (later - earlier for later, earlier in zip(after[name], before[name], strict=True))
             rows.append((name, started[name][0] / 1e6, cpu / 1e6 / elapsed_s, sleeps / elapsed_s))
         return rows
@@ -157,6 +168,7 @@ def main() -> int:
     parser.add_argument("--warm", type=float, default=5.0, help="seconds before that are not measured")
     parser.add_argument("--transports", default="zmq,kafka,aeron")
     parser.add_argument("--aeron-channel", default="ipc", choices=("ipc", "udp"))
+    parser.add_argument("--threads", action="store_true", help="a row for each thread")
     parser.add_argument("--kafka-bootstrap", help="a broker of one's own, 'mock' for librdkafka's")
     options = parser.parse_args()
     rows = asyncio.run(measure(options))
@@ -165,7 +177,7 @@ def main() -> int:
     for name, started_ms, ms_a_second, wakes in rows:
         print(f"| {name} | {started_ms:.0f} | {ms_a_second:.1f} | {wakes:.0f} |")
     totals = [sum(row[column] for row in rows) for column in (1, 2, 3)]
-    print(f"| all {len(rows)} | {totals[0]:.0f} | {totals[1]:.1f} | {totals[2]:.0f} |")
+    print(f"| all {len(rows)} rows | {totals[0]:.0f} | {totals[1]:.1f} | {totals[2]:.0f} |")
     return 0
 
 
