@@ -62,7 +62,7 @@ async def start(children: Children, directory: Path, given: Path | None, medium:
     """
     if given is None:
         where = directory / "aeron"
-        driver = await children.start("aeron-driver", ("-m", "skewd_pipeline.aeron_driver", str(where)))
+        driver = await children.start("aeron-driver", ("-m", "skewd_pipeline.aeron_driver", str(where), medium))
         version = str((await children.ready(driver))["version"])
     else:
         import pyaeron

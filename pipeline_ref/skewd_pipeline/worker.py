@@ -5,7 +5,8 @@ Two stamps deserve care, since one rule of violation rests on them: ``message.se
 is handed to the transport, ``message.received`` just after it was handed to us. So an edge's true gap is never
 negative, whatever the scheduler does. ``message.noted`` is what many programs do instead: stamped once the
 transport has taken the message, which on a busy machine may be after the receiver had it. While a stage has nothing
-to do it waits in the transport (``pump``), which also carries the clocks' conversation.
+to do it waits in the transport (``pump``), which also carries the clocks' conversation. Between cells it waits there
+for a command, and those ends that look for work of their own accord rest.
 
 | command | answer |
 | --- | --- |
@@ -22,8 +23,10 @@ counted and dropped, its span marked as an error.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
+import os
 import queue
 import sys
 import threading
@@ -41,10 +44,13 @@ from skewd_pipeline.items import digest_of
 from skewd_pipeline.spans import HOST_RAW, HOST_RAW_AFTER, HOST_RAW_SENT
 from skewd_pipeline.stage_orders import Cell, StageConfig
 from skewd_pipeline.telemetry import Telemetry
-from skewd_pipeline.transports import HopConfig, Inbox, Message, Outbox, open_inbox, open_outbox
+from skewd_pipeline.transports import HopConfig, Inbox, Message, Outbox, beside, open_inbox, open_outbox
 
-IDLE_S = 0.05
-"""How long a stage waits in the transport before it looks for a command."""
+LOOK_S = 0.05
+"""How long a stage waits for a message before it looks whether the cell is to be finished."""
+
+IDLE_S = 5.0
+"""How long it waits between cells in one go; a command ends the wait."""
 
 SWITCH_S = 0.0005
 """How long the exporters' threads may keep the interpreter from the one that carries messages. Python's usual 5 ms
@@ -71,6 +77,8 @@ class Commands:
     def __init__(self, *, reads: bool = True) -> None:
         self._queue: queue.Queue[dict[str, Any] | None] = queue.Queue(COMMANDS_MAX)
         self.finish = threading.Event()
+        self.bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        """A descriptor that becomes readable with each command that comes after :meth:`next` has found none."""
         if not reads:
             return
         threading.Thread(target=self._read, name="commands", daemon=True).start()
@@ -83,9 +91,13 @@ class Commands:
                 continue
             if command.get("do") == "finish":
                 self.finish.set()
-            self._queue.put(command)
+            self._put(command)
         self.finish.set()
-        self._queue.put(None)
+        self._put(None)
+
+    def _put(self, command: dict[str, Any] | None) -> None:
+        self._queue.put(command)
+        os.eventfd_write(self.bell, 1)
 
     def next(self, timeout_s: float) -> dict[str, Any] | None:
         """The next command.
@@ -93,7 +105,11 @@ class Commands:
         Raises:
             queue.Empty: none within ``timeout_s``.
         """
-        return self._queue.get(timeout=timeout_s) if timeout_s else self._queue.get_nowait()
+        if timeout_s:
+            return self._queue.get(timeout=timeout_s)
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self.bell)  # before looking: what comes after the look rings again
+        return self._queue.get_nowait()
 
 
 def say(event: str, **more: Any) -> None:
@@ -167,10 +183,11 @@ class Stage:
         while True:
             try:
                 idle = self._idle_end()
-                command = self._commands.next(0 if idle else 1.0)
+                command = self._commands.next(0 if idle else IDLE_S)
             except queue.Empty:
                 if idle is not None:
-                    idle.pump(IDLE_S)
+                    with beside.seldom():
+                        idle.pump(IDLE_S, until=self._commands.bell)
                 continue
             if command is None:
                 return
@@ -209,7 +226,8 @@ class Stage:
         Raises:
             TransportError: it cannot be.
         """
-        self._inboxes[hop.transport] = open_inbox(hop)
+        inbox = self._inboxes[hop.transport] = open_inbox(hop)
+        inbox.rest()
 
     def connect(self, hop: HopConfig) -> None:
         """Opens the outbox of a hop.
@@ -249,11 +267,18 @@ class Stage:
             TransportError: a hop is broken.
         """
         self._telemetry.use(cell.exporters)
+        inbox = self._inboxes.get(cell.transport)
+        if inbox is not None:
+            inbox.attend()
         # What start-up left behind need not be looked at again by the collector in the middle of a message.
         gc.collect()
         gc.freeze()
         armed(cell.name)
-        return self._produce(cell) if self.name == "producer" else self._follow(cell)
+        try:
+            return self._produce(cell) if self.name == "producer" else self._follow(cell)
+        finally:
+            if inbox is not None:
+                inbox.rest()
 
     def _stamp(self) -> int | None:
         """The time now as this application stamps it; None leaves it to the SDK, which reads the wall clock."""
@@ -312,7 +337,7 @@ class Stage:
         first_ns = last_ns = 0
         heard_ns = time.monotonic_ns()
         while received < cell.messages and not self._commands.finish.is_set():
-            message = inbox.receive(IDLE_S)
+            message = inbox.receive(LOOK_S)
             if message is None:
                 if cell.idle_limit_s is not None and time.monotonic_ns() - heard_ns > cell.idle_limit_s * 1e9:
                     break

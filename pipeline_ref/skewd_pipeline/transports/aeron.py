@@ -28,6 +28,7 @@ from the stream at most before they are asked for.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import select
 import threading
@@ -67,6 +68,9 @@ FRAGMENTS = 64
 READ_AHEAD = 64
 SEND_LIMIT_S = 30.0
 DRIVER_TIMEOUT_MS = 10_000
+# The client's own thread only keeps the driver informed that we live, and takes its answers when an end is opened.
+# Of itself it looks sixty times a second. (The client reads it from the environment, and the user's value stands.)
+os.environ.setdefault("AERON_CLIENT_IDLE_SLEEP_DURATION", "50ms")
 
 
 class _Group:
@@ -91,9 +95,11 @@ class _Group:
         """Takes what has arrived on any hop; how much that was."""
         return sum(end.read() for end in self.ends)
 
-    def sleep(self, seconds: float) -> bool:
-        """Wait; less, and true, when a daemon has something to say, which :meth:`turn` then takes."""
+    def sleep(self, seconds: float, until: int | None = None) -> bool:
+        """Wait; less, and true, when a daemon has something to say, which :meth:`turn` then takes, or ``until``."""
         readable = [end.daemon.socket.fileno() for end in self.ends if end.daemon is not None]
+        if until is not None:
+            readable.append(until)
         if readable:
             return bool(select.select(readable, [], [], seconds)[0])
         time.sleep(seconds)
@@ -260,8 +266,8 @@ class _End:
 
     # -- waiting and closing ------------------------------------------------------------------------------------
 
-    def pump(self, timeout_s: float, *, before_send: bool = False) -> None:
-        """Relay for ``timeout_s`` seconds, never less; work that arrives is kept."""
+    def pump(self, timeout_s: float, *, before_send: bool = False, until: int | None = None) -> None:
+        """Relay for ``timeout_s`` seconds, less only for ``until``; work that arrives is kept."""
         self.check()
         deadline = time.monotonic() + timeout_s
         asks = before_send and self._config.stamps and self.daemon is not None
@@ -278,7 +284,8 @@ class _End:
             wait_s = min(rest, self._group.nap_s(usual_s))
             if asks:
                 wait_s = min(wait_s, max(rest - STAMP_AHEAD_S, 0.0))
-            self._group.sleep(wait_s)
+            if self._group.sleep(wait_s, until) and until is not None and select.select([until], [], [], 0)[0]:
+                return
 
     def close(self) -> None:
         """Give everything back. What was sent is with the driver, which delivers it."""
@@ -326,6 +333,12 @@ class AeronInbox(_End):
     def address(self) -> str:
         """The channel."""
         return self._config.channel or ""
+
+    def rest(self) -> None:
+        """Nothing to do: half a second after the last message it looks seldom."""
+
+    def attend(self) -> None:
+        """Nothing to do: the first message is looked for every ``ASLEEP_S``."""
 
     def _arrived(self, message: Message) -> None:
         self.pending.append(message)

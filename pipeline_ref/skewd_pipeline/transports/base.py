@@ -80,8 +80,18 @@ class Inbox(Protocol):
             TransportError: the hop is broken, or this end is closed.
         """
 
-    def pump(self, timeout_s: float) -> None:
-        """Wait ``timeout_s`` seconds, never less, inside the transport; messages that arrive are kept."""
+    def pump(self, timeout_s: float, *, until: int | None = None) -> None:
+        """Wait ``timeout_s`` seconds inside the transport; messages that arrive are kept.
+
+        Args:
+            until: a descriptor; once it is readable, the wait is over. Without one it is never less than asked.
+        """
+
+    def rest(self) -> None:
+        """No work is expected until :meth:`attend`: an end that would look for it all the same may stop doing so."""
+
+    def attend(self) -> None:
+        """Work may come at any moment; it must not find this end asleep. An end that was just opened attends."""
 
     def close(self) -> None:
         """Give everything back. Messages not yet received here are lost. Closing twice is fine."""
@@ -109,11 +119,12 @@ class Outbox(Protocol):
             TransportError: something was not delivered.
         """
 
-    def pump(self, timeout_s: float, *, before_send: bool = False) -> None:
-        """Wait ``timeout_s`` seconds, never less, inside the transport.
+    def pump(self, timeout_s: float, *, before_send: bool = False, until: int | None = None) -> None:
+        """Wait ``timeout_s`` seconds inside the transport.
 
         Args:
             before_send: a message is sent right after it; a daemon's stamp for it is asked for in time.
+            until: a descriptor; once it is readable, the wait is over. Without one it is never less than asked.
         """
 
     def close(self) -> None:

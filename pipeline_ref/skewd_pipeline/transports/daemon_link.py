@@ -68,7 +68,8 @@ class DaemonLink:
         self._counters = counters
         self._relays = relays
         self._attach_frame = encode_attach(neighbour)
-        self._attach_at = 0.0
+        self.attach_at = 0.0
+        """When it is said again where this end leads."""
         self._attached = not relays
         self._to_daemon: deque[bytes] = deque(maxlen=CLOCK_QUEUE)
         self._stamp: bytes | None = None
@@ -88,12 +89,17 @@ class DaemonLink:
             self.socket.close()
             raise TransportError(f"hop {hop}: no daemon link at '{address}': {error}") from error
 
+    @property
+    def holds(self) -> bool:
+        """Whether there is something that the daemon did not take yet."""
+        return bool(self._to_daemon)
+
     def attach(self, now_s: float) -> None:
         """Say where this end leads, when that is due."""
-        if self._relays and now_s >= self._attach_at:
+        if self._relays and now_s >= self.attach_at:
             said = self._try_send(self._attach_frame)
             self._attached |= said
-            self._attach_at = now_s + (REATTACH_S if said else ATTACH_RETRY_S)
+            self.attach_at = now_s + (REATTACH_S if said else ATTACH_RETRY_S)
 
     def read(self) -> list[bytes]:
         """What the daemon wants carried to the neighbour, oldest first; a stamp is kept for the next work."""

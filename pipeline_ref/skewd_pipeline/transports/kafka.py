@@ -9,6 +9,9 @@ no group has to form, and it starts at an offset that is known before ``open_inb
 ``clients = "default"`` leaves librdkafka's own waits where they are (5 ms of linger, half a second of fetch, all
 acknowledgements): every hop is then milliseconds longer, and with it the skew at which an edge breaks.
 
+A consumer fetches whether anybody wants messages or not, which on a mock is a thousand empty fetches a second. So an
+inbox that is at ``rest`` pauses its partition, and ``attend`` returns once it fetches again.
+
 One topic per hop, made beforehand; only partition 0 is used. Headers are Kafka's own message headers.
 
 Limits: ``QUEUE_MESSAGES`` and ``QUEUE_KIB`` wait in the client at most; ``send`` blocks ``SEND_LIMIT_S`` for room, a
@@ -21,6 +24,7 @@ transports that the thread owns are turned as often: ``beside.py``.)
 
 from __future__ import annotations
 
+import select
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -52,8 +56,9 @@ OPEN_LIMIT_S = 15.0
 # Python sees a signal only between two calls into the client.
 SLICE_S = 0.2
 # A real broker answers a held fetch the moment a message comes, so a long hold costs nothing and a short one costs
-# both sides processor time (at 1 ms the broker alone took half a core). The mock answers when the time is over.
-FETCH_WAIT_MS = 20
+# both sides processor time (at 1 ms the broker alone took half a core, at 20 ms with four consumers a sixth). The mock
+# answers when the time is over.
+FETCH_WAIT_MS = 250
 MOCK_FETCH_WAIT_MS = 1
 MOCK_CLUSTER = "mockCluster"
 # What librdkafka does when nobody says anything, so that the plan and the tests can name it.
@@ -196,7 +201,7 @@ class KafkaInbox:
         assert config.bootstrap is not None, "HopConfig checked it"
         self._config = config
         self._counters: Counter[str] = Counter()
-        self._closed = False
+        self._closed = self._rests = False
         mock = _require_topic(AdminClient({**COMMON, "bootstrap.servers": config.bootstrap}), config)
         # The mock would hold each fetch for the whole half second of the default: then it would be all that is seen.
         usual_ms = MOCK_FETCH_WAIT_MS if mock else FETCH_WAIT_MS if config.clients == "latency" else None
@@ -205,7 +210,7 @@ class KafkaInbox:
             consumer_settings(config.bootstrap, config.fetch_wait_ms or usual_ms, config.clients)
         )
         try:
-            partition = ck.TopicPartition(config.topic, 0)
+            partition = self._partition = ck.TopicPartition(config.topic, 0)
             partition.offset = self._end_of(partition) if config.start_offset is None else config.start_offset
             self._consumer.assign([partition])
         except BaseException:
@@ -241,8 +246,7 @@ class KafkaInbox:
 
     def receive(self, timeout_s: float) -> Message | None:
         """The next message, or ``None`` after ``timeout_s`` seconds."""
-        if self._closed:
-            raise TransportError(f"hop {self._config.name}: this end is closed")
+        self.attend()
         deadline = time.monotonic() + timeout_s
         while True:
             rest = deadline - time.monotonic()
@@ -283,9 +287,29 @@ class KafkaInbox:
             return None
         return message
 
-    def pump(self, timeout_s: float) -> None:
+    def pump(self, timeout_s: float, *, until: int | None = None) -> None:
         """Wait; the client fetches meanwhile, in a thread of its own."""
-        _wait(timeout_s, self._stamps)
+        _wait(timeout_s, self._stamps, until)
+
+    def rest(self) -> None:
+        """Stop fetching; the next message is fetched after :meth:`attend`."""
+        if not self._rests and not self._closed:
+            self._consumer.pause([self._partition])
+            self._rests = True
+
+    def attend(self) -> None:
+        """Fetch again, if at rest.
+
+        Raises:
+            TransportError: this end is closed, or the broker does not answer.
+        """
+        if self._closed:
+            raise TransportError(f"hop {self._config.name}: this end is closed")
+        if self._rests:
+            self._consumer.resume([self._partition])
+            # The client's thread would notice within a second. A question to the broker wakes it now.
+            self._end_of(self._partition)
+            self._rests = False
 
     def close(self) -> None:
         """Leave the broker."""
@@ -388,15 +412,15 @@ class KafkaOutbox:
                 )
         self._raise_undelivered()
 
-    def pump(self, timeout_s: float, *, before_send: bool = False) -> None:
+    def pump(self, timeout_s: float, *, before_send: bool = False, until: int | None = None) -> None:
         """Wait, and learn what was delivered."""
         self._check()
         self._producer.poll(0)
         deadline = time.monotonic() + timeout_s
         if before_send and self._stamps.link is not None:
-            _wait(max(0.0, timeout_s - STAMP_AHEAD_S), self._stamps)
+            _wait(max(0.0, timeout_s - STAMP_AHEAD_S), self._stamps, until)
             self._stamps.link.ask_stamp(time.monotonic())
-        _wait(deadline - time.monotonic(), self._stamps)
+        _wait(deadline - time.monotonic(), self._stamps, until)
         self._producer.poll(0)
 
     def close(self) -> None:
@@ -412,12 +436,14 @@ class KafkaOutbox:
             self._producer.poll(0)
 
 
-def _wait(timeout_s: float, stamps: _Stamps) -> None:
-    """Waits, never less than asked, and turns what else this thread looks after."""
+def _wait(timeout_s: float, stamps: _Stamps, until: int | None) -> None:
+    """Waits, less than asked only for ``until``, and turns what else this thread looks after."""
     deadline = time.monotonic() + timeout_s
+    watched = [] if until is None else [until]
     beside.turn("kafka")
     while (rest := deadline - time.monotonic()) > 0:
-        time.sleep(beside.slice_of(rest, rest, "kafka"))
+        if select.select(watched, [], [], beside.slice_of(rest, rest, "kafka"))[0]:
+            return
         stamps.turn()
         beside.turn("kafka")
 

@@ -26,6 +26,7 @@ and trusted networks. A frame over the size limit costs its sender the connectio
 
 from __future__ import annotations
 
+import math
 import select
 import threading
 import time
@@ -61,7 +62,7 @@ READ_AHEAD = 64
 SEND_LIMIT_S = 30.0
 LINGER_S = 5.0
 TURN_S = 0.001
-# The longest wait in one poll: how late an attachment that is due, or a clock frame the hop had no room for, may be.
+# The longest wait in one poll while a clock frame waits that somebody had no room for: how late it may be.
 SLICE_S = 0.05
 # zmq_poll counts whole milliseconds; the rest of a pump below this is slept.
 POLL_GRAIN_S = 0.001
@@ -74,29 +75,50 @@ class _Group:
         self.poller = zmq.Poller()
         self.ends: list[_End] = []
         self.turned_at = 0.0
+        self._until: int | None = None
 
-    def wait(self, timeout_s: float, first: _End | None = None) -> None:
+    def watch(self, until: int | None) -> None:
+        """From now on a wait is over when this descriptor is readable, too; None: no longer."""
+        if self._until is not None:
+            self.poller.unregister(self._until)
+        if until is not None:
+            self.poller.register(until, zmq.POLLIN)
+        self._until = until
+
+    def wait(self, timeout_s: float, first: _End | None = None) -> bool:
         """Waits for anything at any end, at most ``timeout_s``, then lets each end relay what there is.
 
         ``first`` has its own hop read before the others are served; when that brings work, the rest waits for the
         next turn, since the caller has something better to do.
+
+        Returns:
+            whether the descriptor that is watched besides is readable.
         """
-        ready = dict(self.poller.poll(max(0, int(min(timeout_s, SLICE_S) * 1000))))
+        if timeout_s > 0:
+            now = time.monotonic()
+            due_s = min((end.due_s(now) for end in self.ends), default=math.inf)
+            timeout_s = min(timeout_s, max(due_s, POLL_GRAIN_S))
+        ready = dict(self.poller.poll(max(0, int(timeout_s * 1000))))
         now = time.monotonic()
         if first is not None and first.hop in ready:
             first.read_hop()
             if first.pending:
-                return
+                return False
         self.turned_at = now
         for end in self.ends:
             end.turn(ready, now)
+        return self._until is not None and self._until in ready
 
     def add(self, end: _End) -> None:
         """Turns this end with the others from now on."""
         for socket in end.sockets():
             self.poller.register(socket, zmq.POLLIN)
         self.ends.append(end)
-        beside.register("zmq", lambda: self.wait(0))
+        beside.register("zmq", self.turn)
+
+    def turn(self) -> None:
+        """One bounded round of relaying; never blocks."""
+        self.wait(0)
 
     def remove(self, end: _End) -> None:
         """Forgets an end that is being closed."""
@@ -191,6 +213,12 @@ class _End:
             self._counters["clock_to_neighbour"] += 1
         self.daemon.drain()
 
+    def due_s(self, now: float) -> float:
+        """How long this end may be left alone when nothing arrives."""
+        if self.daemon is None:
+            return math.inf
+        return SLICE_S if self._to_hop or self.daemon.holds else max(0.0, self.daemon.attach_at - now)
+
     def read_hop(self) -> None:
         """Takes what the hop has: work is kept for ``receive``, clock frames go to the daemon. Stops at limits."""
         for _ in range(FRAMES_PER_TURN):
@@ -241,9 +269,16 @@ class _End:
 
     # -- waiting and closing ------------------------------------------------------------------------------------
 
-    def pump(self, timeout_s: float, *, before_send: bool = False) -> None:
-        """Relay for ``timeout_s`` seconds, never less; work that arrives is kept."""
+    def pump(self, timeout_s: float, *, before_send: bool = False, until: int | None = None) -> None:
+        """Relay for ``timeout_s`` seconds, less only for ``until``; work that arrives is kept."""
         self.check()
+        self._group.watch(until)
+        try:
+            self._pump(timeout_s, before_send)
+        finally:
+            self._group.watch(None)
+
+    def _pump(self, timeout_s: float, before_send: bool) -> None:
         deadline = time.monotonic() + timeout_s
         stamp_at = deadline - STAMP_AHEAD_S if before_send and self._config.stamps else None
         self._group.wait(0)
@@ -257,7 +292,8 @@ class _End:
             if rest < POLL_GRAIN_S and stamp_at is None:
                 self._sleep(deadline)
             else:
-                self._group.wait(beside.slice_of(rest, rest, "zmq"))
+                if self._group.wait(beside.slice_of(rest, rest, "zmq")):
+                    return
             beside.turn("zmq")
         if stamp_at is not None:  # nothing to wait for: for the next one
             self._ask_stamp()
@@ -311,6 +347,12 @@ class ZmqInbox(_End):
     def address(self) -> str:
         """The endpoint this end is bound to, with its real port."""
         return self.hop.get_string(zmq.LAST_ENDPOINT)
+
+    def rest(self) -> None:
+        """Nothing to do: waiting for a socket costs nothing."""
+
+    def attend(self) -> None:
+        """Nothing to do: what arrives wakes whoever waits."""
 
     def receive(self, timeout_s: float) -> Message | None:
         """The next message, or ``None`` after ``timeout_s`` seconds; relays while it waits."""
