@@ -6,6 +6,9 @@ terminal's Ctrl-C reaches only the experiment, which then ends them in order), w
 own, says ``READY {...}`` on its output when it is, and every wait for one is a wait for the failure of all: the first
 that dies ends the waiting, with the tail of the log that explains it.
 
+What each costs is read from the kernel (:meth:`Children.processor_time_s`), so that a run can say how much of the
+machine its observers took from the observed.
+
 Limits: start-up ``START_LIMIT_S``; ``TERM_LIMIT_S`` from the request to end until SIGKILL; lines of output up to
 ``LINE_MAX`` bytes; of answers ``ANSWERS_MAX`` wait.
 """
@@ -17,12 +20,14 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
-START_LIMIT_S = 60.0
+START_LIMIT_S = 180.0
 TERM_LIMIT_S = 5.0
 LINE_MAX = 1 << 20
 ANSWERS_MAX = 1_000
@@ -39,8 +44,9 @@ class ChildFailed(RuntimeError):
 class Child:
     """One process. Made by :meth:`Children.start`."""
 
-    def __init__(self, name: str, process: asyncio.subprocess.Process, log: Path) -> None:
+    def __init__(self, name: str, process: asyncio.subprocess.Process, log: Path, used: _Used) -> None:
         self.name = name
+        self.used = used
         self.process = process
         self.log = log
         self.answers: asyncio.Queue[dict[str, Any]] = asyncio.Queue(ANSWERS_MAX)
@@ -104,6 +110,47 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     return kept
 
 
+@dataclass(slots=True)
+class _Used:
+    """A process's processor time, as last read."""
+
+    name: str
+    process: asyncio.subprocess.Process | subprocess.Popen[bytes]
+    seconds: float = 0.0
+
+    def read(self) -> None:
+        """Reads it again, unless the process was waited for: its number may be another's by now."""
+        if self.process.returncode is None:
+            # Between its end and our waiting for it the kernel keeps its times; once they are gone, the last ones stay.
+            with contextlib.suppress(OSError, IndexError, ValueError):
+                self.seconds = max(self.seconds, processor_time_s(self.process.pid))
+
+
+def processor_time_s(pid: int) -> float:
+    """User's and system's seconds of a process, and of those below it that it has waited for.
+
+    Raises:
+        OSError: there is no such process.
+    """
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(int(field) for field in fields[11:15]) / os.sysconf("SC_CLK_TCK")
+
+
+def _leash(niceness: int) -> tuple[str, ...]:
+    return (sys.executable, "-I", "-S", LEASH, str(os.getpid()), str(niceness))
+
+
+def _finish(process: subprocess.Popen[bytes], used: _Used) -> bytes:
+    """What it printed until its end; for a thread of its own, since it waits."""
+    assert process.stdout is not None
+    with process.stdout:
+        output = process.stdout.read()
+    _, status, resources = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    used.seconds = resources.ru_utime + resources.ru_stime
+    return output
+
+
 class Children:
     """All of them. Use as an asynchronous context manager: leaving it ends every one."""
 
@@ -111,6 +158,7 @@ class Children:
         self._logs = logs
         # Libraries drop things into the temporary directory; they go where the logs go.
         self._environment = environment({"TMPDIR": str(logs)})
+        self._used: list[_Used] = []
         self._children: list[Child] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._failure: asyncio.Future[ChildFailed] | None = None
@@ -132,8 +180,20 @@ class Children:
         """
         log = self._logs / f"{name}.log"
         with log.open("wb") as file:
-            process = await self._spawn(arguments, file, asyncio.subprocess.PIPE, niceness)
-        child = Child(name, process, log)
+            process = await asyncio.create_subprocess_exec(
+                *_leash(niceness),
+                sys.executable,
+                *arguments,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=file,
+                start_new_session=True,
+                env=self._environment,
+                limit=LINE_MAX,
+            )
+        used = _Used(name, process)
+        self._used.append(used)
+        child = Child(name, process, log, used)
         self._children.append(child)
         for coroutine in (self._listen(child), self._watch(child)):
             task = asyncio.create_task(coroutine)
@@ -153,33 +213,41 @@ class Children:
         """
         log = self._logs / f"{name}.log"
         with log.open("wb") as file:
-            process = await self._spawn(arguments, file, asyncio.subprocess.DEVNULL, 0)
+            # Not asyncio's: it throws away what the kernel says of a process when one waits for it.
+            process = subprocess.Popen(
+                [*_leash(0), sys.executable, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=file,
+                start_new_session=True,
+                env=self._environment,
+            )
+        used = _Used(name, process)
+        self._used.append(used)
+        running = asyncio.get_running_loop().run_in_executor(None, _finish, process, used)
         try:
-            output, _ = await self.unless_failed(asyncio.wait_for(process.communicate(), limit_s))
+            output = await self.unless_failed(asyncio.wait_for(asyncio.shield(running), limit_s))
         except TimeoutError:
             raise ChildFailed(f"{name} took longer than {limit_s:.0f} s{tail_of(log)}") from None
         finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
+            if not running.done():
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                await running
         assert process.returncode is not None, "it was waited for"
         return process.returncode, output.decode(errors="replace").strip()
 
-    async def _spawn(
-        self, arguments: Sequence[str], log: IO[bytes], stdin: int, niceness: int
-    ) -> asyncio.subprocess.Process:
-        leash = (sys.executable, "-I", "-S", LEASH, str(os.getpid()), str(niceness))
-        return await asyncio.create_subprocess_exec(
-            *leash,
-            sys.executable,
-            *arguments,
-            stdin=stdin,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=log,
-            start_new_session=True,
-            env=self._environment,
-            limit=LINE_MAX,
-        )
+    def processor_time_s(self) -> dict[str, float]:
+        """By name, the seconds of processor time of each process started so far, those that ended included.
+
+        Of one that was ended it is what it had taken when it was asked to; of one that died, what was last read.
+        Processes of one name are taken together.
+        """
+        found: dict[str, float] = {}
+        for used in self._used:
+            used.read()
+            found[used.name] = found.get(used.name, 0.0) + used.seconds
+        return found
 
     async def ready(self, child: Child, limit_s: float = START_LIMIT_S) -> dict[str, Any]:
         """What it said with READY.
@@ -219,6 +287,7 @@ class Children:
             except ValueError:  # a longer line than LINE_MAX: nothing of ours
                 continue
             if not line:
+                child.used.read()
                 return
             text = line.decode(errors="replace").strip()
             try:
@@ -239,6 +308,7 @@ class Children:
         """Ends these, which have nothing to put in order."""
         for child in children:
             child.ending = True
+            child.used.read()
             child.signal(signal.SIGKILL)
         for child in children:
             await child.process.wait()
@@ -249,6 +319,7 @@ class Children:
         children, self._children = self._children, []
         for child in children:
             child.ending = True
+            child.used.read()
         # The newest first: stages before the sidecars they export to, sidecars before the daemons they read.
         for child in reversed(children):
             if child.process.stdin is not None:

@@ -92,6 +92,30 @@ async def test_a_short_program_is_run_to_its_end(tmp_path: Path) -> None:
             await children.once("long", ("-c", "import time\ntime.sleep(600)"), 0.5)
 
 
+BURN = "import time\nwhile time.process_time() < 0.3: pass\n"
+BELOW = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {BURN!r}])\n"
+
+
+async def test_what_each_process_took_is_known_also_of_those_that_ended(tmp_path: Path) -> None:
+    async with Children(tmp_path) as children:
+        await children.once("short", ("-c", BURN), 60)
+        await children.once("short", ("-c", BURN), 60)
+        busy = await children.start("busy", ("-c", BELOW + "print('READY {}', flush=True)\n" + ECHO))
+        await children.ready(busy)
+        burner = await children.start("burner", ("-c", BURN + STUBBORN))
+        await children.ready(burner)
+        running = children.processor_time_s()
+        await children.end([burner])
+        ended = children.processor_time_s()
+    stopped = children.processor_time_s()
+    assert running.keys() == {"short", "busy", "burner"}
+    assert running["short"] > 0.55, "two of that name"
+    assert running["busy"] > 0.25, "what it has waited for counts"
+    assert running["burner"] > 0.25
+    for later in (ended, stopped):
+        assert all(later[name] >= seconds for name, seconds in running.items())
+
+
 def test_children_do_not_inherit_settings_that_would_redirect_them(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OTEL_EXPORTER_OTLP_ENDPOINT", "SKEWD_MESH__LISTEN", "http_proxy", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "elsewhere")
