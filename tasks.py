@@ -31,7 +31,7 @@ COMMANDS = {
     "simulate-mesh": (["python", "-m", "tests.mesh.campaign"],
                       "meshes of up to a thousand members, a thousand attempts of liars; writes docs/reports/mesh.md"),
     "experiment": (["python", "-m", "benchmarks.experiment"],
-                   "the experiment's every run, an hour on an idle machine; writes docs/reports/experiment.md"),
+                   "the experiment's every run, half an hour; writes docs/reports/experiment.md"),
     "bench": (["python", "-m", "benchmarks.sidecar.compare"],
               "the sidecar against an OpenTelemetry Collector (built once, with Go); writes docs/reports/sidecar.md"),
     "test-neighbours": (["python", "-m", "tests.sidecar.neighbours"],
@@ -92,7 +92,9 @@ def main(argv: list[str]) -> int:
         if name == "lint" and not arguments:
             arguments = ["."]
         if name == "wheel":
-            native.wheel(os.path.join(ROOT, "dist"))
+            failed = native.wheel(os.path.join(ROOT, "dist"))
+            why = failed and "no wheel; " + environment.first_line(failed)
+            say("skewd-native: " + (why or "its wheel is in dist"))
         become(*COMMANDS[name][0], *arguments)
     return 0
 

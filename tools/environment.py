@@ -26,6 +26,8 @@ VENV = os.path.join(ROOT, ".venv")
 PYTHON = os.path.join(VENV, "bin", "python")
 STAMP = os.path.join(VENV, "skewd-setup.json")
 PINS = os.path.join(ROOT, "requirements", "all.txt")
+OURS = [os.path.join(ROOT, *path) for path in (("skewd",), ("sidecar", "skewd_sidecar"),
+                                               ("pipeline_ref", "skewd_pipeline"))]  # fmt: skip
 LOG = os.path.join(BUILD, "setup-packages.log")
 
 MINORS = (14, 13, 12, 11)
@@ -36,6 +38,7 @@ import sys, sysconfig
 fits = sys.version_info[0] == 3 and sys.version_info[1] in %r and sys.implementation.name == "cpython"
 print("3.%%d" %% sys.version_info[1] if fits and not sysconfig.get_config_var("Py_GIL_DISABLED") else "")
 """ % (MINORS,)
+SELDOM_IMPORTED = r"/(tests?|pip|mypy|mypyc|fontTools|lexers|transformers)/"
 # How a user tells pip where packages come from: uv would not listen.
 PIP_SOURCES = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS", "PIP_NO_INDEX", "PIP_CONFIG_FILE")
 
@@ -75,8 +78,10 @@ def interpreters(environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
         for folder in folders:
             path = os.path.join(folder, "python3.%d" % minor)
             real = os.path.realpath(path)
-            if os.path.dirname(folder) != VENV and real not in seen and os.path.isfile(path):
-                seen.add(real)
+            if os.path.basename(real) == os.path.basename(path):
+                path = real  # an environment, whose python is a link, may go away; a shim's link leads to its manager
+            if path not in seen and os.path.isfile(path):
+                seen.add(path)
                 if version(path) == "3.%d" % minor:
                     yield path, "3.%d" % minor
 
@@ -142,10 +147,10 @@ def without_wheel(output: str) -> list[str]:
 def steps(uv: str | None, python: str) -> list[list[str]]:
     """The commands that make ``.venv``, put every pinned package into it, and then skewd itself."""
     make = [python, "-I", "-m", "venv", VENV]
-    install = [PYTHON, "-I", "-m", "pip", "install"]
+    install = [PYTHON, "-I", "-m", "pip", "install", "--no-compile"]
     if uv:
         make = [uv, "venv", "--quiet", "--no-project", "--allow-existing", "--python", python, VENV]
-        install = [uv, "pip", "install", "--python", PYTHON, "--compile-bytecode"]
+        install = [uv, "pip", "install", "--python", PYTHON]
     # Every package is pinned, so there is nothing to resolve; `--require-hashes` would refuse `-e`.
     pinned = [*install, "--no-deps", "--only-binary", ":all:", "--require-hashes", "-r", PINS]
     return [make, pinned, [*install, "--no-deps", "--no-build-isolation", "-e", ROOT]]
@@ -172,6 +177,7 @@ def make(asked: str) -> None:
     """A new ``.venv`` with every pinned package and skewd, from the newest interpreter that has a wheel for each."""
     why: dict[str, str] = {}
     lacking = set()
+    open(LOG, "w").close()
     for python, minor in chosen(asked):
         for uv in installers():
             if minor in lacking:
@@ -185,6 +191,10 @@ def make(asked: str) -> None:
                 if output is not None:
                     break
             else:
+                # Half of the bytecode that pip would make: a quarter of a minute. A failure costs time later, no more.
+                # Of our own modules, too: where PYTHONDONTWRITEBYTECODE is set, nobody would do it later, and the two
+                # dozen processes of a demo would each compile them at their start.
+                run([PYTHON, "-I", "-m", "compileall", "-q", "-x", SELDOM_IMPORTED, os.path.join(VENV, "lib"), *OURS])
                 return
             missing = without_wheel(output)
             if missing:

@@ -38,7 +38,9 @@ def install() -> None:
 
 
 def wheel(out: str) -> str | None:
-    """Build the wheel into ``out``; what maturin printed if it failed."""
+    """Build the wheel into ``out``; why not, if not."""
+    if shutil.which("cargo") is None:
+        return "cargo is not here"
     maturin = os.path.join(VENV, "bin", "maturin")
     return run([maturin, "build", "--release", "--manifest-path", MANIFEST, "--interpreter", PYTHON, "--target-dir",
                 TARGET, "--out", out], os.path.join(BUILD, "wheel.log"))  # fmt: skip

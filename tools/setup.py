@@ -112,11 +112,21 @@ def finish(part: str, process: subprocess.Popen[bytes] | None) -> bool:
     return False
 
 
+def end(process: subprocess.Popen[bytes]) -> None:
+    # Not killed at once: what fetches the jars has Maven to end, which is in a session of its own.
+    for number, limit_s in ((signal.SIGTERM, 5.0), (signal.SIGKILL, None)):
+        os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(limit_s)
+            return
+
+
 def setup(again: bool = False) -> None:
     """Make what is due, and nothing where nothing is; ``again``: what failed before, too."""
     if not compare(again)[1]:
         return
     os.makedirs(BUILD, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the parts are ended, too
     running: dict[str, subprocess.Popen[bytes] | None] = {}
     with open(os.path.join(BUILD, "setup.lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # `make -j lint types` sets up twice at once: the second finds it done
@@ -133,8 +143,7 @@ def setup(again: bool = False) -> None:
         finally:
             for process in running.values():
                 if process is not None and process.poll() is None:
-                    os.killpg(process.pid, signal.SIGKILL)
-                    process.wait()
+                    end(process)
         failed.update((part, tools) for part, tools in made.get("failed", {}).items() if part not in todo)
         with open(STAMP, "w", encoding="utf-8") as file:
             json.dump({**made, **todo, "failed": failed, "asked": asked,

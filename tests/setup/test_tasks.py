@@ -59,7 +59,7 @@ class Checkout:
         folder = self.home / "tools"
         if not folder.exists():
             folder.mkdir()
-            for name in ("cat", "chmod", "ls", "mkdir", "sleep", "touch"):
+            for name in ("cat", "chmod", "ls", "mkdir", "seq", "sleep", "touch"):
                 (folder / name).symlink_to(str(shutil.which(name)))
         return folder
 
@@ -75,6 +75,7 @@ class Checkout:
             self.home / f"inside-{path.parent.parent.name}-{version}",
             f"""case "$*" in
   *" -c "*) echo {version} ;;
+  *" compileall "*) echo "$*" > "{self.home}/compiled" ;;
   *" pip "*) echo "{version} pip $*" >> "{self.home}/calls"; {pip or ":"} ;;
   *) echo "$*" >> "{self.home}/calls" ;;
 esac
@@ -156,11 +157,23 @@ def test_the_newest_that_runs_is_taken_past_broken_shims_and_others_builds(check
     checkout.python("3.12")
     newest = checkout.python("3.13", folder=pyenv / "versions" / "3.13.9" / "bin")
     checkout.python("3.11", folder=checkout.home / ".pyenv" / "versions" / "3.11.1" / "bin")
-    path = f"{pyenv / 'shims'}:{checkout.bin}:{checkout.shell_tools()}"
+    activated = checkout.home / "venv" / "bin"
+    activated.mkdir(parents=True)
+    (activated / "python3.13").symlink_to(newest)
+    path = f"{activated}:{pyenv / 'shims'}:{checkout.bin}:{checkout.shell_tools()}"
     done = checkout.run("setup", PATH=path)
     assert done.returncode == 0, done.stderr
     assert f"Python 3.13 ({newest})" in done.stdout
     assert "ready: .venv has Python 3.13" in done.stdout
+    assert checkout.installed() == ["3.13 venv", "3.13 pins", "3.13 project"]
+
+
+def test_a_shim_that_is_a_link_to_its_manager_is_run_by_its_own_name(checkout: Checkout) -> None:
+    manager = checkout.python("3.13", folder=checkout.home / "manager").rename(checkout.home / "manager" / "manage")
+    text = manager.read_text().replace("#!/bin/sh", '#!/bin/sh\ncase "$0" in *python3.13) ;; *) exit 64 ;; esac')
+    manager.write_text(text)
+    (checkout.bin / "python3.13").symlink_to(manager)
+    assert checkout.run("setup").returncode == 0
     assert checkout.installed() == ["3.13 venv", "3.13 pins", "3.13 project"]
 
 
@@ -272,6 +285,14 @@ def test_only_wheels_with_their_hashes_are_installed_and_then_skewd_without_isol
     assert project.endswith(f"--no-deps --no-build-isolation -e {checkout.root}")
 
 
+def test_our_own_modules_are_compiled_too(checkout: Checkout) -> None:
+    checkout.python("3.12")
+    assert checkout.run("setup").returncode == 0
+    compiled = (checkout.home / "compiled").read_text().split()
+    ours = ("skewd", "sidecar/skewd_sidecar", "pipeline_ref/skewd_pipeline")
+    assert {str(checkout.root / folder) for folder in ours} <= set(compiled)
+
+
 def test_uv_installs_where_it_is_unless_pip_was_told_where_packages_are(checkout: Checkout) -> None:
     checkout.python("3.13")
     checkout.uv()
@@ -343,8 +364,10 @@ def test_an_environment_that_someone_else_made_is_left_alone(checkout: Checkout,
 
 def test_the_parts_are_made_side_by_side(checkout: Checkout) -> None:
     # Each waits until the two others have begun.
-    wait = f"""touch "{checkout.home}/began-$$"
-while set -- "{checkout.home}"/began-*; [ $# -lt 3 ]; do sleep 0.02; done"""
+    wait = f"""touch "{checkout.home}/began-$$"; tries=0
+while set -- "{checkout.home}"/began-*; [ $# -lt 3 ]; do
+  tries=$((tries + 1)); [ $tries -lt 3000 ] || exit 1; sleep 0.02
+done"""
     checkout.python("3.13", pip=f'case "$*" in *require*) {wait};; esac')
     checkout.cargo(f"""({wait})
 mkdir -p "{checkout.root}/build/native/target/release"
@@ -356,11 +379,18 @@ touch "{checkout.root}/build/native/target/release/libskewd_native.so" """)
 
 
 def test_a_failure_of_the_packages_ends_the_other_parts(checkout: Checkout) -> None:
-    checkout.cargo(f'echo $$ > "{checkout.home}/pid.new"; touch "{checkout.home}/pid"; exec sleep 600')
-    checkout.python("3.13", pip=f'while [ ! -e "{checkout.home}/pid" ]; do sleep 0.02; done; exit 1')
-    assert checkout.run("setup", SKEWD_NO_NATIVE="").returncode == 1
-    with pytest.raises(ProcessLookupError):
-        os.kill(int((checkout.home / "pid.new").read_text()), 0)
+    on = {"SKEWD_NO_NATIVE": "", "SKEWD_NO_KAFKA_BROKER": ""}
+    runs = f'echo $$ > "{checkout.home}/pid-$$.new"; touch "{checkout.home}/began-$$"; exec sleep 170'
+    checkout.cargo(runs)
+    checkout.maven(runs)
+    begun = f'set -- "{checkout.home}"/began-*; [ $# -ge 2 ] || sleep 0.02'
+    checkout.python("3.13", pip=f"for _ in $(seq 3000); do {begun}; done; exit 1")
+    assert checkout.run("setup", **on).returncode == 1
+    pids = [int(path.read_text()) for path in checkout.home.glob("pid-*")]
+    assert len(pids) == 2
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
 
 
 def test_the_native_kernel_is_built_once_for_each_change_of_it(checkout: Checkout) -> None:
@@ -391,7 +421,10 @@ def test_what_the_machine_lacks_is_one_line_each_and_made_once_it_is_there(check
     assert "java" in kafka
     assert "mvn" in kafka
     assert "mock" in kafka
-    assert lines_with("left out", checkout.run("wheel", **on)) == [], "said once"
+    done = checkout.run("wheel", **on)
+    assert lines_with("left out", done) == [], "said once"
+    assert lines_with("no wheel; cargo is not here", done)
+    assert "hatchling build -t wheel -d dist" in checkout.calls()[-1]
     checkout.calls()
     checkout.cargo()
     checkout.maven()

@@ -71,7 +71,7 @@ def test_the_heavy_packages_are_extras(metadata: Message) -> None:
     core = [line.partition(";")[0].strip() for line in metadata.get_all("Requires-Dist", []) if "extra" not in line]
     assert "typer" in core
     assert "grpcio" in core
-    assert not {"confluent-kafka", "magika", "matplotlib", "opentelemetry-sdk", "pyzmq"} & set(core)
+    assert not {"confluent-kafka", "magika", "opentelemetry-sdk", "pyzmq"} & set(core)
 
 
 def test_it_installs_the_command(wheel: Path) -> None:
