@@ -68,9 +68,9 @@ def pytest_collection_modifyitems(items: Iterable[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.xdist_group("real_kafka"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def mock_broker() -> Iterator[Broker]:
-    """librdkafka's mock: no broker, and enough for the protocol."""
+    """librdkafka's mock: no broker, and enough for the protocol. It never rests, so it ends with its module."""
     from skewd_pipeline.kafka_broker import open_broker
 
     with open_broker(prefer="mock") as broker:

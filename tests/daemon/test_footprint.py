@@ -149,8 +149,10 @@ def test_a_sidecar_loads_no_command_framework_and_no_library_of_a_protocol_it_sp
         assert sidecar.wait(LIMIT_S) == 0
         sidecar.stdout.close() if sidecar.stdout else None
     assert ready.startswith("READY "), (tmp_path / "stderr").read_text()
-    found = loaded((tmp_path / "stderr").read_text())
-    assert {"skewd_sidecar.receive.http_native", f"skewd_sidecar.forward.{onward}_native", "skewd_native"} <= found
+    said = (tmp_path / "stderr").read_text()
+    found = loaded(said)
+    assert {"skewd_sidecar.receive.http_native", f"skewd_sidecar.forward.{onward}_native"} <= found
+    assert "kernel=native" in said
     unused = FRAMEWORKS - {"skewd_sidecar"} | {"skewd.commands", "skewd.daemon", "aiohttp", "prometheus_client"}
     assert found & (unused | {"confluent_kafka", "psutil", "tomllib"}) == set()
 

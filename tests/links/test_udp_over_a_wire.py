@@ -87,8 +87,8 @@ def test_kernel_stamps_at_both_ends_are_true_and_narrower_than_user_space_s(
     kernel = measure(wire, tmp_path, hosts, "kernel")
     user = measure(wire, tmp_path, hosts, "user")
     for name in ("kernel_stamped", "kernel_sent", "sharpened"):
-        # Almost each message; a busy machine may have had some read too late to be used.
-        assert kernel.counters[name] >= EXCHANGES * 2 // 3, (name, kernel.counters)
+        # Almost each message; a busy machine may have had many read too late to be used.
+        assert kernel.counters[name] >= SETTLED, (name, kernel.counters)
         assert user.counters[name] == 0
     assert kernel.counters["kernel_gave_none"] == 0
     widths = [statistics.median(run.widths_ns) for run in (kernel, user)]

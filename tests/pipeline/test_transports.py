@@ -3,8 +3,10 @@ Aeron over shared memory and over UDP where its binding is."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
+import os
 import re
 import sys
 import threading
@@ -144,6 +146,68 @@ def test_pumping_lasts_as_long_as_was_asked_and_keeps_what_arrives(ends: tuple[I
     message = inbox.receive(LIMIT_S)
     assert message is not None
     assert message.body == b"kept"
+
+
+def test_a_wait_is_over_once_a_descriptor_is_readable(ends: tuple[Inbox, Outbox]) -> None:
+    inbox, outbox = ends
+    outbox.send(Message({}, b"kept"))
+    for end in (outbox, inbox):
+        until = os.eventfd(0)
+        ring = threading.Timer(0.05, os.eventfd_write, (until, 1))
+        ring.start()
+        end.pump(3600, until=until)
+        assert os.eventfd_read(until) == 1, "it waited for that"
+        end.pump(0.001)  # the descriptor is watched no longer
+        ring.join()
+        os.close(until)
+    message = inbox.receive(LIMIT_S)
+    assert message is not None
+    assert message.body == b"kept"
+
+
+def test_an_inbox_that_rested_has_all_that_was_sent(ends: tuple[Inbox, Outbox]) -> None:
+    inbox, outbox = ends
+    for number in range(6):
+        inbox.rest()
+        inbox.rest()
+        outbox.send(Message({"number": str(number)}, b"x"))
+        outbox.flush()
+        if number % 2:
+            inbox.attend()
+            inbox.attend()
+        message = inbox.receive(LIMIT_S)  # attends by itself, too
+        assert message is not None
+        assert message.headers == {"number": str(number)}
+
+
+def test_a_kafka_inbox_at_rest_fetches_nothing(mock_broker: Broker) -> None:
+    topic = f"hop-{uuid.uuid4().hex}"
+    mock_broker.create_topics([topic])
+    config = HopConfig("kafka", "a", "b", bootstrap=mock_broker.bootstrap, topic=topic)
+    inbox = open_inbox(config)
+    outbox = open_outbox(config)
+    outbox.send(Message({}, b"first"))
+    assert inbox.receive(LIMIT_S) is not None
+
+    def sleeps() -> int:
+        told = []
+        for path in Path("/proc/self/task").glob("*/status"):
+            with contextlib.suppress(OSError):  # a thread that has just ended
+                told.append(path.read_text())
+        return sum(int(text.rpartition("\nvoluntary_ctxt_switches:")[2].split()[0]) for text in told)
+
+    def client_wakes(seconds: float) -> int:
+        """How often the client's threads slept: a mock answers a fetch after a millisecond, and the next is sent."""
+        before = sleeps()
+        inbox.pump(seconds)
+        return sleeps() - before
+
+    awake = client_wakes(1.0)
+    inbox.rest()
+    inbox.pump(0.1)
+    assert client_wakes(1.0) < awake / 2
+    inbox.close()
+    outbox.close()
 
 
 @pytest.mark.parametrize(
