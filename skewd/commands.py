@@ -7,10 +7,13 @@ words become settings, settings go to the part, and what it refuses is said in o
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
+import signal
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -160,18 +163,25 @@ def status(
         text, code = screen()
         (sys.stdout if code == 0 else sys.stderr).write(text if code == 0 else f"skewd: {text}")
         return code
-    try:
+    # Not as an exception, which is lost when it comes within a destructor; a second Ctrl-C is one.
+    ended = threading.Event()
+
+    def end(_number: int, _frame: object) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        ended.set()
+
+    signal.signal(signal.SIGINT, end)
+    with contextlib.suppress(KeyboardInterrupt):
         if form == "plain" and sys.stdout.isatty():
             from skewd.watch import watch as watch_on_terminal
 
-            watch_on_terminal(lambda: screen()[0], WATCH_INTERVAL_S)
-        while True:
+            watch_on_terminal(lambda: screen()[0], WATCH_INTERVAL_S, ended)
+        while not ended.is_set():
             text, code = screen()
             (sys.stdout if code == 0 else sys.stderr).write(text)
             sys.stdout.flush()
-            time.sleep(WATCH_INTERVAL_S)
-    except KeyboardInterrupt:
-        return 0
+            ended.wait(WATCH_INTERVAL_S)
+    return 0
 
 
 _FORMS = ("plain", "json", "prometheus")
@@ -462,7 +472,10 @@ def experiment_run(
     skews: Annotated[
         str | None,
         typer.Option(
-            "--skews", "--skew", metavar="LIST", help="Milliseconds (0,1,2.5) or units; default 0,1,2,3,4,5,7,10."
+            "--skews",
+            "--skew",
+            metavar="LIST",
+            help="Milliseconds (0,1,2.5) or units; default 0,3,5,10, the predicted median, one far beyond.",
         ),
     ] = None,
     stage: Annotated[str, typer.Option(metavar="STAGE", help="The stage whose clock is skewed.")] = "inference",
@@ -475,12 +488,13 @@ def experiment_run(
         str | None, typer.Option("--modes", "--mode", metavar="LIST", help="off,tag,rewrite; default all.")
     ] = None,
     messages: Annotated[int | None, typer.Option(metavar="N", help="Messages in each cell.")] = None,
-    rate: Annotated[float | None, typer.Option(metavar="N", help="Messages offered per second.")] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(metavar="N", help="Messages offered per second; at most, and by default, 40 % of the capacity."),
+    ] = None,
     rounds: Annotated[
         int | None,
-        typer.Option(
-            metavar="N", help="Run each cell in N blocks, turn about; default: blocks of 50 from 500 messages on."
-        ),
+        typer.Option(metavar="N", help="Run each cell in N blocks, turn about; default: blocks of some 50 messages."),
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="The same seed gives the same schedule of work.")] = 1,
     reference: Annotated[
@@ -488,10 +502,17 @@ def experiment_run(
         typer.Option(metavar="STAGE", help="The unskewed stage that is the reference; default the producer."),
     ] = None,
     service_floor: Annotated[
-        str, typer.Option(metavar="D", help="Each stage's work lasts at least this long; 0ms for none.")
-    ] = "3.5ms",
-    floors: Annotated[
-        str | None, typer.Option(metavar="LIST", help="Other floors to run every skew at too: 0ms,2ms,8ms.")
+        str,
+        typer.Option(metavar="D", help="Each stage's work lasts at least this long; auto puts the median gap at 4 ms."),
+    ] = "auto",
+    max_age: Annotated[
+        str | None, typer.Option(metavar="D", help="The skewed stage drops messages older than this by its own clock.")
+    ] = None,
+    stamp_offset: Annotated[
+        str, typer.Option(metavar="D", help="Added to the skewed stage's own stamps; its clock is left as it is.")
+    ] = "0ms",
+    loads: Annotated[
+        str | None, typer.Option(metavar="LIST", help="Also at these shares of the capacity, at 5 ms: 0.2,0.5,0.9.")
     ] = None,
     overload: Annotated[
         bool, typer.Option("--overload", help="Also with synchronized clocks on an overloaded CPU.")
@@ -530,15 +551,15 @@ def experiment_run(
     """Skew one stage's clock, step by step, and see what breaks with and without the sidecar."""
     from skewd_pipeline.options import (
         DIRECTIONS,
-        LONG_RUN_MESSAGES,
         MODES,
         STAGES,
         TRANSPORTS,
         ExperimentOptions,
         default_reference,
         parse_drift_ppb,
-        parse_floors,
+        parse_loads,
         parse_names,
+        parse_service_floor_ns,
         parse_skews,
     )
 
@@ -548,13 +569,15 @@ def experiment_run(
             given["skews_ms"] = parse_skews(skews)
         if transports is not None:
             given["transports"] = parse_names("--transports", transports, TRANSPORTS)
-        if floors is not None:
-            given["floors_ns"] = parse_floors(floors)
+        if loads is not None:
+            given["loads"] = parse_loads(loads)
+        if max_age is not None:
+            given["max_age_ns"] = _duration("--max-age", max_age)
         if duration is not None:
             given["duration_ns"] = _duration("--duration", duration)
             # A long run needs one synchronized cell to be predicted by; a sweep beside it is run if asked for.
             if "skews_ms" not in given:
-                given |= {"skews_ms": (0.0,), "messages": LONG_RUN_MESSAGES}
+                given["skews_ms"] = (0.0,)
         if modes is not None:
             given["modes"] = parse_names("--modes", modes, MODES)
         numbers = (("messages", messages), ("rate", rate), ("rounds", rounds))
@@ -566,7 +589,8 @@ def experiment_run(
             # Of a stage or direction that does not exist, the options say so.
             reference=reference
             or (default_reference(stage, direction) if stage in STAGES and direction in DIRECTIONS else STAGES[0]),
-            service_floor_ns=_duration("--service-floor", service_floor),
+            service_floor_ns=parse_service_floor_ns(service_floor),
+            stamp_offset_ns=_duration("--stamp-offset", stamp_offset),
             overload=overload,
             drift_ppb=parse_drift_ppb(drift),
             simulated=simulated,
@@ -618,10 +642,10 @@ def experiment_report(
         Path | None, typer.Option(metavar="FILE", help="The page to write; default report.html beside the first.")
     ] = None,
     exports: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Every table as CSV and every picture as PNG go there.")
+        Path | None, typer.Option(metavar="DIR", help="Every table as CSV and every picture as SVG go there.")
     ] = None,
 ) -> int:
-    """Make one HTML page of what runs left behind, and with --exports every table as CSV and picture as PNG."""
+    """Make one HTML page of what runs left behind, and with --exports every table as CSV and picture as SVG."""
     try:
         from skewd_pipeline import report
     except ModuleNotFoundError as error:

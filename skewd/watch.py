@@ -8,7 +8,7 @@ Limits: a terminal that is too low shows the beginning, which says how this node
 
 from __future__ import annotations
 
-import time
+import threading
 from collections.abc import Callable
 
 from rich.console import Console
@@ -39,9 +39,10 @@ def styled(screen: str) -> Text:
     return text
 
 
-def watch(screen: Callable[[], str], interval_s: float, console: Console | None = None) -> None:
-    """Shows the screen anew each interval, until interrupted (KeyboardInterrupt comes out)."""
+def watch(
+    screen: Callable[[], str], interval_s: float, ended: threading.Event, console: Console | None = None
+) -> None:
+    """Shows the screen anew each interval, until ``ended``."""
     with Live(styled(screen()), console=console, screen=True, auto_refresh=False, vertical_overflow="crop") as live:
-        while True:
-            time.sleep(interval_s)
+        while not ended.wait(interval_s):
             live.update(styled(screen()), refresh=True)

@@ -2,8 +2,9 @@
 
 This file is the front: it must answer within a moment, so nothing heavy is imported before the plan is on the
 screen. It also owns the ending. Ctrl-C and SIGTERM cancel the run, which ends every process and removes every file it
-made; a process that fails ends it with the tail of its log. ``main`` returns 0 when every claim that could be judged
-holds, 1 when one does not or something failed, 128 + n after signal n.
+made; a process that fails ends it with the tail of its log. ``main`` returns 0 when every claim that must
+hold does, 1 when one does not or something failed, 3 when the machine was too busy to judge one, 128 + n after signal
+n.
 
 Limits: one run per output directory at a time; results are written whole or not at all.
 """
@@ -19,8 +20,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from skewd_pipeline.options import ExperimentOptions
-from skewd_pipeline.plan import Group, cells_of, plan, seconds, with_demo
+from skewd_pipeline.options import ExperimentOptions, as_run
+from skewd_pipeline.plan import seconds
 
 if TYPE_CHECKING:
     from skewd_pipeline.display import Display
@@ -32,7 +33,7 @@ REPORT = "report.html"
 
 def main(options: ExperimentOptions) -> int:
     """Runs the experiment; the exit code."""
-    options = with_demo(options)
+    options = as_run(options)
     if options.simulated:
         return _simulated(options)
     runnable, missing = possible(options.transports)
@@ -41,69 +42,54 @@ def main(options: ExperimentOptions) -> int:
     if not runnable:
         return 1
     options = replace(options, transports=runnable)
-    groups = plan(options)
-    print("\n".join(introduction(options, groups)), flush=True)
+    print("\n".join(introduction(options)), flush=True)
 
-    from skewd_pipeline.display import Display, bounds_table, table
+    from skewd_pipeline.display import Display
     from skewd_pipeline.results import Missing
 
-    with Display(seconds(groups) + _over_time_s(options)) as display:
-        results, code = _run_all(options, groups, display)
+    with Display(seconds(options)) as display:
+        results, code = _run_all(options, display)
         if results is None:
             return code
         results.missing = [Missing(transport=transport, reason=reason) for transport, reason in missing.items()]
         display.step("writing the report")
         report = _write(results, options.out)
-    display.console.print()
-    display.console.print(table(results))
-    if results.bounds:
-        display.console.print(bounds_table(results))
-    for gone in results.missing:
-        display.line(f"{gone.transport} is missing: {gone.reason}")
     return _ending(results, report, options, display)
 
 
 def _ending(results: Results, report: Path, options: ExperimentOptions, display: Display) -> int:
-    from skewd_pipeline.display import check_line
+    from skewd_pipeline.claims import exit_code
+    from skewd_pipeline.display import ending
 
-    display.line("\nclaims")
-    shown = [check for check in results.checks if not options.simulated or check.passed is not None]
-    for check in shown:
-        display.line(check_line(check))
-    if len(shown) < len(results.checks):
-        display.line(f"  n/a  {len(results.checks) - len(shown)} more, of the pipeline itself, which was not run")
-    bad = [check for check in results.checks if check.passed is False]
-    display.line(f"\n{len(bad) or 'no'} claim{'s' if len(bad) != 1 else ''} failed; {results.seconds:.0f} s")
-    display.line("\n".join(farewell(options.out, report)))
-    return 1 if bad else 0
+    display.lines(ending(results, report, options.out))
+    return exit_code(results.claims)
 
 
-def introduction(options: ExperimentOptions, groups: Sequence[Group]) -> list[str]:
+def introduction(options: ExperimentOptions) -> list[str]:
     """What will be run, in a few lines; needs nothing but the options."""
-    skews = ", ".join(f"{skew:g}" for skew in options.skews_ms)
-    cells = len({cell.cell for cell in cells_of(groups)})
+    if options.skews_ms is None:
+        skews = "0, 3, 5, 10 ms, the predicted median and one far beyond"
+    else:
+        skews = ", ".join(f"{skew:g}" for skew in options.skews_ms) + " ms"
+    rate = "40 % of what it takes" if options.rate is None else f"at most {options.rate:g}/s"
+    floor = "chosen" if options.service_floor_ns is None else f"{options.service_floor_ns / 1e6:g} ms"
     return [
-        f"skewd experiment: {options.stage}'s clock {options.direction} by {skews} ms; nobody on its node is told",
+        f"skewd experiment: {options.stage}'s clock {options.direction} by {skews}; nobody on its node is told",
         "  five stages, each on a virtual node of its own with its own clock, skewd and sidecars",
-        f"  {cells} cells on {' and '.join(options.transports)}, {options.messages} messages each at "
-        f"{options.rate:g}/s; modes {', '.join(options.modes)} side by side; "
-        f"service floor {options.service_floor_ns / 1e6:g} ms",
-        *([f"  in {groups[-1].round + 1} rounds with a block of every cell in each"] if groups[-1].round else []),
+        f"  on {' and '.join(options.transports)}: measured with every clock right, then predicted, then skewed",
+        f"  {options.messages} messages a skew, {rate} offered; modes {', '.join(options.modes)} side by side; "
+        f"service floor {floor}",
         *(["  clocks are compared over the transport under test alone; UDP is off"] if options.inband_only else []),
         *_long_run_said(options),
-        f"  about {seconds(groups) + _over_time_s(options):.0f} s; results in {options.out}; "
-        "Ctrl-C ends it and leaves nothing behind",
+        f"  about {seconds(options):.0f} s; results in {options.out}; Ctrl-C ends it and leaves nothing behind",
     ]
-
-
-def _over_time_s(options: ExperimentOptions) -> float:
-    return (options.duration_ns or 0) / 1e9 * len(options.transports)
 
 
 def _long_run_said(options: ExperimentOptions) -> list[str]:
     said = []
-    if options.floors_ns:
-        said.append(f"  and at floors of {', '.join(f'{floor / 1e6:g}' for floor in options.floors_ns)} ms")
+    if options.loads:
+        shares = ", ".join(f"{load:.0%}" for load in options.loads)
+        said.append(f"  and at {options.load_skew_ms:g} ms with {shares} of the capacity offered")
     if options.overload:
         said.append("  and with synchronized clocks on an overloaded CPU")
     if options.duration_ns is not None:
@@ -140,17 +126,6 @@ def _results_of(path: Path) -> Path:
     return path / RESULTS if path.is_dir() else path
 
 
-def farewell(out: Path, report: Path) -> list[str]:
-    """Where the report is, and what one might do next."""
-    return [
-        f"\nreport: {report}",
-        "\nnext:",
-        f"  xdg-open {report}   # the curves",
-        "  skewd experiment run --stage preprocess --direction ahead   # the same edge from its other end",
-        "  skewd run   # bound this machine's own clock; then: skewd status, skewd check",
-    ]
-
-
 def possible(transports: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str]]:
     """Those of the transports that can be run here, and of the others what they lack."""
     from skewd_pipeline.transports import aeron_missing
@@ -160,29 +135,27 @@ def possible(transports: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str]
     return tuple(transport for transport in transports if transport not in missing), missing
 
 
-def _run_all(options: ExperimentOptions, groups: Sequence[Group], display: Display) -> tuple[Results | None, int]:
+def _run_all(options: ExperimentOptions, display: Display) -> tuple[Results | None, int]:
     """One run, or in-band only one for each transport, with nodes of its own."""
     if not options.inband_only or len(options.transports) == 1:
-        return _run(options, groups, display)
-    from skewd_pipeline.claims import claims
+        return _run(options, display)
     from skewd_pipeline.results import merged
 
     parts = []
     for transport in options.transports:
         display.line(f"  in-band only: {transport}")
-        alone = replace(options, transports=(transport,))
-        results, code = _run(alone, plan(alone), display)
+        alone = replace(options, transports=(transport,), out=options.out / transport)
+        results, code = _run(alone, display)
         if results is None:
             return None, code
         parts.append(results)
     whole = merged(parts)
     # What does not depend on the run is in each part.
     whole.heuristics = [row for number, row in enumerate(whole.heuristics) if row not in whole.heuristics[:number]]
-    whole.checks = claims(whole)
     return whole, 0
 
 
-def _run(options: ExperimentOptions, groups: Sequence[Group], display: Display) -> tuple[Results | None, int]:
+def _run(options: ExperimentOptions, display: Display) -> tuple[Results | None, int]:
     """The run with its endings: results, or None and the exit code."""
     from skewd_pipeline.broker_plan import BrokerError
     from skewd_pipeline.children import ChildFailed
@@ -191,7 +164,7 @@ def _run(options: ExperimentOptions, groups: Sequence[Group], display: Display) 
     caught: list[int] = []
 
     async def supervised() -> Results:
-        task = asyncio.ensure_future(Experiment(options, groups, display).run())
+        task = asyncio.ensure_future(Experiment(options, display).run())
 
         def stop(number: int) -> None:
             if not caught:

@@ -17,18 +17,16 @@ import msgspec
 
 from skewd_pipeline.results import Results
 
-NEAR_MS = 12.0
-"""Skews beyond this are in the tables, not in the curves."""
-
 LEFT_OUT = ("residuals_ns",)
 
 
 def tables(results: Results) -> dict[str, str]:
-    """By name (``rows``, ``law``, ``windows``, ...), the CSV of each table that has a row."""
+    """By name (``rows``, ``rates``, ``windows``, ...), the CSV of each table that has a row."""
     kinds: dict[str, Iterable[Mapping[str, Any]]] = {
-        "rows": map(_flat, (*results.runs, *results.floor0, *results.floors)),
-        "law": map(_flat, results.law),
-        "thresholds": map(_flat, results.thresholds),
+        "rows": map(_flat, results.runs),
+        "calibration": ({"transport": name, **_flat(each)} for name, each in results.calibration.items()),
+        "rates": map(_flat, results.rates),
+        "loads": map(_flat, results.loads),
         "windows": map(_flat, results.windows),
         "clock": ({"run": run.run, **_flat(sample)} for run in results.long_runs for sample in run.clock),
         "events": ({"run": run.run, **_flat(event)} for run in results.long_runs for event in run.events),
@@ -36,7 +34,9 @@ def tables(results: Results) -> dict[str, str]:
         "heuristics": map(_flat, results.heuristics),
         "bounds": map(_flat, results.bounds),
         "throughput": map(_flat, results.throughput),
-        "claims": map(_flat, results.checks),
+        "trace": map(_flat, results.trace.spans if results.trace is not None else ()),
+        "processes": map(_flat, results.processes),
+        "claims": map(_flat, results.claims),
         "separations": (
             {
                 "transport": each.transport,

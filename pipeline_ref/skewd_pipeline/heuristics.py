@@ -32,7 +32,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from skewd_pipeline.analysis import CellFacts, quantile
+from skewd_pipeline.pairs import quantile
 from skewd_pipeline.results import Heuristic
 from skewd_pipeline.spans import ROLE, SpanRecord
 
@@ -162,16 +162,17 @@ METHODS: Mapping[str, Callable[[Sequence[TraceSpan]], Moves]] = {
 }
 
 
-def pipeline_traces(spans: Iterable[SpanRecord], facts: CellFacts) -> list[list[TraceSpan]]:
+def pipeline_traces(spans: Iterable[SpanRecord], truth_ns: Mapping[str, int]) -> list[list[TraceSpan]]:
     """The traces of one cell of the pipeline, where every child is asynchronous: nobody waits for an answer.
 
     Args:
         spans: of the ``tag`` mode: as stamped, with their tags.
+        truth_ns: by node, what must be added to its wall clock to reach the reference's.
     """
     found: dict[str, list[TraceSpan]] = {}
     for span in {each.span_id: each for each in spans}.values():
         kind = "consumer" if span.parent_id else "producer"
-        traced = _traced(span, facts.truth_ns[span.stage], kind, asynchronous=bool(span.parent_id))
+        traced = _traced(span, truth_ns[span.stage], kind, asynchronous=bool(span.parent_id))
         found.setdefault(span.trace_id, []).append(traced)
     return list(found.values())
 

@@ -10,21 +10,16 @@ transport gets nodes of its own, for a narrow bound learnt over one would pass a
 On ZeroMQ and Aeron only neighbours hear each other, so a node that is not the reference's neighbour has its bound
 through others; a chain has one path, which is believed here because nobody in it lies (``liars = 0``).
 
-What is reported per transport is taken from the tags of the spans, hence from what a backend would have: the width of
-offset +- uncertainty, the share of spans whose true offset lay inside, and the largest gap that was negative even after
-the correction.
+What the bounds were then worth is a query over the table of edges, as everything else is (``figures.bounds``).
 
-Limits: pure. The figures are over all spans of a transport's tagged cells; a cell of more messages weighs more.
+Limits: pure.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-
-from skewd_pipeline.results import Bounds, Run, Spread
-from skewd_pipeline.spans import SpanRecord
+from dataclasses import dataclass
 
 COUNTED = ("requests", "replies", "one_way", "stamps", "accepted", "one_way_unconfirmed", "rate_limited")
 CLOCK_TOPIC = "skewd-clocks"
@@ -59,80 +54,6 @@ class InBand:
         ]
 
 
-@dataclass(slots=True)
-class _Seen:
-    broker: str | None = None
-    widths_ns: dict[str, list[int]] = field(default_factory=dict)
-    inside: int = 0
-    spans: int = 0
-    unsynchronized: int = 0
-    residual_max_ns: int = 0
-    residuals_beyond: int = 0
-
-
-class BoundsTally:
-    """What the bounds of each transport were worth, gathered cell by cell."""
-
-    def __init__(self) -> None:
-        self._seen: dict[str, _Seen] = {}
-
-    def add(
-        self,
-        transport: str,
-        broker: str | None,
-        spans: Iterable[SpanRecord],
-        truth_ns: Mapping[str, int],
-        rows: Iterable[Run],
-        *,
-        prefix: str = "clock.",
-    ) -> None:
-        """One cell's tagged (or rewritten) spans, the truth during it, and its rows."""
-        seen = self._seen.setdefault(transport, _Seen())
-        seen.broker = broker
-        for span in spans:
-            seen.spans += 1
-            offset = span.attributes.get(prefix + "offset_ns")
-            uncertainty = span.attributes.get(prefix + "uncertainty_ns")
-            if not isinstance(offset, int) or not isinstance(uncertainty, int):
-                seen.unsynchronized += 1
-                continue
-            seen.widths_ns.setdefault(span.stage, []).append(2 * uncertainty)
-            seen.inside += abs(offset - truth_ns[span.stage]) <= uncertainty
-        for row in rows:
-            if row.mode == "rewrite" and row.rule == "send-receive":
-                seen.residual_max_ns = max(seen.residual_max_ns, *row.residuals_ns, 0)
-                seen.residuals_beyond += row.all.violations if row.all is not None else row.violations
-
-    def bounds(self, *, inband_only: bool, reference: str, used: Mapping[str, Mapping[str, int]]) -> list[Bounds]:
-        """One row for each transport.
-
-        Args:
-            reference: the node whose own bound is zero by definition; it is left out of the widths.
-            used: by transport, how many messages of each kind the daemons used.
-        """
-        rows = []
-        for transport, seen in self._seen.items():
-            others = {stage: sorted(widths) for stage, widths in seen.widths_ns.items() if stage != reference}
-            everyone = sorted(width for widths in others.values() for width in widths)
-            bounded = seen.spans - seen.unsynchronized
-            rows.append(
-                Bounds(
-                    transport=transport,
-                    broker=seen.broker,
-                    path=INBAND_ONLY if inband_only else "UDP and in-band",
-                    spans=seen.spans,
-                    spans_unsynchronized=seen.unsynchronized,
-                    coverage=round(seen.inside / bounded, 6) if bounded else None,
-                    width_ns=_spread(everyone),
-                    width_p50_ns={stage: widths[len(widths) // 2] for stage, widths in others.items()},
-                    residual_max_ns=seen.residual_max_ns,
-                    residuals_beyond=seen.residuals_beyond,
-                    messages=dict(used.get(transport, {})),
-                )
-            )
-        return rows
-
-
 def messages_used(statuses: Iterable[Mapping[str, object]]) -> dict[str, int]:
     """From the daemons' accounts: requests, replies and one-way messages sent, stamps among them, and what of the
     others' was accepted, over all links."""
@@ -146,7 +67,3 @@ def messages_used(statuses: Iterable[Mapping[str, object]]) -> dict[str, int]:
                 if isinstance(count, int):
                     total[name] = total.get(name, 0) + count
     return total
-
-
-def _spread(ordered: list[int]) -> Spread | None:
-    return Spread(ordered[0], ordered[len(ordered) // 2], ordered[-1]) if ordered else None

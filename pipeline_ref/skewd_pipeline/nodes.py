@@ -1,9 +1,9 @@
 """Five virtual nodes, each with a clock, a daemon, sidecars and a stage of its own.
 
 Each node is what a host would be: its own wall clock (a page that all its processes read), its own raw clock with an
-epoch of its own, its own ``skewd run``, one ``skewd sidecar`` for each mode, its own stage. They share a kernel and a
-loopback, and nothing else: no process of a node is told how far its clock is off. Only :meth:`Nodes.step` knows, as
-the one hand on the pages.
+epoch of its own, its own ``skewd run``, a ``skewd sidecar`` for each mode that has one, its own stage. They share a
+kernel and a loopback, and nothing else: no process of a node is told how far its clock is off. Only
+:meth:`Nodes.step` knows, as the one hand on the pages.
 
 The mesh has the reference's address as every other node's one peer; the daemons also speak in-band, over the
 pipeline's own ZeroMQ and Aeron hops, through an ipc socket that the stage connects to. In-band only (``inband.py``) the
@@ -40,10 +40,15 @@ OBSERVERS_NICENESS = 10
 from a stage in the middle of a message, so here they stand back; what they cost is measured unpaced, beside."""
 
 MESH_INTERVAL = "200ms"
-SETTLE_LIMIT_S = 30.0
+SETTLE_LIMIT_S = 120.0
 SETTLED_UNCERTAINTY_NS = 1_000_000
 POLL_S = 0.05
-STATUS_LIMIT_S = 3.0
+STATUS_LIMIT_S = 20.0
+LOOKS_LIKE_A_STEP_NS = 1_000_000
+"""A daemon looks at its clock eight times a second. A step of less than this may be a slew to it, and its bound follows
+without a new era: it was surely looked at, and all is narrow again, ``SLEW_TOLD_S`` later."""
+
+SLEW_TOLD_S = 2.0
 EPOCH_STEP_NS = 3_600_000_000_007
 """The nodes' raw clocks lie this far apart, so that readings of two can never be mistaken for one clock's."""
 
@@ -133,14 +138,12 @@ class Nodes:
 
     # -- starting ------------------------------------------------------------------------------------------------
 
-    async def start_clocks(
-        self, collectors: Mapping[str, str], direct: str, *, progress: Callable[[str], None]
-    ) -> None:
+    async def start_clocks(self, collectors: Mapping[str, str], *, progress: Callable[[str], None]) -> None:
         """Starts daemons and sidecars and waits until all are ready.
 
         Args:
-            collectors: by mode, where that mode's sidecars forward to.
-            direct: OTLP/HTTP address that the stages can export to without a sidecar.
+            collectors: by mode, where that mode's sidecars forward to; for ``off``, which has none, where the stages
+                export to themselves (OTLP/HTTP).
 
         Raises:
             ChildFailed: something did not start.
@@ -154,24 +157,29 @@ class Nodes:
             if parts is not reference:
                 self._configure(parts, [str(ready["mesh"])] if self.only is None else [])
                 await self._start_daemon(parts)
-        progress(f"starting {len(STAGES)} daemons and {len(STAGES) * len(collectors)} sidecars")
+        beside = {mode: address for mode, address in collectors.items() if mode != "off"}
+        progress(f"starting {len(STAGES)} daemons and {len(STAGES) * len(beside)} sidecars")
         for parts in self.parts.values():
-            for mode, address in collectors.items():
+            for mode, address in beside.items():
                 parts.sidecars[mode] = await self._start_sidecar(parts, mode, address)
         for parts in self.parts.values():
             ready = await self._children.ready(_running(parts.daemon))
             parts.socket = str(ready["socket"])
         for parts in self.parts.values():
-            parts.exporters["direct"] = direct
+            if "off" in collectors:
+                parts.exporters["off"] = collectors["off"]
             for mode, sidecar in parts.sidecars.items():
                 ready = await self._children.ready(sidecar)
                 parts.exporters[mode] = f"http://{ready['http']}"
 
-    async def start_stages(self, *, items: Path, model: str | None) -> None:
+    async def start_stages(
+        self, *, items: Path, model: str | None, stamp_offset_ns: int = 0, max_age_ns: int | None = None
+    ) -> None:
         """Starts the stages, each with its node's exporters, and waits until all are ready.
 
         Args:
             items: the file with the items and their expected labels.
+            stamp_offset_ns, max_age_ns: of the skewed node's stage (see ``stage_orders.py``).
 
         Raises:
             ChildFailed: one did not start.
@@ -186,6 +194,11 @@ class Nodes:
                         "exporters": parts.exporters,
                         "model": model,
                         "items": str(items),
+                        **(
+                            {"stamp_offset_ns": stamp_offset_ns, "max_age_ns": max_age_ns}
+                            if parts.name == self.skewed
+                            else {}
+                        ),
                     }
                 )
             )
@@ -296,7 +309,11 @@ class Nodes:
         before = await self._children.unless_failed(self.status(self.skewed))
         page.step_to(offset_ns)
         again_at = time.monotonic() + abs(by_ns) / 1e9 + POLL_S
-        await self.settled((self.skewed,), after_era=before.get("era", 0))
+        if abs(by_ns) < LOOKS_LIKE_A_STEP_NS:
+            await self._children.unless_failed(asyncio.sleep(SLEW_TOLD_S))
+            await self.settled((self.skewed,))
+        else:
+            await self.settled((self.skewed,), after_era=before.get("era", 0))
         await self._children.unless_failed(asyncio.sleep(max(0.0, again_at - time.monotonic())))
 
     async def settled(self, names: Sequence[str] = STAGES, *, after_era: int | None = None) -> None:

@@ -11,7 +11,7 @@ taken too (``2s``, ``250us``). Every other duration needs its unit.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
@@ -29,15 +29,16 @@ SKEW_MAX_MS = 3_600_000.0
 MESSAGES_MAX = 1_000_000
 RATE_MAX = 100_000.0
 SERVICE_FLOOR_MAX_NS = 10_000_000_000
-FLOORS_MAX = 8
+LOADS_MAX = 16
+MAX_AGE_MAX_NS = 3_600_000_000_000
 DURATION_MIN_NS = 10_000_000_000
 DURATION_MAX_NS = 86_400_000_000_000
 DRIFT_MAX_PPB = 90_000
 """A node's clock is declared to drift by 100 ppm at most, and its daemon may rely on it."""
 
 USUAL_DRIFT_PPB = 50_000
-LONG_RUN_MESSAGES = 1_000
-"""Of the synchronized cell that a long run is predicted by, when nobody says how many."""
+DEMO_MESSAGES = 60
+DEMO_ROUNDS = 3
 
 _MODEL = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _HOST_PORT = re.compile(r"[^\s,/]+:\d{1,5}")
@@ -48,19 +49,23 @@ class ExperimentOptions:
     """One sweep: every skew x transport x mode, at one stage, in one direction.
 
     Attributes:
-        skews_ms: how far the skewed stage's clock is off, milliseconds, in the order they are run, none negative.
+        skews_ms: how far the skewed stage's clock is off, milliseconds, none negative; 0 is always run too. None: 0, 3,
+            5 and 10 (the paper's), the predicted median, and one far beyond.
         stage: the stage whose node has the skewed clock.
         direction: ``behind`` (its clock shows too little) or ``ahead``.
         transports: ``zmq``, ``kafka``, ``aeron``.
         modes: the sidecar modes that see the same traffic side by side: ``off``, ``tag``, ``rewrite``.
         messages: messages counted in each cell.
-        rate: messages offered per second.
-        rounds: how many blocks each cell is run in, turn about; None: blocks of 50 messages from 500 on, else one.
+        rate: messages offered per second, at most 40 % of what the pipeline takes; None: that.
+        rounds: how many blocks each cell is run in, turn about; None: blocks of some 50 messages, two at least.
         seed: decides the order of the work; the same seed gives the same schedule.
         reference: the stage whose node is the reference of all corrections; never the skewed one.
-        service_floor_ns: each stage's work lasts at least this long; 0 for no floor.
-        floors_ns: other service floors at which every skew is run too.
+        service_floor_ns: each stage's work lasts at least this long; 0 for no floor. None: chosen for each transport so
+            that the median separation is 4 ms, where the hop alone allows.
+        max_age_ns: the skewed stage drops messages that are older than this by its own wall clock; None: it drops none.
+        stamp_offset_ns: what the skewed stage's application adds to its stamps, its clock left as it is.
         overload: also run a synchronized cell on an overloaded CPU.
+        loads: also run a cell at ``load_skew_ms`` for each of these shares of the capacity.
         duration_ns: also run for this long while the clock drifts, is stepped and slewed; None: no such run.
         drift_ppb: how fast the skewed clock runs away in that run, towards ``direction``.
         simulated: that run alone, and not on processes but on simulated time.
@@ -78,19 +83,22 @@ class ExperimentOptions:
         ValueError: a value that cannot work; the message names the option and what to write.
     """
 
-    skews_ms: tuple[float, ...] = (0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 7.0, 10.0)
+    skews_ms: tuple[float, ...] | None = None
     stage: str = "inference"
     direction: str = "behind"
     transports: tuple[str, ...] = ("zmq", "kafka")
     modes: tuple[str, ...] = ("off", "tag", "rewrite")
     messages: int = 200
-    rate: float = 40.0
+    rate: float | None = None
     rounds: int | None = None
     seed: int = 1
     reference: str = "preprocess"
-    service_floor_ns: int = 3_500_000
-    floors_ns: tuple[int, ...] = ()
+    service_floor_ns: int | None = None
+    max_age_ns: int | None = None
+    stamp_offset_ns: int = 0
     overload: bool = False
+    loads: tuple[float, ...] = ()
+    load_skew_ms: float = 5.0
     duration_ns: int | None = None
     drift_ppb: int = USUAL_DRIFT_PPB
     simulated: bool = False
@@ -105,9 +113,10 @@ class ExperimentOptions:
     demo: bool = False
 
     def __post_init__(self) -> None:
-        if not 1 <= len(self.skews_ms) <= SKEWS_MAX:
-            raise ValueError(f"--skews: give 1 to {SKEWS_MAX} skews, not {len(self.skews_ms)}")
-        for skew in self.skews_ms:
+        skews_ms = (0.0,) if self.skews_ms is None else self.skews_ms
+        if not 1 <= len(skews_ms) <= SKEWS_MAX:
+            raise ValueError(f"--skews: give 1 to {SKEWS_MAX} skews, not {len(skews_ms)}")
+        for skew in skews_ms:
             if not 0 <= skew <= SKEW_MAX_MS:
                 raise ValueError(_skew_range(f"{skew:g}"))
         _one_of("--stage", self.stage, STAGES)
@@ -135,13 +144,18 @@ class ExperimentOptions:
             raise ValueError(f"--messages: {self.messages} is not between 1 and {MESSAGES_MAX}")
         if self.rounds is not None and not 1 <= self.rounds <= self.messages:
             raise ValueError(f"--rounds: {self.rounds} is not between 1 and the {self.messages} messages of a cell")
-        if not 0 < self.rate <= RATE_MAX:
+        if self.rate is not None and not 0 < self.rate <= RATE_MAX:
             raise ValueError(f"--rate: {self.rate:g} is not between 0 and {RATE_MAX:g} messages per second")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"--seed: {self.seed} is not a whole number from 0 to 2^63 - 1")
-        if not 0 <= self.service_floor_ns <= SERVICE_FLOOR_MAX_NS:
-            raise ValueError("--service-floor: choose from 0ms to 10s")
-        self._check_floors()
+        if self.service_floor_ns is not None and not 0 <= self.service_floor_ns <= SERVICE_FLOOR_MAX_NS:
+            raise ValueError("--service-floor: choose auto, or from 0ms to 10s")
+        if self.max_age_ns is not None and not 0 < self.max_age_ns <= MAX_AGE_MAX_NS:
+            raise ValueError("--max-age: choose from 1ns to 1h")
+        if abs(self.stamp_offset_ns) > SKEW_MAX_MS * 1e6:
+            raise ValueError("--stamp-offset: choose from -1h to 1h")
+        if len(self.loads) > LOADS_MAX or not all(0 < load < 1 for load in self.loads):
+            raise ValueError(f"--loads: give at most {LOADS_MAX} shares of the capacity, each between 0 and 1")
         self._check_over_time()
         if self.kafka_bootstrap is not None and not all(
             _HOST_PORT.fullmatch(part) for part in self.kafka_bootstrap.split(",")
@@ -151,15 +165,6 @@ class ExperimentOptions:
         _one_of("--aeron-channel", self.aeron_channel, AERON_CHANNELS)
         if self.model is not None and not _MODEL.fullmatch(self.model):
             raise ValueError(f"--model: '{self.model}' is not module:callable; write mymodel:classify")
-
-    def _check_floors(self) -> None:
-        if len(self.floors_ns) > FLOORS_MAX:
-            raise ValueError(f"--floors: give at most {FLOORS_MAX} floors, not {len(self.floors_ns)}")
-        for floor_ns in self.floors_ns:
-            if not 0 <= floor_ns <= SERVICE_FLOOR_MAX_NS:
-                raise ValueError("--floors: choose from 0ms to 10s")
-        if len({*self.floors_ns, self.service_floor_ns}) != len(self.floors_ns) + 1:
-            raise ValueError("--floors: a floor is given twice, or is --service-floor's, which is run anyway")
 
     def _check_over_time(self) -> None:
         if self.duration_ns is not None and not DURATION_MIN_NS <= self.duration_ns <= DURATION_MAX_NS:
@@ -182,6 +187,18 @@ class ExperimentOptions:
                 )
             if self.reference not in (STAGES[at - 1], STAGES[at + 1]) and self.simulated:
                 raise ValueError(f"--reference: simulated, choose {STAGES[at - 1]} or {STAGES[at + 1]}")
+
+
+def as_run(options: ExperimentOptions) -> ExperimentOptions:
+    """The options as run: the demo's short form where the user left the defaults."""
+    if not options.demo:
+        return options
+    usual = ExperimentOptions()
+    return replace(
+        options,
+        messages=DEMO_MESSAGES if options.messages == usual.messages else options.messages,
+        rounds=DEMO_ROUNDS if options.rounds is None else options.rounds,
+    )
 
 
 def default_reference(stage: str, direction: str) -> str:
@@ -218,19 +235,33 @@ def parse_skews(text: str) -> tuple[float, ...]:
     return tuple(skews)
 
 
-def parse_floors(text: str) -> tuple[int, ...]:
-    """``0ms,2ms,8ms`` as nanoseconds in the order given.
+def parse_service_floor_ns(text: str) -> int | None:
+    """``auto`` (None) or a duration.
 
     Raises:
-        ValueError: an entry is no duration.
+        ValueError: it is neither.
     """
-    floors = []
-    for part in _parts("--floors", text):
+    if text == "auto":
+        return None
+    try:
+        return parse_duration_ns(text)
+    except ValueError as error:
+        raise ValueError(f"--service-floor: {error}; or write auto") from None
+
+
+def parse_loads(text: str) -> tuple[float, ...]:
+    """``0.2,0.5,0.9``: shares of the capacity.
+
+    Raises:
+        ValueError: an entry is no number.
+    """
+    loads = []
+    for part in _parts("--loads", text):
         try:
-            floors.append(parse_duration_ns(part))
-        except ValueError as error:
-            raise ValueError(f"--floors: {error}") from None
-    return tuple(floors)
+            loads.append(float(Decimal(part)))
+        except InvalidOperation:
+            raise ValueError(f"--loads: '{part[:40]}' is no share of the capacity; write 0.2,0.5,0.9") from None
+    return tuple(loads)
 
 
 def parse_drift_ppb(text: str) -> int:

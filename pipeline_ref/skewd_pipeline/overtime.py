@@ -38,9 +38,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from skewd.interval import Interval
-from skewd_pipeline.analysis import Edge, host_separation_ns, uncertainty_ns, verdict_of
 from skewd_pipeline.confusion import CLOCK, Tally, truth_of
 from skewd_pipeline.law import edge_name, shorter
+from skewd_pipeline.pairs import Edge, host_separation_ns, uncertainty_ns, verdict_of
 from skewd_pipeline.results import RULES, STAGES, ClockEvent, ClockSample, Window
 from skewd_pipeline.spans import HOST_RAW, HOST_RAW_AFTER, RECEIVED, SENT, SpanRecord
 

@@ -1,16 +1,10 @@
-"""What will be run, in which order: the whole sweep as a list, before anything is started.
+"""What is run, in which order: each phase of a transport as a list, before it is started.
 
-Cells with the same skew stand together, so the clock is stepped once for all of them, and whatever is compared (two
-transports, with and without sidecar, floor and no floor) is measured within seconds of each other. The unskewed
-group has the comparisons of throughput, and a cell without a floor that predicts the one in the group of the largest
-skew below the floor: those show that the floor, not the transport, is what keeps violations away. ``--floors`` runs
-every skew at other floors too.
-
-A machine does not stay as it was: a broker's compiler warms up, a neighbour wakes, and the synchronized cell then
-predicts another pipeline than the one that a skewed cell measured a quarter of an hour later. So a cell that is long
-enough for its rate to be judged is run in blocks, and the sweep in rounds: each round has one block of every cell, its
-skews in an order of its own, drawn from the seed (a randomized block design). Whatever changes is then shared by all
-cells alike. Short sweeps take the synchronized cells first and last instead.
+First, with every clock right: a warm-up; unpaced pairs, without sidecars and with them in turn, which give the capacity
+and what the sidecars take of it; a quiet cell that chooses the service floor, and one that predicts (`calibration.py`).
+Then the sweep, in rounds of short blocks: each round has one block of every skew, 0 ms always among them, in an order
+of its own, drawn from the seed (a randomized block design). A machine does not stay as it was: a broker's compiler
+warms up, a neighbour wakes. Whatever changes is then shared by all cells alike, and the cell at 0 ms shows it.
 
 Limits: pure; nothing is known here about how long a cell really takes, only how long its messages do.
 """
@@ -18,18 +12,20 @@ Limits: pure; nothing is known here about how long a cell really takes, only how
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from skewd_pipeline.law import JUDGED_EDGES_LEAST
+from skewd_pipeline.calibration import FAR_SKEW_MS, PAPERS_SKEWS_MS
 from skewd_pipeline.options import ExperimentOptions
 
-DEMO_EXTRA_SKEWS_MS = (50.0, 2000.0)
-DEMO_MESSAGES = 100
-WARM_UP_MESSAGES = 30
-SATURATED_MESSAGES_MAX = 250
-CALLS_MAX = 500
 BLOCK_MESSAGES = 50
+WARM_UP_MESSAGES = 30
+UNPACED_MESSAGES = 40
+UNPACED_PAIRS = 3
+QUIET_MESSAGES = 40
+CALIBRATION_MESSAGES_LEAST = 60
+CALLS_MAX = 500
+LOAD_MESSAGES = 300
 PROBED_SKEWS_MS = (0.0, 5.0)
 COMPARED_SKEWS_MS = (0.0, 5.0)
 """Where stages call each other too, for the comparison with heuristics."""
@@ -37,30 +33,30 @@ COMPARED_SKEWS_MS = (0.0, 5.0)
 CALLS = "calls"
 """In place of a transport: calls have a socket of their own."""
 
-DIRECT = "direct"
-"""The exporter that passes no sidecar."""
-
-# What a cell costs beside its messages, and a group beside its cells; from runs on two cores.
-CELL_OVERHEAD_S = 0.3
-GROUP_OVERHEAD_S = 0.3
-START_S = 12.0
-REPORT_S = 4.0
+# What a block costs beside its messages, and a step of the clock; from runs on two cores.
+BLOCK_OVERHEAD_S = 0.35
+STEP_OVERHEAD_S = 0.4
+START_S = 22.0
+TRANSPORT_S = {"zmq": 1.0, "kafka": 14.0, "aeron": 1.0}
+REPORT_S = 5.0
+NOMINAL_CAPACITY_PER_S = 60.0
+"""Of the machine, for the progress display's estimate, as long as it is not measured."""
 
 
 @dataclass(frozen=True, slots=True)
 class CellPlan:
-    """One run of messages: a cell, or a block of one.
+    """One block of messages.
 
     Attributes:
         name: unique in this run.
-        cell: the same for all blocks of a cell, which are counted as one.
-        purpose: ``warm-up`` (not reported), ``sweep``, ``floor0``, ``floor`` (another one), ``direct`` (no sidecar),
-            ``saturated`` (unpaced), ``again`` (only its separations count), ``overload`` (a busy CPU), ``calls``
-            (of the skewed stage by the reference's), ``over-time`` (a clock that is not constant).
-        exporters: where spans go: sidecar modes, or ``direct``.
+        cell: the same for all blocks of a cell, which are counted as one; for people too.
+        purpose: ``warm-up`` (not kept), ``unpaced`` (not judged by its edges' rates), ``quiet`` (chooses the floor),
+            ``calibration`` (predicts), ``sweep``, ``load`` (queueing), ``overload`` (a busy CPU), ``calls`` (of the
+            skewed stage by the reference's), ``over-time`` (a clock that is not constant).
+        exporters: where spans go, by mode.
         rate: messages a second; None: unpaced.
-        seed: of the order of the items.
-        last: whether the cell is complete with it.
+        seed: of the order of the items, and of the times of messages that are sent at random ones.
+        poisson: whether messages are sent at random times instead of evenly spaced ones.
     """
 
     name: str
@@ -73,17 +69,28 @@ class CellPlan:
     rate: float | None
     exporters: tuple[str, ...]
     seed: str
-    last: bool = True
+    round: int = 0
+    poisson: bool = False
 
     def items(self, available: int) -> list[int]:
         """Which item each message carries: the same for the same seed."""
         chosen = random.Random(self.seed)
         return [chosen.randrange(available) for _ in range(self.messages)]
 
+    def sent_at_s(self) -> list[float] | None:
+        """When each message is sent, from the beginning; None: evenly spaced, or as fast as the pipeline takes them."""
+        if not self.poisson or self.rate is None:
+            return None
+        draws, at_s, times = random.Random(f"{self.seed}/times"), 0.0, []
+        for _ in range(self.messages):
+            times.append(round(at_s, 6))
+            at_s += draws.expovariate(self.rate)
+        return times
+
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Everything done at one skew."""
+    """Everything done at one skew in one round."""
 
     skew_ns: int
     cells: tuple[CellPlan, ...]
@@ -92,182 +99,167 @@ class Group:
     round: int = 0
 
 
-def with_demo(options: ExperimentOptions) -> ExperimentOptions:
-    """The options as run: the demo's short form where the user left the defaults."""
-    if not options.demo:
-        return options
-    usual = ExperimentOptions()
-    return replace(
-        options,
-        skews_ms=usual.skews_ms + DEMO_EXTRA_SKEWS_MS if options.skews_ms == usual.skews_ms else options.skews_ms,
-        messages=DEMO_MESSAGES if options.messages == usual.messages else options.messages,
-    )
+class Planner:
+    """Makes the cells of one transport.
 
+    Args:
+        options: as `options.as_run` gives them.
+    """
 
-def plan(options: ExperimentOptions) -> list[Group]:
-    """The groups in order. ``options`` as :func:`with_demo` gives them."""
-    skews = [round(skew * 1e6) for skew in options.skews_ms]
-    predicts = 0 in skews and len(skews) > 1
-    rounds = blocks(options.messages, options.rounds if predicts else options.rounds or 1)
-    groups = []
-    for number, messages in enumerate(rounds):
-        order = list(skews)
-        if number:
-            random.Random(f"{options.seed}/round/{number}").shuffle(order)
-        for skew_ns in order:
-            swept = _swept(options, skew_ns)
-            if len(rounds) > 1:
-                swept = [
-                    replace(
-                        cell,
-                        name=f"{cell.name}-{number}",
-                        seed=f"{cell.seed}-{number}",
-                        messages=messages,
-                        last=number == len(rounds) - 1,
-                    )
-                    for cell in swept
-                ]
-            if number == 0:
-                first = skew_ns == skews[0]
-                cells = (*(_warm_up(options, skew_ns) if first else ()), *swept, *_besides(options, skew_ns))
-            else:
-                cells = tuple(swept)
-            groups.append(Group(skew_ns, cells, number == 0 and skew_ns / 1e6 in PROBED_SKEWS_MS, number))
-    if predicts and len(rounds) == 1:
-        again = [
-            replace(
-                cell, purpose="again", name=f"{cell.name}-again", cell=f"{cell.name}-again", seed=f"{cell.seed}-again"
+    def __init__(self, options: ExperimentOptions, transport: str) -> None:
+        self._options = options
+        self._transport = transport
+
+    def cell(
+        self,
+        purpose: str,
+        *,
+        messages: int,
+        floor_ns: int,
+        rate: float | None,
+        skew_ns: int = 0,
+        exporters: Sequence[str] | None = None,
+        round: int = 0,
+        number: int = 0,
+        poisson: bool = False,
+        transport: str | None = None,
+    ) -> CellPlan:
+        """One block; ``number`` tells blocks of the same purpose apart."""
+        transport = self._transport if transport is None else transport
+        said = f"{transport} {purpose}" + (f" at {skew_ns / 1e6:g} ms" if purpose in ("sweep", CALLS) else "")
+        name = f"{said} {round}.{number}".replace(" ", "-")
+        return CellPlan(
+            name=name,
+            cell=said if purpose != "load" else f"{said} {number}",
+            purpose=purpose,
+            transport=transport,
+            skew_ns=skew_ns,
+            floor_ns=floor_ns,
+            messages=messages,
+            rate=rate,
+            exporters=self._options.modes if exporters is None else tuple(exporters),
+            seed=f"{self._options.seed}/{name}",
+            round=round,
+            poisson=poisson,
+        )
+
+    def warm_up(self, floor_ns: int) -> CellPlan:
+        """So that nothing is measured of a connection's first messages."""
+        return self.cell("warm-up", messages=WARM_UP_MESSAGES, floor_ns=floor_ns, rate=None)
+
+    def unpaced(self, floor_ns: int) -> list[CellPlan]:
+        """Pairs: without sidecars (``off``) and with one (``tag``), in the other order each time."""
+        ways = [("off",), ("tag",)] if {"off", "tag"} <= set(self._options.modes) else [self._options.modes[:1]]
+        orders = [ways if pair % 2 == 0 else ways[::-1] for pair in range(UNPACED_PAIRS)]
+        return [
+            self.cell(
+                "unpaced",
+                messages=min(UNPACED_MESSAGES, 2 * self._options.messages),
+                floor_ns=floor_ns,
+                rate=None,
+                exporters=exporters,
+                number=number,
             )
-            for cell in _swept(options, 0)
-            if cell.purpose != "floor0"
+            for number, exporters in enumerate(way for order in orders for way in order)
         ]
-        groups.append(Group(0, tuple(again), probe=False))
-    return groups
+
+    def quiet(self, floor_ns: int, rate: float, number: int = 0) -> CellPlan:
+        """The cell that chooses the service floor."""
+        messages = min(QUIET_MESSAGES, self._options.messages)
+        return self.cell("quiet", messages=messages, floor_ns=floor_ns, rate=rate, number=number)
+
+    def calibration(self, floor_ns: int, rate: float, number: int = 0) -> CellPlan:
+        """The cell that predicts the sweep's."""
+        messages = max(min(CALIBRATION_MESSAGES_LEAST, 2 * self._options.messages), self._options.messages)
+        return self.cell("calibration", messages=messages, floor_ns=floor_ns, rate=rate, number=number)
+
+    def sweep(self, skews_ms: Sequence[float], floor_ns: int, rate: float) -> list[Group]:
+        """All rounds, each with a block of every skew."""
+        options = self._options
+        groups = []
+        for number, messages in enumerate(blocks(options.messages, options.rounds)):
+            order = [round(skew_ms * 1e6) for skew_ms in skews_ms]
+            random.Random(f"{options.seed}/{self._transport}/round/{number}").shuffle(order)
+            for skew_ns in order:
+                cells = [
+                    self.cell("sweep", messages=messages, floor_ns=floor_ns, rate=rate, skew_ns=skew_ns, round=number)
+                ]
+                if number == 0 and self._calls_at(skew_ns):
+                    cells.append(
+                        self.cell(
+                            CALLS,
+                            messages=min(CALLS_MAX, options.messages),
+                            floor_ns=floor_ns,
+                            rate=rate,
+                            skew_ns=skew_ns,
+                            exporters=("tag",),
+                            transport=CALLS,
+                        )
+                    )
+                probe = number == 0 and self._first and skew_ns / 1e6 in PROBED_SKEWS_MS
+                groups.append(Group(skew_ns, tuple(cells), probe, number))
+        return groups
+
+    @property
+    def _first(self) -> bool:
+        return self._transport == self._options.transports[0]
+
+    def _calls_at(self, skew_ns: int) -> bool:
+        asked = self._first and not self._options.demo and "tag" in self._options.modes
+        return asked and skew_ns / 1e6 in COMPARED_SKEWS_MS
+
+    def loads(self, floor_ns: int, capacity_per_s: float) -> list[CellPlan]:
+        """One cell for each utilization that was asked for, all at the same skew; their messages come at random."""
+        return [
+            self.cell(
+                "load",
+                messages=max(self._options.messages, LOAD_MESSAGES),
+                floor_ns=floor_ns,
+                rate=utilization * capacity_per_s,
+                skew_ns=round(self._options.load_skew_ms * 1e6),
+                number=number,
+                poisson=True,
+            )
+            for number, utilization in enumerate(self._options.loads)
+        ]
+
+    def overload(self, floor_ns: int, rate: float) -> CellPlan:
+        """Synchronized clocks on an overloaded CPU."""
+        return self.cell("overload", messages=self._options.messages, floor_ns=floor_ns, rate=rate)
+
+    def over_time(self, floor_ns: int, rate: float, duration_ns: int) -> CellPlan:
+        """The long run."""
+        messages = max(1, round(duration_ns / 1e9 * rate))
+        return self.cell("over-time", messages=messages, floor_ns=floor_ns, rate=rate)
 
 
 def blocks(messages: int, rounds: int | None = None) -> list[int]:
-    """How many messages each block of a cell has, in the rounds that were asked for.
-
-    Not asked, a cell is one block below :data:`~skewd_pipeline.law.JUDGED_EDGES_LEAST` messages.
-    """
+    """How many messages each block of a cell has, in the rounds that were asked for; not asked, some 50 a block."""
     if rounds is None:
-        rounds = messages // BLOCK_MESSAGES if messages >= JUDGED_EDGES_LEAST else 1
+        rounds = max(2, messages // BLOCK_MESSAGES) if messages > 1 else 1
     whole, rest = divmod(messages, rounds)
     return [whole + (number < rest) for number in range(rounds)]
 
 
-def _planned(
-    options: ExperimentOptions,
-    skew_ns: int,
-    purpose: str,
-    transport: str,
-    *,
-    floor_ns: int | None = None,
-    messages: int | None = None,
-    paced: bool = True,
-    exporters: tuple[str, ...] | None = None,
-) -> CellPlan:
-    """One cell; what is not given is as the options have it."""
-    exporters = options.modes if exporters is None else exporters
-    at_floor = f"-{(floor_ns or 0) / 1e6:g}ms" if purpose == "floor" else ""
-    name = f"{skew_ns / 1e6:g}ms-{transport}-{purpose}{at_floor}-{'+'.join(exporters)}"
-    return CellPlan(
-        name=name,
-        cell=name,
-        purpose=purpose,
-        transport=transport,
-        skew_ns=skew_ns,
-        floor_ns=options.service_floor_ns if floor_ns is None else floor_ns,
-        messages=options.messages if messages is None else messages,
-        rate=options.rate if paced else None,
-        exporters=exporters,
-        seed=f"{options.seed}/{name}",
-    )
+def seconds(options: ExperimentOptions, capacity_per_s: float = NOMINAL_CAPACITY_PER_S) -> float:
+    """About how long a run takes, without set-up of the checkout."""
+    return START_S + REPORT_S + sum(transport_seconds(options, each, capacity_per_s) for each in options.transports)
 
 
-def _warm_up(options: ExperimentOptions, skew_ns: int) -> list[CellPlan]:
-    """So that nothing is measured of a connection's first messages."""
-    messages = min(max(WARM_UP_MESSAGES, options.messages // 5), options.messages)
-    return [
-        _planned(options, skew_ns, "warm-up", transport, messages=messages, exporters=(*options.modes, DIRECT))
-        for transport in options.transports
-    ]
-
-
-def _swept(options: ExperimentOptions, skew_ns: int) -> list[CellPlan]:
-    """The cells whose rates the law predicts from each other."""
-    below_floor = [
-        skew for skew in (round(each * 1e6) for each in options.skews_ms) if 0 < skew <= options.service_floor_ns
-    ]
-    without_floor_at = max(below_floor, default=None)
-    cells = [_planned(options, skew_ns, "sweep", transport) for transport in options.transports]
-    if without_floor_at is not None and skew_ns in (0, without_floor_at) and 0 not in options.floors_ns:
-        cells += [_planned(options, skew_ns, "floor0", transport, floor_ns=0) for transport in options.transports]
-    return cells + [
-        _planned(options, skew_ns, "floor", transport, floor_ns=floor_ns)
-        for floor_ns in options.floors_ns
-        for transport in options.transports
-    ]
-
-
-def _besides(options: ExperimentOptions, skew_ns: int) -> list[CellPlan]:
-    """What is measured once beside the sweep: throughput, an overloaded CPU, calls."""
-    cells: list[CellPlan] = []
-    if skew_ns == 0:
-        beside = "tag" if "tag" in options.modes else options.modes[0]
-        saturated = min(SATURATED_MESSAGES_MAX, 3 * options.messages)
-        cells += [
-            _planned(options, skew_ns, "direct", transport, exporters=(DIRECT,)) for transport in options.transports
-        ]
-        cells += [
-            _planned(options, skew_ns, "saturated", transport, messages=saturated, paced=False, exporters=(exporter,))
-            for transport in options.transports
-            for exporter in (beside, DIRECT)
-        ]
-        if options.overload:
-            cells += [_planned(options, skew_ns, "overload", transport) for transport in options.transports]
-    if skew_ns / 1e6 in COMPARED_SKEWS_MS and "tag" in options.modes:
-        messages = min(CALLS_MAX, options.messages)
-        cells.append(_planned(options, skew_ns, "calls", CALLS, exporters=("tag",), messages=messages))
-    return cells
-
-
-def cells_of(groups: Iterable[Group]) -> list[CellPlan]:
-    """All cells, or their blocks, in order."""
-    return [cell for group in groups for cell in group.cells]
-
-
-def over_time(options: ExperimentOptions) -> list[CellPlan]:
-    """The long run's cells, one for each transport; none without ``--duration``."""
-    if options.duration_ns is None:
-        return []
-    return [
-        CellPlan(
-            name=f"over-time-{transport}",
-            cell=f"over-time-{transport}",
-            purpose="over-time",
-            transport=transport,
-            skew_ns=0,
-            floor_ns=options.service_floor_ns,
-            messages=round(options.duration_ns / 1e9 * options.rate),
-            rate=options.rate,
-            exporters=options.modes,
-            seed=f"{options.seed}/over-time-{transport}",
-        )
-        for transport in options.transports
-    ]
-
-
-def seconds(groups: Iterable[Group], unpaced_rate: float = 110.0) -> float:
-    """About how long it will take, without set-up of the checkout."""
-    groups = list(groups)
-    total = START_S + REPORT_S
-    before_ns = 0
-    for group in groups:
-        total += GROUP_OVERHEAD_S + abs(group.skew_ns - before_ns) / 1e9
-        before_ns = group.skew_ns
-        total += sum(CELL_OVERHEAD_S + cell.messages / (cell.rate or unpaced_rate) for cell in group.cells)
-    return total
+def transport_seconds(options: ExperimentOptions, transport: str, capacity_per_s: float) -> float:
+    """About how long one transport's phase takes."""
+    rate = 0.4 * capacity_per_s if options.rate is None else min(options.rate, 0.4 * capacity_per_s)
+    skews_ms = options.skews_ms or (*PAPERS_SKEWS_MS, 4.0, FAR_SKEW_MS)
+    rounds = len(blocks(options.messages, options.rounds))
+    unpaced = WARM_UP_MESSAGES + 2 * UNPACED_PAIRS * min(UNPACED_MESSAGES, 2 * options.messages)
+    paced = QUIET_MESSAGES + CALIBRATION_MESSAGES_LEAST + options.messages * len(skews_ms)
+    paced += options.messages if options.overload else 0
+    stepped = rounds * len(skews_ms) * (STEP_OVERHEAD_S + BLOCK_OVERHEAD_S) + 10 * BLOCK_OVERHEAD_S
+    loads = sum(max(options.messages, LOAD_MESSAGES) / (each * capacity_per_s) for each in options.loads)
+    return (
+        TRANSPORT_S[transport] + unpaced / capacity_per_s + paced / rate + stepped + loads
+        + (options.duration_ns or 0) / 1e9
+    )  # fmt: skip
 
 
 def truth_ns(offsets_ns: Mapping[str, int], reference: str) -> dict[str, int]:

@@ -1,32 +1,51 @@
 """One HTML file that tells what was run, what happened and whether to believe it.
 
 It is made from ``results.json`` alone, holds everything it needs (no script, no font, no picture from elsewhere), and
-reads on paper, on a phone, in light and dark. What a reader must know first stands first: the threshold is no
-constant of nature but the pipeline's minimum separation. A mock broker is called one wherever its numbers are.
+reads on paper, on a phone, in light and dark. A reader who gives it a minute sees where traces break on this machine,
+one trace before and after, one curve, and four sentences with their verdicts. The rest is folded. A mock broker is
+called one wherever its numbers are.
 
-Limits: pictures need matplotlib (the extra ``pipeline``); without it the tables stand alone and the report says so.
-Everything that comes from the results is escaped.
+Limits: everything that comes from the results is escaped. The page has no more than the file has: what was not run is
+said to be not run.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from skewd_pipeline import export
-from skewd_pipeline.claims import claims
+from skewd_pipeline.charts import NARROW, WIDE, Picture, loads_picture, rates_picture, story_picture, trace_picture
 from skewd_pipeline.confusion import TRUTHS, UNDECIDED, VERDICTS, is_wrong, wrong
-from skewd_pipeline.export import NEAR_MS
-from skewd_pipeline.heuristics import HEURISTICS, OURS, REAL_CALLS
-from skewd_pipeline.law import exceptions
-from skewd_pipeline.results import Check, Confusion, Heuristic, LawCell, Results, Run, load, merged, skew_label
+from skewd_pipeline.paper import LOSS_MAX, findings
+from skewd_pipeline.report_style import PAGE
+from skewd_pipeline.results import Results, Run, Separation, load, merged, skew_label
+from skewd_pipeline.words import (
+    SEND_RECEIVE,
+    SPAN_START,
+    brief_ms,
+    by_way,
+    early_spans,
+    failing,
+    headline,
+    holding,
+    interval,
+    main_way,
+    name_of,
+    named,
+    percent,
+    rate_of,
+    raw_rows,
+    thousands,
+    trace_title,
+)
 
-if TYPE_CHECKING:
-    from skewd_pipeline.charts import Picture
+
+class Html(str):
+    """Text that is markup already."""
 
 
 def write(results: Results, path: Path, *, exports: Path | None = None) -> None:
@@ -35,13 +54,17 @@ def write(results: Results, path: Path, *, exports: Path | None = None) -> None:
     Raises:
         OSError: they cannot be written.
     """
-    drawn = _Drawn(results)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(_page(results, drawn), encoding="utf-8")
+    unfinished.write_text(render(results), encoding="utf-8")
     os.replace(unfinished, path)
-    if exports is not None:
-        _write_exports(results, drawn, exports)
+    if exports is None:
+        return
+    exports.mkdir(parents=True, exist_ok=True)
+    for name, table in export.tables(results).items():
+        (exports / f"{name}.csv").write_text(table, encoding="utf-8")
+    for picture in pictures(results):
+        (exports / f"{picture.name}.svg").write_text(picture.file(), encoding="utf-8")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -57,15 +80,12 @@ def build(sources: Sequence[Path], target: Path | None, *, exports: Path | None 
 
     Args:
         target: the page; None: ``report.html`` beside the first.
-        exports: a directory for every table as CSV and every picture as PNG; None: none are written.
+        exports: a directory for every table as CSV and every picture as SVG; None: none are written.
     """
     files = [source / "results.json" if source.is_dir() else source for source in sources]
     target = target or files[0].with_name("report.html")
     try:
-        results = merged([load(file) for file in files])
-        if len(files) > 1:
-            results.checks = claims(results)  # each sentence once, of all runs together
-        write(results, target, exports=exports)
+        write(merged([load(file) for file in files]), target, exports=exports)
     except (OSError, ValueError) as error:
         print(f"skewd: {error}", file=sys.stderr)
         return 1
@@ -75,326 +95,370 @@ def build(sources: Sequence[Path], target: Path | None, *, exports: Path | None 
     return 0
 
 
-def headline(results: Results) -> str:
-    """The first line: where the threshold lies and why."""
-    floor_ms = next((run.floor_ms for run in results.runs), 0.0)
-    transports = {run.transport for run in results.runs}
-    values = [
-        each.separations_ns[0]
-        for each in results.separations
-        if each.rule == "span-start" and each.floor_ms == floor_ms and each.transport in transports
-        if each.separations_ns
+def pictures(results: Results) -> list[Picture]:
+    """Every picture that the results have data for."""
+    found = [trace_picture(results.trace)] if results.trace is not None and results.trace.spans else []
+    found += [rates_picture(results, *way) for way in _ways(results)]
+    for transport in dict.fromkeys(row.transport for row in results.loads):
+        found.append(loads_picture([row for row in results.loads if row.transport == transport]))
+    return found + [story_picture(run, results.windows) for run in results.long_runs]
+
+
+def _ways(results: Results) -> list[tuple[str, str, str]]:
+    """(rule, stage, direction): the first is the page's one curve."""
+    found = [
+        (rule, stage, direction)
+        for rule in (SPAN_START, SEND_RECEIVE)
+        for (_, stage, direction) in by_way(raw_rows(results, rule))
     ]
-    if values and floor_ms:
-        return (
-            f"The threshold lies at the pipeline's minimum separation: here {min(values) / 1e6:.1f} ms, "
-            f"because each stage works for at least {floor_ms:g} ms"
-        )
-    if results.long_runs and not results.runs:
-        fixed = sum(window.violations for window in results.windows if window.mode == "rewrite")
-        return (
-            "A clock drifts, is stepped and slewed; traces run backwards as its skew says, and "
-            + ("not once" if not fixed else f"{fixed} times")
-            + " after correction"
-        )
-    return "Violations begin where the skew exceeds the pipeline's minimum separation, and nowhere else"
+    return sorted(dict.fromkeys(found), key=lambda way: way != (SPAN_START, *(main_way(results) or ())))
 
 
 def render(results: Results) -> str:
     """The whole page."""
-    return _page(results, _Drawn(results))
-
-
-def _page(results: Results, drawn: _Drawn) -> str:
-    sections = [
-        ("law", "When a trace runs backwards", _law(results, drawn)),
-        ("floors", "Whose threshold it is", _thresholds(results, drawn)),
-        ("time", "Over time", _over_time(results, drawn)),
-        ("blame", "Not every negative span is skew", _confusion(results.confusion)),
-        ("heuristics", "Beside what trace tools do today", _heuristics(results, drawn)),
-        ("tags", "What the tags say, and whether to believe them", _tags(drawn)),
-        ("worth", "What the bounds were worth, per transport", _worth(results)),
-        ("monitoring", "What monitoring sees", _probes(results)),
-        ("cost", "What it costs", _throughput(results)),
-        ("claims", _claims_title(results.checks), _claims(results.checks)),
-        ("rows", "All rows", _all_rows(results)),
-        ("run", "What was run", _what_was_run(results)),
+    drawn = {picture.name: picture for picture in pictures(results)}
+    sections: list[tuple[str, str, Callable[[], str]]] = [
+        ("paper", "The paper says, we measured, why it differs", lambda: _paper(results)),
+        ("claims", "All claims", lambda: _claims(results)),
+        ("calibration", "Calibration: what was measured before any clock was skewed", lambda: _calibration(results)),
+        ("rates", "Every cell: predicted and measured", lambda: _cells(results, list(drawn.values()))),
+        ("loads", "Load hides skew", lambda: _loads(results, drawn)),
+        ("throughput", "What the sidecars cost in throughput", lambda: _throughput(results)),
+        ("blame", "Not every negative span is skew", lambda: _confusion(results)),
+        ("heuristics", "Beside what trace tools do today", lambda: _heuristics(results)),
+        ("time", "Over time", lambda: _over_time(results, drawn)),
+        ("bounds", "What the bounds were worth", lambda: _bounds(results)),
+        ("monitoring", "What monitoring sees", lambda: _probes(results)),
+        ("processes", "Processor time", lambda: _processes(results)),
+        ("run", "What was run, and on what", lambda: _what_was_run(results)),
     ]
-    shown = [(name, title, body) for name, title, body in sections if body]
-    links = "".join(f'<a href="#{name}">{escape(title)}</a>' for name, title, _ in shown)
-    parts = [
-        f"<h1>{escape(headline(results))}</h1>",
-        _lead(results),
-        _tiles(results),
-        f"<nav>{links}</nav>",
-        drawn.missing,
-        *(f'<section id="{name}"><h2>{escape(title)}</h2>{body}</section>' for name, title, body in shown),
+    opened = {"paper"} if results.runs else {"time"}
+    folded = [
+        f'<details id="{name}"{" open" if name in opened else ""}><summary>{escape(title)}</summary>{body}</details>'
+        for name, title, make in sections
+        if (body := make())
     ]
-    title = "skewd: clock skew and traces"
+    parts = [f"<h1>{escape(headline(results))}</h1>", _alarm(results), _lead(results), *_top(results, drawn), *folded]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<meta name="color-scheme" content="light dark">\n<title>{title}</title>\n<style>{_STYLE}</style></head>\n'
-        f"<body><main>\n{chr(10).join(part for part in parts if part)}\n</main></body></html>\n"
+        '<meta name="color-scheme" content="light dark">\n<title>skewd: clock skew and traces</title>\n'
+        f"<style>{PAGE}</style></head>\n<body><main>\n{chr(10).join(part for part in parts if part)}\n"
+        "</main></body></html>\n"
     )
 
 
-class _Drawn:
-    """The pictures by kind; none, and a word about it, without matplotlib."""
+# -- what stands first -------------------------------------------------------------------------------------------------
 
-    def __init__(self, results: Results) -> None:
-        self.missing = ""
-        self._pictures: dict[str, list[Picture]] = {}
-        try:
-            from skewd_pipeline import charts
 
-            self._pictures = {
-                "curves": charts.curves(results),
-                "agreement": charts.agreement(results),
-                "floors": charts.floors(results),
-                "heuristics": charts.heuristics(results),
-                "verdicts": charts.verdicts(results),
-                "bounds": charts.bounds(results),
-            }
-            for run in results.long_runs:
-                self._pictures[f"story {run.run}"] = [
-                    charts.story(run, results.windows, wide=wide) for wide in (True, False)
-                ]
-        except ImportError as error:
-            self._pictures = {}
-            self.missing = f"<p>(No pictures: the package {escape(str(error.name))} is not installed.)</p>"
-
-    def all(self) -> list[Picture]:
-        """Every picture."""
-        return [picture for pictures in self._pictures.values() for picture in pictures]
-
-    def panels(self, *kinds: str, caption: str = "") -> str:
-        """Pictures of a column's width, beside each other where there is room."""
-        pictures = [picture for kind in kinds for picture in self._pictures.get(kind, ())]
-        if not pictures:
-            return ""
-        drawn = "".join(
-            f'<div role="img" aria-label="{escape(picture.label)}">{picture.svg()}</div>' for picture in pictures
-        )
-        words = f"<figcaption>{caption}</figcaption>" if caption else ""
-        return f'<figure><div class="panels">{drawn}</div>{words}</figure>'
-
-    def story(self, run: str, caption: str) -> str:
-        """The one that is drawn for wide screens and for narrow ones."""
-        pictures = self._pictures.get(f"story {run}", ())
-        drawn = "".join(
-            f'<div class="{kind}" role="img" aria-label="{escape(picture.label)}">{picture.svg()}</div>'
-            for picture, kind in zip(pictures, ("for-wide", "for-narrow"), strict=False)
-        )
-        return f"<figure>{drawn}<figcaption>{caption}</figcaption></figure>" if drawn else ""
+def _alarm(results: Results) -> str:
+    """What must hold and does not, before anything else is read."""
+    bad = failing(results)
+    if not bad:
+        return ""
+    fails = [claim for claim in bad if claim.verdict == "fails"]
+    what = (
+        f"{len(fails)} of the claims that must hold on any machine {'fail' if len(fails) > 1 else 'fails'}."
+        if fails
+        else "Inconclusive: the machine was too busy to judge all claims that must hold."
+    )
+    items = "".join(
+        f"<li>{_verdict(claim.verdict)} {escape(claim.statement)}: {escape(claim.figure)}</li>" for claim in bad
+    )
+    return f'<div class="alarm{"" if fails else " unsure"}"><strong>{what}</strong><ul>{items}</ul></div>'
 
 
 def _lead(results: Results) -> str:
     if not results.runs and not results.long_runs:
-        return "<p>No cell was run.</p>"
+        return "<p>Nothing was run.</p>"
     if not results.runs:
         run = results.long_runs[0]
         return (
-            f'<p class="lead">Simulated: true time, clocks, wires and messages are made up from a seed. Everything '
-            f"between them is the code that every node runs: the estimator, the history of its bounds, and the writer "
-            f"of corrections. The clock of <em>{escape(run.stage)}</em> drifts by {run.drift_ppm:g} ppm against "
+            '<p class="lead">Simulated: true time, clocks, wires and messages are made up from a seed. Everything '
+            "between them is the code that every node runs. "
+            f"The clock of <em>{escape(run.stage)}</em> drifts by {run.drift_ppm:g} ppm against "
             f"<em>{escape(run.reference)}</em>'s; only the report knows.</p>"
         )
-    broker = next((run.broker for run in results.runs if run.broker), None)
+    ways = dict.fromkeys((run.stage, run.direction) for run in results.runs)
+    skewed = ", then ".join(f"that of <em>{escape(stage)}</em> was set {escape(way)}" for stage, way in ways)
     mock = (
-        ' Kafka here is <strong>librdkafka\'s mock cluster, not a broker</strong>; its rows are marked "mock".'
-        if broker == "mock"
+        " Kafka is <strong>librdkafka's mock cluster, not a broker</strong>, and is called a mock below."
+        if any(run.broker == "mock" for run in results.runs)
         else ""
     )
-    model = escape(str(results.settings.get("model", "a model")))
-    ways: dict[str, list[str]] = {}
-    for row in results.runs:
-        if row.direction not in ways.setdefault(row.stage, []):
-            ways[row.stage].append(row.direction)
-    skewed = "; then ".join(
-        f"at <em>{escape(stage)}</em>, was set {escape(' and '.join(directions))}" for stage, directions in ways.items()
-    )
+    missing = "".join(f" {name_of(row.transport, None)} was not run: {escape(row.reason)}." for row in results.missing)
     return (
-        f'<p class="lead">Five processes classify real files with a real model ({model}). Each runs on a node of its '
-        f"own: own clock, own <code>skewd</code>, own sidecar. One clock, {skewed}; no process of that node was told. "
-        "The same spans then went through the sidecar "
-        f"three ways: as they were, tagged, and rewritten.{mock}</p>"
+        f'<p class="lead">Five processes classify real files with a real model '
+        f"({escape(str(results.settings.get('model', 'a model')))}), each on a node with a clock, a <code>skewd</code> "
+        f"and a sidecar of its own. One clock lies: {skewed}. No process of that node was told. First the rates were "
+        f"predicted from a quiet run, then measured.{mock}{missing}</p>"
     )
 
 
-def _tiles(results: Results) -> str:
-    tiles: list[tuple[str, str]] = []
-    start = [run for run in results.runs if run.rule == "span-start"]
-    broken = [run for run in start if run.mode == "off" and run.skew_ms == 5.0]
-    for run in broken:
-        way = f", {run.stage} {run.direction}" if len(broken) > len({each.transport for each in broken}) else ""
-        what = f"of child spans start before their parent at 5 ms on {_name(run)}{way}"
-        tiles.append((f"{run.violation_rate:.0%}", what))
-    fixed = [run.all for run in start if run.mode == "rewrite" and run.all is not None]
-    if fixed:
-        count = sum(each.violations for each in fixed)
-        tiles.append(
-            (f"{count}", f"of {_thousands(sum(each.edges for each in fixed))} after rewrite, all skews together")
-        )
-    tagged = [run for run in start if run.mode != "off"]
-    if tagged:
-        misses = sum(run.bound_misses for run in tagged)
-        spans = sum(run.spans for run in tagged)
-        tiles.append((f"{misses}", f"of {_thousands(spans)} spans with the true offset outside their bound"))
-    widths = [run.uncertainty_ns.p50 for run in tagged if run.uncertainty_ns]
-    if widths:
-        tiles.append((f"±{sorted(widths)[len(widths) // 2] / 1e3:.0f} µs", "the usual bound on a node's offset"))
-    tiles += _more_tiles(results)
-    items = "".join(f"<li><b>{escape(value)}</b> {escape(text)}</li>" for value, text in tiles)
-    return f'<ul class="tiles">{items}</ul>' if items else ""
-
-
-def _more_tiles(results: Results) -> list[tuple[str, str]]:
-    tiles = []
-    if results.long_runs:
-        fixed = [window for window in results.windows if window.mode == "rewrite"]
-        if fixed:
-            count, edges = sum(window.violations for window in fixed), sum(window.edges for window in fixed)
-            tiles.append((f"{count}", f"of {_thousands(edges)} after rewrite while the clock drifts, steps and slews"))
-        if not results.runs:
-            misses = sum(run.bound_misses for run in results.long_runs)
-            spans = sum(run.spans for run in results.long_runs)
-            tiles.append((f"{misses}", f"of {_thousands(spans)} spans with the true offset outside their bound"))
-    if results.law:
-        agree = sum(cell.agrees for cell in results.law)
-        tiles.append((f"{agree} of {len(results.law)}", "cells where the rate is what the law predicts, within 99%"))
-    calls = [row for row in results.heuristics if (row.edges, row.skew_ms) == ("synchronous", 5.0)]
-    calls = [row for row in calls if row.traces == REAL_CALLS] or calls
-    ours = [row.rms_us for row in calls if row.method == OURS and row.rms_us > 0]
-    others = [row.rms_us for row in calls if row.method in HEURISTICS]
-    if ours and others:
-        tiles.append(
-            (f"{min(others) / max(ours):.0f} \u00d7", "nearer the true start than the best heuristic, on calls at 5 ms")
-        )
-    return tiles
-
-
-def _law(results: Results, drawn: _Drawn) -> str:
-    if not results.runs:
-        return ""
-    far = sorted({run.skew_ms for run in results.runs if run.skew_ms > NEAR_MS})
-    beyond = f" Beyond the curves: {', '.join(map(skew_label, far))}, in the table of all rows." if far else ""
-    words = (
-        "<p>Let two events truly be <em>d</em> apart, and the clock that stamps one of them be off by a skew "
-        "<em>s</em> that shrinks the gap. The stamps then show <em>d</em> - <em>s</em>, which is negative exactly when "
-        "<em>s</em> exceeds <em>d</em>. So the rate over the skew is the distribution of separations, which one "
-        "synchronized run measures: P(violation | <em>s</em>) = F(<em>s</em>). A clock that is behind breaks the edges "
-        "that come in, one that is ahead those that go out.</p>"
-    )
-    caption = (
-        "Dots: how many edges look violated as the clocks stamped them. Line: what the true separations, measured "
-        "without skew and drawn below, predict; the band has 99% of the rates that they lead to expect (Thatcher's "
-        f"interval: both samples are allowed for). Squares: after rewrite.{beyond}"
-    )
-    return words + drawn.panels("curves", caption=caption) + _exceptions(results.law)
-
-
-def _exceptions(cells: Sequence[LawCell]) -> str:
-    if not cells:
-        return ""
-    wrong = exceptions(cells)
-    share = f"{len(cells) - len(wrong)} of {len(cells)} cells are inside their 99% interval"
-    own = [cell for cell in cells if cell.own_rate is not None]
-    apart = max((abs((cell.own_rate or 0.0) - cell.measured_rate) for cell in own), default=0.0)
-    edge_by_edge = (
-        " By the host's raw clock, in which no node's clock has a part, the edges of each cell that were closer "
-        f"together than the skew are as many as were violated, to {apart:.1%} in every one of {len(own)} cells."
-        if own
-        else ""
-    )
-    body = [
-        (
-            f"{cell.transport} ({cell.broker})" if cell.broker else cell.transport,
-            cell.edge.replace(">", " \u2192 "),
-            cell.rule,
-            f"{cell.floor_ms:g} ms",
-            skew_label(cell.skew_ms),
-            f"{cell.predicted_rate:.1%}",
-            f"{cell.predicted_low:.1%} to {cell.predicted_high:.1%}",
-            f"{cell.measured_rate:.1%}",
-            f"{cell.measured_low:.1%} to {cell.measured_high:.1%}",
-            "" if cell.own_rate is None else f"{cell.own_rate:.1%}",
-            "yes" if cell.agrees else "NO",
-        )
-        for cell in cells
-    ]
-    head = (
-        "transport", "edge", "rule", "floor", "skew", "predicted", "to be expected", "measured", "its own 99%",
-        "own separations", "inside",
-    )  # fmt: skip
-    said = (
-        f"<p>{share}.{edge_by_edge}</p>"
-        if not wrong
-        else f"<p>{share}; the exceptions are listed.{edge_by_edge} Where that holds and the prediction does not, the "
-        "pipeline's separations changed between the cells: another load, another F.</p>"
-        + _table(head[:-1], [row[:-1] for row, cell in zip(body, cells, strict=True) if not cell.agrees])
-    )
-    every = f"<summary>Prediction over measurement, all {len(body)} cells</summary>{_table(head, body)}"
-    return f"{said}<details>{every}</details>"
-
-
-def _thresholds(results: Results, drawn: _Drawn) -> str:
-    if not results.thresholds:
-        return ""
-    body = [
-        (
-            f"{each.transport} ({each.broker})" if each.broker else each.transport,
-            each.rule,
-            each.edge.replace(">", " \u2192 "),
-            f"{each.floor_ms:g} ms" if each.floor_ms else "none",
-            "" if each.derived_ms is None else f"{each.derived_ms:.2f} ms",
-            f"{each.predicted_ms:.2f} ms",
-            "" if each.none_at_ms is None else f"{each.none_at_ms:g} ms",
-            "none seen" if each.some_at_ms is None else f"{each.some_at_ms:g} ms",
-        )
-        for each in sorted(results.thresholds, key=lambda each: (each.rule, each.transport, each.floor_ms))
-    ]
-    head = ("transport", "rule", "edge", "floor", "derived", "predicted", "no violation up to", "first at")
-    return (
-        "<p>The threshold is the pipeline's minimum separation, not a constant of nature. Derived: the service floor "
-        "plus the least one-way delay. Predicted: the least separation that the synchronized run saw. Change the floor "
-        "and the threshold moves with it.</p>"
-        + drawn.panels("floors", "agreement", caption="Lines: predicted. Dots: measured. Numbers: the floors, ms.")
-        + _table(head, body)
-    )
-
-
-def _over_time(results: Results, drawn: _Drawn) -> str:
+def _top(results: Results, drawn: dict[str, Picture]) -> list[str]:
     parts = []
-    for run in results.long_runs:
-        events = "".join(f"<li><b>{_minutes(event.at_s)}</b> {escape(event.text)}</li>" for event in run.events)
-        windows = [window for window in results.windows if window.run == run.run and window.mode == "rewrite"]
-        unsure = sum(window.indeterminate for window in windows if window.rule == "span-start")
-        ambiguous = (
-            f" {unsure} rewritten child span{'s are' if unsure != 1 else ' is'} early by less than the bound says, at "
-            "the readings that the step back showed twice: nobody can tell which of the two they were."
-            if unsure
-            else ""
-        )
-        how = "in simulated time, on the code that ships" if run.simulated else "on the real pipeline"
-        broker = f" ({run.broker})" if run.broker else ""
+    if results.trace is not None and "trace" in drawn:
+        early = [results.trace.spans[place].stage for place in early_spans(results.trace)]
+        said = f"As stamped, {' and '.join(early)} seems to start before its own cause. " if early else ""
+        parts.append(f"<h2>{escape(trace_title(results.trace))}</h2>")
         parts.append(
-            f"<h3>{escape(run.transport)}{escape(broker)}: {_minutes(run.duration_s)} {how}</h3>"
-            f"<ol class='events'>{events}</ol>"
-            + drawn.story(
-                run.run,
-                "The law holds at every instant with the skew of that instant, so the rate falls, rises or settles as "
-                "the skew does, and nobody fixed anything in between. The bound follows: the truth stays inside it on "
-                f"{_thousands(run.spans - run.bound_misses)} of {_thousands(run.spans)} spans, through steps and "
-                f"slews; the signal blamed an innocent clock {run.false_alarms} times.{ambiguous}",
+            _figure(
+                drawn["trace"],
+                f"{said}A line across a bar: when the stage truly started, which only the experiment knows. A "
+                "small block at its ends: the uncertainty that the tags state, at most "
+                f"\u00b1{max(span.uncertainty_us for span in results.trace.spans) / 1e3:.2f} ms.",
             )
         )
-    return "".join(parts)
+    for rule, stage, direction in _ways(results)[:1]:
+        parts.append("<h2>How often a child span starts before its parent, over the skew</h2>")
+        parts.append(_figure(drawn[f"rates-{rule}-{stage}-{direction}"], _RATES_WORDS, _legend(results)))
+    if results.runs:
+        parts.append(f'<h2>In four sentences</h2><ol class="four">{"".join(_four(results))}</ol>')
+        whole = holding(results.claims)
+        parts.append(f'<p class="note">{escape(whole[:1].upper() + whole[1:])}.</p>' if whole else "")
+    return parts
 
 
-def _minutes(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02d} min" if minutes else f"{rest} s"
+_RATES_WORDS = (
+    "Lines: predicted from the quiet run, before any clock was skewed. Shaded bars: 99% of the rates to expect from "
+    "that in a cell of its size. Marks and thin lines: measured, with what the rate might as well have been (99%). "
+    "The paper names where violations begin and gives no rate, so it stands above."
+)
+
+
+_SHAPES = "\u25cf\u25a0\u25b2"
+
+
+def _legend(results: Results) -> str:
+    names = [
+        named(rows[0])
+        for (_, *way), rows in by_way(raw_rows(results, SPAN_START)).items()
+        if tuple(way) == main_way(results)
+    ]
+    items = [
+        f'<li><b class="t{min(place, 2)}">{_SHAPES[min(place, 2)]}</b>{escape(name)}</li>'
+        for place, name in enumerate(names)
+    ]
+    return f'<ul class="legend">{"".join(items)}<li><b class="fixed">\u25c6</b>after rewriting</li></ul>'
+
+
+def _four(results: Results) -> list[str]:
+    """Four sentences, each with its figure and its verdict."""
+    start = [row for row in raw_rows(results, SPAN_START) if (row.stage, row.direction) == main_way(results)]
+    told = [rate for rate in results.rates if rate.informative]
+    agree = sum(rate.agrees for rate in told)
+    broken = sorted({row.skew_ms for row in start if row.violations})
+    at = 5.0 if 5.0 in broken else broken[0] if broken else max((row.skew_ms for row in start), default=0.0)
+    seen = ", ".join(f"{percent(row.violation_rate)} on {named(row)}" for row in start if row.skew_ms == at)
+    rates = f"{agree} of the {len(told)} cells that can tell are inside their prediction." if told else ""
+    one = "not-run" if not told else "as-predicted" if agree == len(told) else "not-as-predicted"
+
+    least, paced = min((row.outputs_correct for row in results.runs), default=1.0), []
+    for rows in by_way(start).values():
+        if rows[0].throughput_per_s > 0:
+            paced.append(rows[-1].throughput_per_s / rows[0].throughput_per_s)
+    slowest = min(paced, default=1.0)
+    two = "fails" if least < 1 else "holds" if slowest >= 1 - LOSS_MAX else "inconclusive"
+
+    tagged = [row for row in results.runs if row.mode != "off" and row.rule == SPAN_START]
+    misses, spans = sum(row.bound_misses for row in tagged), sum(row.spans - row.spans_unsynchronized for row in tagged)
+    mistakes, judged = sum(row.count for row in wrong(results.confusion)), sum(row.count for row in results.confusion)
+    verdicts = f", {thousands(mistakes)} of {thousands(judged)} verdicts not so" if judged else ""
+    three = "not-run" if not tagged else "fails" if misses or mistakes else "holds"
+
+    fixed = [row.all for row in results.runs if row.mode == "rewrite" and row.all is not None]
+    left, edges = sum(each.violations for each in fixed), sum(each.edges for each in fixed)
+    within = max((row.residual_max_ns for row in results.runs if row.mode == "rewrite"), default=0)
+    four = "not-run" if not fixed else "fails" if left else "holds"
+    whole, kept = percent(least, 2) if least < 1 else "100%", percent(slowest) if slowest < 1 else "100%"
+    return [
+        _sentence(
+            f"A clock that is {brief_ms(at)} ms off makes child spans start before their parents."
+            if broken else f"No clock that is up to {brief_ms(at)} ms off makes a child span start before its parent.",
+            one, f"{seen}. {rates}",
+        ),
+        _sentence(
+            "Throughput and answers do not notice.", two,
+            f"{whole} of the answers are right at every skew; of its unskewed rate the slowest transport keeps {kept}.",
+        ),
+        _sentence(
+            "Every bound holds the truth, and the verdicts are right.", three,
+            f"{thousands(misses)} of {thousands(spans)} spans with the true offset outside their bound{verdicts}."
+            if tagged else "Neither tag nor rewrite was run.",
+        ),
+        _sentence(
+            "After rewriting nothing is inverted beyond the bounds.", four,
+            f"{thousands(left)} of {thousands(edges)} edges; the largest gap left inside them is {_us(within / 1e3)}."
+            if fixed else "Rewrite was not run.",
+        ),
+    ]  # fmt: skip
+
+
+def _sentence(text: str, verdict: str, figure: str) -> str:
+    return f"<li><p>{escape(text)} {_verdict(verdict)}</p><span>{escape(figure)}</span></li>"
+
+
+def _verdict(verdict: str) -> Html:
+    return Html(f'<b class="verdict {escape(verdict)}">{escape(verdict.replace("-", " "))}</b>')
+
+
+# -- what is folded ----------------------------------------------------------------------------------------------------
+
+
+def _paper(results: Results) -> str:
+    if not results.runs:
+        return ""
+    return (
+        "<p>The paper: arXiv 2604.21361. Two rules for what is violated. <em>Span-start</em>: a child span starts "
+        "before its parent, as trace viewers show it; such an edge is a stage's work and a hop long. "
+        "<em>Send-receive</em>: a message is received before it was sent, the paper's negative span; such an edge is "
+        "one hop long.</p>"
+        + _table(
+            "Every finding of the paper beside this run",
+            ("the paper says", "rule", "we measured", "why it differs"),
+            [(each.says, each.rule, each.measured, each.why) for each in findings(results)],
+            text=(0, 2, 3),
+            kind=" class=stack",
+        )
+    )
+
+
+def _claims(results: Results) -> str:
+    order = ("fails", "inconclusive", "holds", "not-run")
+    rows = sorted(results.claims, key=lambda claim: (claim.kind != "must-hold", order.index(claim.verdict)))
+    return _table(
+        "Must hold: on any machine, or the run fails. Machine: about this one, told and never a failure",
+        ("claim", "kind", "verdict", "judged", "wrong", "undecided", "figure"),
+        [
+            (
+                claim.statement or claim.id, claim.kind.replace("-", " "), _verdict(claim.verdict),
+                thousands(claim.judged), thousands(claim.wrong), thousands(claim.undecided), claim.figure,
+            )
+            for claim in rows
+        ],
+        text=(0, 6),
+    )  # fmt: skip
+
+
+def _calibration(results: Results) -> str:
+    return _table(
+        "One quiet run of each transport and one as fast as it goes; hop and separation: least / median / 99%",
+        (
+            "transport",
+            "capacity",
+            "offered",
+            "a stage works at least",
+            "hop, ms",
+            "separation, ms",
+            "threshold",
+            "model",
+        ),
+        [
+            (
+                name_of(key.split(" ")[0], each.broker, each.client) + key[len(key.split(" ")[0]) :],
+                f"{each.capacity_per_s:.0f}/s",
+                f"{each.offered_per_s:.0f}/s" + (", halved" if each.halved else ""),
+                f"{each.floor_ms:.2f} ms" + ("" if each.floor_chosen else ", given"),
+                _spread(each.hop_ms) or f"{each.hop_p50_ms:.2f}",
+                _spread(each.separation_ms),
+                f"{each.predicted_threshold_ms:.2f} ms",
+                f"{each.service_ms['inference']:.1f} ms" if "inference" in each.service_ms else "",
+            )
+            for key, each in results.calibration.items()
+        ],
+    )
+
+
+def _spread(row: Separation | None) -> str:
+    return f"{row.min:.2f} / {row.p50:.2f} / {row.p99:.2f}" if row is not None else ""
+
+
+def _cells(results: Results, drawn: Sequence[Picture]) -> str:
+    """One row for each cell and rule, and the curves that do not stand above."""
+    modes: dict[tuple[object, ...], dict[str, Run]] = {}
+    for row in results.runs:
+        modes.setdefault(_cell(row), {})[row.mode] = row
+    body = []
+    for rule, stage, direction in _ways(results):
+        for (_, *way), rows in by_way(raw_rows(results, rule)).items():
+            body += [_cell_row(results, row, modes[_cell(row)]) for row in rows if way == [stage, direction]]
+    curves = [picture for picture in drawn if picture.name.startswith("rates-")][1:]
+    if not body:
+        return ""
+    return (
+        "<p>A cell tells something of a prediction that lies between 2% and 98%. Elsewhere nothing is judged.</p>"
+        + _table(
+            "Share of violated edges, with its 99% interval where that is wider than the figure",
+            ("transport", "clock", "rule", "skew", "predicted", "measured", "judged", "rewritten", "tags say", "bound",
+             "missed", "edges"),
+            body,
+        )
+        + "".join(f"<h3>{escape(picture.title)}</h3>{_figure(picture, '', _legend(results))}" for picture in curves)
+    )  # fmt: skip
+
+
+def _cell_row(results: Results, row: Run, modes: dict[str, Run]) -> tuple[str, ...]:
+    tag, fixed, rate = modes.get("tag"), modes.get("rewrite"), rate_of(results, row)
+    predicted, measured, judged = "", percent(row.violation_rate), ""
+    if rate is not None:
+        predicted = interval(rate.predicted_rate, rate.predicted_low, rate.predicted_high)
+        measured = interval(row.violation_rate, rate.measured_low, rate.measured_high)
+        judged = ("inside" if rate.agrees else Html("<b>outside</b>")) if rate.informative else ""
+    said = sorted(tag.violation_verdicts.items()) if tag else ()
+    bound = tag.uncertainty_ns if tag else None
+    return (
+        named(row), f"{row.stage} {row.direction}", row.rule, f"{brief_ms(row.skew_ms)} ms", predicted, measured,
+        judged, percent(fixed.violation_rate) if fixed else "",
+        ", ".join(f"{count} {verdict}" for verdict, count in said),
+        f"\u00b1{_us(bound.p50 / 1e3)}" if bound else "", str(max(each.bound_misses for each in modes.values())),
+        str(row.edges),
+    )  # fmt: skip
+
+
+def _cell(row: Run) -> tuple[object, ...]:
+    return row.transport, row.stage, row.direction, row.skew_ms, row.rule
+
+
+def _loads(results: Results, drawn: dict[str, Picture]) -> str:
+    if not results.loads:
+        return ""
+    charts = [picture for name, picture in drawn.items() if name.startswith("loads-")]
+    return (
+        "<p>Messages come at random, the clock is off by the same skew throughout. The busier the model, the longer a "
+        "message waits for it, the further apart two spans start, and the fewer of them the skew turns round. A trace "
+        "that looks right under load says nothing of the clocks.</p>"
+        + "".join(f"<h3>{escape(picture.title)}</h3>{_figure(picture)}" for picture in charts)
+        + _table(
+            "Separation: the median. Theory: Pollaczek and Khinchine's mean wait for the same service times",
+            ("transport", "utilization", "offered", "skew", "violated", "separation", "wait", "in theory", "edges"),
+            [
+                (
+                    named(row), f"{row.utilization:.0%}", f"{row.offered_per_s:.0f}/s", f"{brief_ms(row.skew_ms)} ms",
+                    percent(row.violation_rate), f"{row.separation_ms.p50:.1f} ms", f"{row.wait_ms:.1f} ms",
+                    f"{row.theory_ms:.1f} ms", str(row.edges),
+                )
+                for row in results.loads
+            ],
+        )
+    )  # fmt: skip
+
+
+def _throughput(results: Results) -> str:
+    return _table(
+        "Unpaced, without skew, with sidecars and without in turn: messages per second, and their ratio (95%)",
+        ("transport", "without", "with", "ratio"),
+        [
+            (
+                named(row), _rates(row.without_per_s), _rates(row.with_per_s),
+                f"{row.ratio:.3f} ({row.ratio_low:.3f} to {row.ratio_high:.3f})",
+            )
+            for row in results.throughput
+        ],
+    )  # fmt: skip
+
+
+def _rates(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.0f}" for value in values)
 
 
 _TRUTH_WORDS = {
@@ -405,272 +469,175 @@ _TRUTH_WORDS = {
 }
 
 
-_SITUATIONS = ("synchronized", "overloaded", "skewed", "over time")
-
-
-def _confusion(rows: Sequence[Confusion]) -> str:
+def _confusion(results: Results) -> str:
+    rows = results.confusion
     if not rows:
         return ""
-    mistakes = sum(row.count for row in wrong(rows))
-    total = sum(row.count for row in rows)
-    loaded = any(row.situation == "overloaded" for row in rows)
-    return (
-        "<p>A sender that notes its send after the fact may be put aside in between, and on a busy machine the message "
-        "is received first: a negative gap between clocks that agree. A tool that blames the clock for it is wrong. "
-        "Here the truth of each edge is known, and so is whether its verdict was right: "
-        f"<strong>{_thousands(mistakes)} of {_thousands(total)}</strong> say something that is not so.</p>"
-        + _verdict_table(rows, by_rule=False)
-        + '<p class="note"><span class="key right"></span> right <span class="key unsure"></span> undecided: closer '
-        'than the clocks can tell <span class="key wrong"></span> wrong'
-        + (". <em>Overloaded</em>: synchronized clocks, twice as many busy processes as cores" if loaded else "")
-        + ".</p>"
-        + f"<details><summary>By rule; stamp-after-send is the late stamp</summary>"
-        f"{_verdict_table(rows, by_rule=True)}</details>"
-    )
-
-
-def _verdict_table(rows: Sequence[Confusion], *, by_rule: bool) -> str:
-    groups: dict[tuple[str, str], dict[tuple[str, str], int]] = {}
+    counts: dict[tuple[str, str, str], int] = {}
     for row in rows:
-        cells = groups.setdefault((row.situation, row.rule if by_rule else ""), {})
-        cells[row.truth, row.verdict] = cells.get((row.truth, row.verdict), 0) + row.count
-    order = {name: place for place, name in enumerate(_SITUATIONS)}
+        counts[row.situation, row.truth, row.verdict] = (
+            counts.get((row.situation, row.truth, row.verdict), 0) + row.count
+        )
     verdicts = [verdict for verdict in VERDICTS if any(row.verdict == verdict for row in rows)]
-    body, before = [], ("", "")
-    for (situation, rule), cells in sorted(groups.items(), key=lambda item: (order.get(item[0][0], 9), item[0][1])):
-        for truth in (truth for truth in TRUTHS if any(key[0] == truth for key in cells)):
-            counts = []
+    body = []
+    for situation in dict.fromkeys(row.situation for row in rows):
+        for truth in (truth for truth in TRUTHS if any(key[:2] == (situation, truth) for key in counts)):
+            cells = []
             for verdict in verdicts:
-                count = cells.get((truth, verdict), 0)
-                kind = "unsure" if verdict in UNDECIDED else "wrong" if is_wrong(truth, verdict) else "right"
-                said = _thousands(count) if count else ""
-                counts.append(f'<td class="count {kind if count else "none"}">{said}</td>')
-            new = before != (situation, rule)
-            before = (situation, rule)
-            first = f"<td>{escape(situation) if new else ''}</td>"
-            first += f"<td>{escape(rule) if new else ''}</td>" if by_rule else ""
-            body.append(f"<tr>{first}<td>{escape(_TRUTH_WORDS[truth])}</td>{''.join(counts)}</tr>")
-    names = ("clocks", *(("rule",) if by_rule else ()), "in truth")
-    heads = "".join(f"<th>{escape(each)}</th>" for each in names)
-    heads += "".join(f'<th class="count">{escape(each)}</th>' for each in verdicts)
-    return f'<div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
+                count = counts.get((situation, truth, verdict), 0)
+                kind = "maybe" if verdict in UNDECIDED else "bad" if is_wrong(truth, verdict) else "right"
+                cells.append(
+                    Html(f'<td class="count{f" {kind}" if count else ""}">{thousands(count) if count else ""}</td>')
+                )
+            body.append((situation, _TRUTH_WORDS[truth], *cells))
+    return (
+        "<p>A sender that notes its send afterwards may be put aside in between, and the message is received first: "
+        "a negative gap between clocks that agree. Here the truth of each edge is known, and so is whether its verdict "
+        f"was right: <strong>{thousands(sum(row.count for row in wrong(rows)))} of "
+        f"{thousands(sum(row.count for row in rows))}</strong> say something that is not so.</p>"
+        + _table(
+            "Edges by what is true of them and what was said; green is right, yellow undecided, red wrong",
+            ("clocks", "in truth", *verdicts), body,
+        )
+    )  # fmt: skip
 
 
 _METHOD_WORDS = {
     "raw": "raw: nothing moved",
     "centring": "centring (Jaeger's rule)",
     "client-server": "client-server (Zipkin's rule)",
-    OURS: "measured offsets (ours)",
+    "measured": "measured offsets (ours)",
 }
 
 
-def _heuristics(results: Results, drawn: _Drawn) -> str:
-    rows = results.heuristics
-    if not rows:
+def _heuristics(results: Results) -> str:
+    if not results.heuristics:
         return ""
-
-    def table(some: Sequence[Heuristic], *, skews: bool) -> str:
-        head = (
-            "method", "traces", *(("skew",) if skews else ()), "children", "RMS error", "p99", "largest", "orders",
-            "broken before", "left", "introduced", "undecided",
-        )  # fmt: skip
-        return _table(
-            head,
+    return (
+        "<p>Where a trace looks wrong, tools move the child until it fits. They assume that both ways take equally "
+        "long and that a child belongs inside its parent. A measured offset knows nothing of the trace.</p>"
+        + _table(
+            "The same traces, corrected each way, against the truth. Introduced: orders that were right before",
+            ("method", "traces", "skew", "children", "RMS error", "99%", "largest", "orders", "broken before", "left",
+             "introduced", "undecided"),
             [
                 (
-                    _METHOD_WORDS.get(row.method, row.method),
-                    row.traces,
-                    *((skew_label(row.skew_ms),) if skews else ()),
-                    row.edges,
-                    _microseconds(row.rms_us),
-                    _microseconds(row.p99_us),
-                    _microseconds(row.max_us),
-                    str(row.relations),
-                    str(row.violated_before),
-                    str(row.left),
-                    str(row.introduced),
-                    str(row.undecided),
+                    _METHOD_WORDS.get(row.method, row.method), row.traces, skew_label(row.skew_ms), row.edges,
+                    _us(row.rms_us), _us(row.p99_us), _us(row.max_us), str(row.relations), str(row.violated_before),
+                    str(row.left), str(row.introduced), str(row.undecided),
                 )
-                for row in some
+                for row in results.heuristics
             ],
         )
+    )  # fmt: skip
 
-    shown = [row for row in rows if row.skew_ms == 5.0]
-    return (
-        "<p>Where a trace looks wrong, tools move the child until it fits, on the assumption that both ways take "
-        "equally long and that a child belongs inside its parent. Neither need be so: a child that nobody waits for is "
-        "pulled into a parent that had long ended. A measured offset knows nothing of the trace. On the same traces, "
-        "with the truth known:</p>"
-        + drawn.panels(
-            "heuristics",
-            caption="Calls at many skews, made up; the tags on them are those of the shipped estimator on simulated "
-            "wires. With no skew at all the heuristics move nothing and are exact, while a measured offset is off by "
-            "its error.",
+
+def _over_time(results: Results, drawn: dict[str, Picture]) -> str:
+    stories = [picture for name, picture in drawn.items() if name.startswith("story-")]
+    parts = []
+    for run, picture in zip(results.long_runs, stories, strict=True):
+        how = "in simulated time, on the code that ships" if run.simulated else "on the real pipeline"
+        events = "".join(f"<li>{event.at_s:g} s: {escape(event.text)}</li>" for event in run.events)
+        fixed = [window for window in results.windows if (window.run, window.mode) == (run.run, "rewrite")]
+        left, edges = sum(window.violations for window in fixed), sum(window.edges for window in fixed)
+        between_two = f"; {run.ambiguous} were stamped while the clock was changed" if run.ambiguous else ""
+        parts.append(
+            f"<h3>{escape(name_of(run.transport, run.broker))}: {run.duration_s:g} s {how}</h3><ol>{events}</ol>"
+            + _figure(
+                picture,
+                "Red dots: as stamped. Blue: predicted from the skew of the moment. Green: after rewriting. Numbers: "
+                f"what was done to the clock. {thousands(run.bound_misses)} of {thousands(run.spans)} spans had the "
+                f"truth outside their bound{between_two}. Rewritten, {thousands(left)} of {thousands(edges)} edges are "
+                f"inverted beyond the bounds. The signal blamed an innocent clock {run.false_alarms} times.",
+            )
         )
-        + (f"<p>At 5 ms:</p>{table(shown, skews=False)}" if shown else "")
-        + '<p class="note"><em>Orders</em>: pairs of stamps of a parent and its child, or of two spans of a host, in '
-        "their true order. <em>Introduced</em>: the stamps had it right, the correction turned it round. "
-        "<em>Undecided</em>: turned round by less than the two spans' stated uncertainty.</p>"
-        + f"<details><summary>All {len(rows)} comparisons</summary>{table(rows, skews=True)}</details>"
-    )
+    return "".join(parts)
 
 
-def _microseconds(value: float) -> str:
-    return f"{value / 1e3:.2f} ms" if value >= 1000 else f"{value:.0f} \u00b5s" if value else "0"
-
-
-def _tags(drawn: _Drawn) -> str:
-    return drawn.panels(
-        "verdicts",
-        "bounds",
-        caption="Tags move nothing; they let a reader judge. <b>skewed</b>: the clock lied. <b>ordered</b>: nothing "
-        "wrong. <b>indeterminate</b>: closer than the clocks can tell. <b>impossible</b> (a bug, not a clock) would be "
-        "counted too. Bounds: only the experiment knows the injected offset, and a dot above its bar would be a bound "
-        "that was wrong.",
-    )
-
-
-def _worth(results: Results) -> str:
-    body = [
-        (
-            f"{row.transport} ({row.broker})" if row.broker else row.transport,
-            row.path,
-            _microseconds(row.width_ns.p50 / 1e3) if row.width_ns else "-",
-            _microseconds(row.width_ns.max / 1e3) if row.width_ns else "-",
-            "-" if row.coverage is None else f"{row.coverage:.4%}",
-            _microseconds(row.residual_max_ns / 1e3),
-            str(row.residuals_beyond),
-        )
-        for row in results.bounds
-    ]
-    missing = "".join(f"<p>{escape(row.transport)} was not run: {escape(row.reason)}.</p>" for row in results.missing)
-    if not body:
-        return missing
-    head = ("transport", "clocks compared over", "width, median", "greatest", "truth inside", "residual", "beyond")
-    return (
-        missing
-        + _table(head, body, text_columns=(1,))
-        + "<p>The width is that of the whole interval on the nodes that are not the reference. A residual is a "
-        "send-receive gap that rewriting left negative, within the two spans' summed uncertainty; none may be "
-        "beyond.</p>"
-    )
+def _bounds(results: Results) -> str:
+    return _table(
+        "Width: of the whole interval, on the nodes that are not the reference. Left: the largest gap that rewriting "
+        "left negative inside the bounds; beyond: how many were larger",
+        ("transport", "clocks compared over", "spans", "width, median", "greatest", "truth inside", "left", "beyond"),
+        [
+            (
+                named(row), row.path, thousands(row.spans),
+                _us(row.width_ns.p50 / 1e3) if row.width_ns else "",
+                _us(row.width_ns.max / 1e3) if row.width_ns else "",
+                "" if row.coverage is None else percent(row.coverage, 2) if row.coverage < 1 else "100%",
+                _us(row.residual_max_ns / 1e3), str(row.residuals_beyond),
+            )
+            for row in results.bounds
+        ],
+    )  # fmt: skip
 
 
 def _probes(results: Results) -> str:
-    if not results.probes:
-        return ""
-    body = [(probe.situation, str(probe.exit_code), probe.line, probe.perfdata) for probe in results.probes]
-    return (
-        "<p><code>"
-        + escape(results.probes[0].command)
-        + "</code> on the skewed node.</p>"
-        + _table(("the node's clock", "exit", "line", "perfdata"), body, text_columns=(2, 3))
+    command = results.probes[0].command if results.probes else ""
+    return _table(
+        f"{command}, on the skewed node",
+        ("the node's clock", "exit", "line", "perfdata"),
+        [(probe.situation, str(probe.exit_code), probe.line, probe.perfdata) for probe in results.probes],
+        text=(2, 3),
     )
 
 
-def _throughput(results: Results) -> str:
-    if not results.throughput:
-        return ""
-    body = [
-        (
-            row.transport + (" (mock)" if row.transport == "kafka" and _broker(results) == "mock" else ""),
-            skew_label(row.skew_ms),
-            {"none": "none: straight to the collector"}.get(row.sidecar, row.sidecar),
-            "as fast as it goes" if row.offered_per_s is None else f"{row.offered_per_s:g}/s",
-            f"{row.delivered_per_s:.1f}/s",
-            f"{row.delivered} of {row.messages}",
-        )
-        for row in results.throughput
-    ]
-    head = ("transport", "skew", "sidecars", "offered", "delivered", "messages")
-    return _table(head, body, text_columns=(2,))
-
-
-def _claims_title(checks: Sequence[Check]) -> str:
-    judged = [check for check in checks if check.passed is not None]
-    return f"Claims: {sum(check.passed is True for check in judged)} of {len(judged)} hold"
-
-
-def _claims(checks: Sequence[Check]) -> str:
-    marks = {True: ("yes", "holds"), False: ("no", "FAILS"), None: ("na", "n/a")}
-
-    def items(some: Iterable[Check]) -> str:
-        return "".join(
-            f'<li class="{marks[check.passed][0]}"><b>{marks[check.passed][1]}</b> {escape(check.statement)} '
-            f"<span>{escape(check.measured)}</span></li>"
-            for check in some
-        )
-
-    judged = sorted((check for check in checks if check.passed is not None), key=lambda check: check.passed is True)
-    others = [check for check in checks if check.passed is None]
-    if not checks:
-        return ""
-    rest = (
-        f'<details><summary>{len(others)} not applicable to this run</summary><ul class="claims">{items(others)}</ul>'
-        "</details>"
-        if others
-        else ""
-    )
-    return f'<ul class="claims">{items(judged)}</ul>{rest}'
-
-
-def _all_rows(results: Results) -> str:
-    head = (
-        "transport", "skew", "stage", "floor", "mode", "rule", "edges", "violations", "rate", "predicted",
-        "verdicts of violations", "negative within bound", "bound", "largest error", "misses",
-        "separation min / p50 / p99", "msg/s", "correct",
-    )  # fmt: skip
-    body = []
-    for run in (*results.runs, *results.floor0, *results.floors):
-        separation = run.separation_ms
-        residuals = f"{len(run.residuals_ns)}, to {max(run.residuals_ns) / 1e3:.0f} µs" if run.residuals_ns else ""
-        body.append(
-            (
-                _name(run),
-                f"{skew_label(run.skew_ms)} {run.direction}",
-                run.stage,
-                f"{run.floor_ms:g} ms",
-                run.mode,
-                run.rule,
-                str(run.edges),
-                str(run.violations),
-                f"{run.violation_rate:.1%}",
-                "" if run.predicted_rate is None else f"{run.predicted_rate:.1%}",
-                ", ".join(f"{count} {name}" for name, count in sorted(run.violation_verdicts.items())),
-                residuals,
-                f"±{run.uncertainty_ns.p50 / 1e3:.0f} µs" if run.uncertainty_ns else "",
-                f"{run.error_ns.max / 1e3:.0f} µs" if run.error_ns else "",
-                "" if run.mode == "off" else str(run.bound_misses),
-                f"{separation.min:.2f} / {separation.p50:.2f} / {separation.p99:.2f} ms" if separation else "",
-                f"{run.throughput_per_s:.1f}",
-                f"{run.outputs_correct:.1%}",
-            )
-        )
-    if not body:
-        return ""
-    table = _table(head, body, text_columns=(10,))
-    return f"<details><summary>{len(body)} rows: each cell, mode and rule</summary>{table}</details>"
+def _processes(results: Results) -> str:
+    rows = sorted(results.processes, key=lambda row: -row.seconds)
+    return _table("User and system seconds", ("process", "seconds"), [(row.name, f"{row.seconds:.1f}") for row in rows])
 
 
 def _what_was_run(results: Results) -> str:
     def pairs(values: Iterable[tuple[str, object]]) -> str:
-        rows = "".join(
-            f"<dt>{escape(name.replace('_', ' '))}</dt><dd>{escape(_plain(value))}</dd>" for name, value in values
-        )
-        return f"<dl>{rows}</dl>"
+        rows = (f"<dt>{escape(name.replace('_', ' '))}</dt><dd>{escape(_plain(value))}</dd>" for name, value in values)
+        return f"<dl>{''.join(rows)}</dl>"
 
-    stochastic = ", ".join(results.stochastic)
     return (
         pairs([*results.settings.items(), ("duration", f"{results.seconds:g} s")])
-        + "<h3>On</h3>"
-        + pairs(results.host.items())
-        + "<h3>With</h3>"
-        + pairs(results.versions.items())
+        + f"<h3>On</h3>{pairs(results.host.items())}<h3>With</h3>{pairs(results.versions.items())}"
         + "<p>The same seed gives the same schedule of work. These differ from run to run: "
-        + escape(stochastic)
-        + ". What was simulated does not. The clock is skewed, not the application's stamps: everything above "
-        "the clock, the OpenTelemetry SDK included, is unmodified.</p>"
+        + escape(", ".join(results.stochastic))
+        + ". What was simulated does not. The clock is skewed, not the application's stamps: everything above the "
+        "clock, the OpenTelemetry SDK included, is unmodified.</p>"
     )
+
+
+# -- markup ------------------------------------------------------------------------------------------------------------
+
+
+def _figure(picture: Picture, caption: str = "", legend: str = "") -> str:
+    """Drawn for wide screens and for narrow ones; the page shows one."""
+    words = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+    return (
+        f'<figure><div class="for-wide">{picture.svg(WIDE)}</div><div class="for-narrow">{picture.svg(NARROW)}</div>'
+        f"{legend}{words}</figure>"
+    )
+
+
+def _table(
+    caption: str, head: Sequence[str], body: Sequence[Sequence[str]], *, text: Sequence[int] = (), kind: str = ""
+) -> str:
+    """Cells are escaped unless they are markup; ``text``: the columns that may wrap. Empty without rows."""
+    if not body:
+        return ""
+    heads = "".join(f'<th scope="col">{escape(each)}</th>' for each in head)
+    rows = []
+    for cells in body:
+        made = []
+        for place, cell in enumerate(cells):
+            wraps = " class=text" if place in text else ""
+            inner = cell if isinstance(cell, Html) else escape(cell)
+            tag, scope = ("th", " scope=row") if place == 0 else ("td", "")
+            made.append(inner if inner.startswith("<td") else f"<{tag}{scope}{wraps}>{inner}</{tag}>")
+        rows.append(f"<tr>{''.join(made)}</tr>")
+    return (
+        f'<div class="wide" tabindex="0" role="region" aria-label="{escape(caption)}"><table{kind}>'
+        f"<caption><span>{escape(caption)}</span></caption><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _us(value_us: float) -> str:
+    return f"{value_us / 1e3:.2f} ms" if value_us >= 1000 else f"{value_us:.0f} \u00b5s" if value_us else "0"
 
 
 def _plain(value: object) -> str:
@@ -678,99 +645,6 @@ def _plain(value: object) -> str:
         return ", ".join(f"{each:g}" if isinstance(each, float) else str(each) for each in value)
     return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
-
-def _write_exports(results: Results, drawn: _Drawn, directory: Path) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
-    for name, table in export.tables(results).items():
-        (directory / f"{name}.csv").write_text(table, encoding="utf-8")
-    for picture in drawn.all():
-        (directory / f"{picture.name}.png").write_bytes(picture.png())
-    if drawn.missing:
-        print("skewd: no PNG: the package matplotlib is not installed", file=sys.stderr)
-
-
-def _broker(results: Results) -> str | None:
-    return next((run.broker for run in results.runs if run.broker), None)
-
-
-def _name(run: Run) -> str:
-    return f"{run.transport} ({run.broker})" if run.broker else run.transport
-
-
-def _thousands(value: int) -> str:
-    return f"{value:,}".replace(",", "\u202f")
-
-
-def _table(head: Sequence[str], body: Iterable[Sequence[str]], *, text_columns: Sequence[int] = ()) -> str:
-    heads = "".join(f"<th>{escape(each)}</th>" for each in head)
-    rows = "".join(
-        "<tr>"
-        + "".join(
-            f"<td{' class=text' if place in text_columns else ''}>{escape(cell)}</td>" for place, cell in enumerate(row)
-        )
-        + "</tr>"
-        for row in body
-    )
-    return f'<div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
-
-
-_STYLE = """
-:root { --paper:#fdfcfa; --ink:#1c1b19; --muted:#6b675f; --grid:#e4e0d8; --card:#f4f1ea;
-  --raw:#c8442d; --fixed:#1f7a5c; --law:#4a6fa5; --skewed:#c8442d; --unsure:#d9a441;
-  --right:#d7eae1; --maybe:#f6e7c6; --bad:#f3c6bd; }
-@media (prefers-color-scheme: dark) { :root { --paper:#15161a; --ink:#ece9e2; --muted:#9a968d; --grid:#30323a;
-  --card:#1e2026; --raw:#ff7a61; --fixed:#4fc39a; --law:#86aee6; --skewed:#e8664e; --unsure:#d9a441;
-  --right:#1c4536; --maybe:#4d3d17; --bad:#6b2a1f; } }
-* { box-sizing:border-box; }
-html { scroll-behavior:smooth; }
-body { margin:0; background:var(--paper); color:var(--ink); font:16px/1.55 system-ui,-apple-system,"Segoe UI",
-  Roboto,"Helvetica Neue",sans-serif; overflow-wrap:break-word; }
-main { max-width:68rem; margin:0 auto; padding:2.5rem 1.25rem 4rem; }
-h1 { font-size:clamp(1.5rem,3.4vw,2.3rem); line-height:1.2; font-weight:650; letter-spacing:-.015em; margin:0 0 1rem;
-  max-width:26em; text-wrap:balance; }
-h2 { font-size:1.35rem; line-height:1.3; letter-spacing:-.01em; margin:3.5rem 0 .75rem; }
-h3 { font-size:1rem; margin:1.5rem 0 .5rem; color:var(--muted); }
-.lead { max-width:44em; font-size:1.08rem; } p { max-width:48em; } .note { color:var(--muted); font-size:.9rem; }
-code { font:.92em ui-monospace,SFMono-Regular,Menlo,Consolas,monospace; }
-a { color:var(--law); text-decoration:none; } a:hover { text-decoration:underline; }
-nav { display:flex; flex-wrap:wrap; gap:.3rem 1.1rem; font-size:.92rem; padding:.7rem 0; margin:0 0 1rem;
-  border-top:1px solid var(--grid); border-bottom:1px solid var(--grid); }
-.tiles { list-style:none; display:grid; grid-template-columns:repeat(auto-fill,minmax(min(14rem,100%),1fr));
-  gap:.75rem; padding:0; margin:2rem 0; }
-.tiles li { background:var(--card); border-radius:.6rem; padding:1rem 1.1rem; color:var(--muted); font-size:.92rem;
-  line-height:1.35; }
-.tiles b { display:block; font-size:1.9rem; line-height:1.2; color:var(--ink); font-weight:650; margin-bottom:.2rem;
-  font-variant-numeric:tabular-nums; }
-figure { margin:1.25rem 0 1.5rem; } figure svg { display:block; width:100%; height:auto; }
-.panels { display:grid; grid-template-columns:repeat(auto-fit,minmax(min(24rem,100%),1fr)); gap:1.75rem 2.25rem; }
-.panels > div { max-width:36rem; }
-.for-narrow { display:none; }
-@media (max-width:46rem) { .for-wide { display:none; } .for-narrow { display:block; } }
-figcaption { color:var(--muted); font-size:.92rem; max-width:52em; margin-top:.75rem; }
-.events { margin:.5rem 0 1rem; padding-left:1.4rem; color:var(--muted); font-size:.92rem; display:grid;
-  grid-template-columns:repeat(auto-fill,minmax(min(18rem,100%),1fr)); gap:.1rem 2rem; }
-.events b { color:var(--ink); font-weight:600; font-variant-numeric:tabular-nums; margin-right:.3rem; }
-.wide { overflow-x:auto; }
-table { border-collapse:collapse; font-size:.88rem; font-variant-numeric:tabular-nums; width:100%; margin:.5rem 0; }
-th { text-align:left; font-weight:600; color:var(--muted); padding:.35rem .8rem .35rem 0; vertical-align:bottom;
-  border-bottom:1px solid var(--muted); }
-td { padding:.35rem .8rem .35rem 0; border-bottom:1px solid var(--grid); white-space:nowrap; vertical-align:top; }
-td.text { white-space:normal; min-width:12rem; overflow-wrap:anywhere; }
-th.count { text-align:right; padding-right:.7rem; }
-td.count { text-align:right; padding:.35rem .7rem; border-left:2px solid var(--paper); min-width:5.5rem; }
-.right { background:var(--right); } .unsure { background:var(--maybe); } .wrong { background:var(--bad); }
-td.wrong { font-weight:700; }
-.key { display:inline-block; width:.9em; height:.9em; border-radius:.2em; vertical-align:-.1em; margin-left:.8em; }
-.key:first-child { margin-left:0; }
-.claims { list-style:none; padding:0; } .claims li { padding:.4rem 0 .4rem 4.2rem; border-bottom:1px solid var(--grid);
-  position:relative; } .claims b { position:absolute; left:0; font-size:.85rem; line-height:1.8; }
-.claims span { display:block; color:var(--muted); font-size:.9rem; overflow-wrap:anywhere; }
-.yes b { color:var(--fixed); } .no b { color:var(--raw); } .na b { color:var(--muted); }
-details { margin:1rem 0; } summary { cursor:pointer; font-weight:600; margin-bottom:.5rem; }
-dl { display:grid; grid-template-columns:fit-content(40%) 1fr; gap:.2rem 1.5rem; margin:0; font-size:.92rem; }
-dt { color:var(--muted); overflow-wrap:anywhere; } dd { margin:0; overflow-wrap:anywhere; min-width:0; }
-@media print { main { max-width:none; } details, nav { display:none; } }
-"""
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

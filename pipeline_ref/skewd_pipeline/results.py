@@ -1,8 +1,9 @@
 """What a run of the experiment leaves behind: ``results.json``, its shape and its reading.
 
-One row (`Run`) for each transport, skew, mode and rule, with the keys other tools may rely on, and everything a
-reader needs to judge the numbers: host, versions, seed, the kind of Kafka broker, the checks and what they
-measured. The report is made from this file alone, so it can be rebuilt anywhere.
+One row (`Run`) for each transport, skew, mode and rule, with the keys other tools may rely on; what was calibrated and
+predicted before anything was skewed; the claims and what they measured; and what a reader needs to judge the numbers
+(host, versions, seed, the kind of Kafka broker, processor time). Every figure about edges is a query over the one table
+beside it, ``edges.parquet`` (see `edges.py`). The report is made from this file alone, so it can be rebuilt anywhere.
 
 Limits: reading is strict about types and tolerant of unknown keys (a newer version's file still reads).
 """
@@ -12,11 +13,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
-SCHEMA = 1
+SCHEMA = 2
 MODES = ("off", "tag", "rewrite")
 RULES = ("send-receive", "span-start")
 STAGES = ("producer", "preprocess", "inference", "postprocess", "consumer")
@@ -35,12 +36,12 @@ STOCHASTIC = (
     "error_ns",
     "all",
     "bounds",
-    "law.measured_*",
-    "law.predicted_*",
-    "law.agrees",
-    "law.own_rate",
-    "shorter_separations",
-    "thresholds.*_ms",
+    "calibration",
+    "rates",
+    "claims.figure",
+    "loads",
+    "processes",
+    "trace",
     "windows.edges",
     "windows.violations",
     "windows.violation_rate",
@@ -116,25 +117,133 @@ class Run(msgspec.Struct, kw_only=True):
     spans_missing: int = 0
     spans_duplicated: int = 0
     spans_unsynchronized: int = 0
-    times_changed: int | None = None
-    durations_changed: int | None = None
-    order_changed: int | None = None
     all: AllEdges | None = None
     client: str | None = None
-    shorter_separations: int | None = None
-    """How many of this cell's own edges were closer together than the skew, by the host's raw clock alone."""
+
+
+class Calibration(msgspec.Struct, kw_only=True):
+    """What a quiet run and an unpaced one said of one transport, before any clock was skewed.
+
+    ``capacity_per_s``: messages delivered per second when as many are sent as the pipeline takes. ``offered_per_s``:
+    what the sweep offers, at most 40 % of that. ``floor_ms``: how long each stage works at least; ``floor_chosen``
+    says whether it was chosen so that the median separation comes to 4 ms. ``hop_ms``: send to receive;
+    ``separation_ms``: span start to span start, both of the edge that the skew can violate. ``service_ms``: by stage,
+    the median of its work. ``predicted_threshold_ms``: the least separation, below which no skew violates an edge.
+    ``halved``: a backlog grew, and the rate was halved once.
+    """
+
+    capacity_per_s: float
+    offered_per_s: float
+    floor_ms: float
+    hop_p50_ms: float
+    predicted_threshold_ms: float
+    floor_chosen: bool = True
+    hop_ms: Separation | None = None
+    separation_ms: Separation | None = None
+    service_ms: dict[str, float] = {}
+    median_skew_ms: float | None = None
+    """The predicted median, at which the sweep has a cell of its own."""
+    broker: str | None = None
+    client: str | None = None
+    stage: str = ""
+    direction: str = ""
+    messages: int = 0
+    halved: bool = False
+
+
+class Rate(msgspec.Struct, kw_only=True):
+    """Prediction and measurement in one cell, by one rule.
+
+    ``predicted_rate``: the share of the quiet run's separations shorter than the skew, known before the cell was run;
+    ``predicted_low`` and ``predicted_high`` hold 99 % of the rates that a cell of this size would have if the pipeline
+    stayed as it was, and ``measured_low`` and ``measured_high`` 99 % of what the measured rate might as well have been:
+    both by block bootstrap (see `law.py`). ``informative``: predicted between 2 and 98 %.
+    """
+
+    transport: str
+    broker: str | None
+    stage: str
+    direction: str
+    rule: str
+    floor_ms: float
+    skew_ms: float
+    edges: int
+    violations: int
+    measured_rate: float
+    measured_low: float
+    measured_high: float
+    predicted_rate: float
+    predicted_low: float
+    predicted_high: float
+    separations: int
+    informative: bool
+    agrees: bool
+
+
+class Load(msgspec.Struct, kw_only=True):
+    """What queueing does to the same skew: one cell at one utilization, messages sent at random (Poisson).
+
+    ``wait_ms``: the mean time a message waits for the model, and ``theory_ms`` what Pollaczek and Khinchine's formula
+    gives for an M/G/1 queue of the same service times. Both are part of the separation, since ``message.received`` is
+    stamped when a stage takes a message up.
+    """
+
+    transport: str
+    broker: str | None
+    utilization: float
+    offered_per_s: float
+    skew_ms: float
+    edges: int
+    violation_rate: float
+    separation_ms: Separation
+    wait_ms: float
+    theory_ms: float
 
 
 class Throughput(msgspec.Struct, kw_only=True):
-    """Messages delivered to the consumer per second, in one situation; ``offered_per_s`` None means unpaced."""
+    """Unpaced at 0 ms: messages delivered per second without sidecars and with them, in turn.
+
+    ``ratio``: with by without, the mean over the pairs; ``ratio_low`` and ``ratio_high`` bound it at 95 %.
+    """
 
     transport: str
+    broker: str | None
+    without_per_s: list[float]
+    with_per_s: list[float]
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+
+
+class TraceSpan(msgspec.Struct, kw_only=True):
+    """One bar of the picture: microseconds from the trace's true beginning."""
+
+    stage: str
+    raw_start_us: float
+    raw_end_us: float
+    rewritten_start_us: float
+    rewritten_end_us: float
+    true_start_us: float
+    uncertainty_us: float
+
+
+class Trace(msgspec.Struct, kw_only=True):
+    """One real message through all stages, as stamped and as rewritten."""
+
+    transport: str
+    broker: str | None
+    stage: str
+    direction: str
     skew_ms: float
-    sidecar: str
-    offered_per_s: float | None
-    delivered_per_s: float
-    messages: int
-    delivered: int
+    trace_id: str
+    spans: list[TraceSpan]
+
+
+class ProcessTime(msgspec.Struct, kw_only=True):
+    """User and system seconds of one process of the run, and what it did."""
+
+    name: str
+    seconds: float
 
 
 class Separations(msgspec.Struct, kw_only=True):
@@ -151,56 +260,6 @@ class Separations(msgspec.Struct, kw_only=True):
     edge: str | None = None
     stage: str | None = None
     direction: str | None = None
-
-
-class LawCell(msgspec.Struct, kw_only=True):
-    """Prediction over measurement in one skewed cell, by one rule; see ``law.py`` for the intervals.
-
-    ``measured_low`` and ``measured_high``: Clopper and Pearson's 99 % interval of the measured rate alone.
-    ``predicted_low`` and ``predicted_high``: the measured rates that the ``separations`` of the synchronized run do
-    not refute at 99 % (Thatcher's interval: both samples are allowed for). ``agrees``: the measured rate is in it.
-    ``own_rate``: the share of this very cell's separations, by the host's raw clock, that were shorter than the skew.
-    It is the measured rate if the law holds edge by edge (up to readings that are microseconds apart); where it is, and
-    the prediction is not, it was the pipeline that changed between cells.
-    """
-
-    transport: str
-    broker: str | None
-    edge: str
-    direction: str
-    rule: str
-    floor_ms: float
-    skew_ms: float
-    edges: int
-    violations: int
-    measured_rate: float
-    measured_low: float
-    measured_high: float
-    separations: int
-    predicted_rate: float
-    predicted_low: float
-    predicted_high: float
-    agrees: bool
-    own_rate: float | None = None
-
-
-class Threshold(msgspec.Struct, kw_only=True):
-    """Where violations begin: derived from the floor and the least hop, predicted by the least separation, measured.
-
-    ``none_at_ms``: the largest skew of the grid up to which no edge was violated; ``some_at_ms``: the least with one.
-    """
-
-    transport: str
-    broker: str | None
-    rule: str
-    edge: str
-    direction: str
-    floor_ms: float
-    derived_ms: float | None
-    predicted_ms: float
-    separations: int
-    none_at_ms: float | None
-    some_at_ms: float | None
 
 
 class Window(msgspec.Struct, kw_only=True):
@@ -364,13 +423,21 @@ class Probe(msgspec.Struct, kw_only=True):
     seconds: float
 
 
-class Check(msgspec.Struct, kw_only=True):
-    """One statement the experiment makes, and whether this run bears it out. ``passed`` None: not applicable."""
+class Claim(msgspec.Struct, kw_only=True):
+    """One statement and what this run has to say of it.
 
-    name: str
-    statement: str
-    passed: bool | None
-    measured: str
+    ``kind``: ``must-hold`` on any machine, or about this ``machine``. ``judged``: how many edges, spans or messages it
+    was decided on; ``wrong``: how many of them speak against it; ``undecided``: how many could not be judged.
+    """
+
+    id: str
+    kind: Literal["must-hold", "machine"]
+    verdict: Literal["holds", "fails", "inconclusive", "not-run"]
+    figure: str
+    statement: str = ""
+    judged: int = 0
+    wrong: int = 0
+    undecided: int = 0
 
 
 class Results(msgspec.Struct, kw_only=True):
@@ -381,11 +448,13 @@ class Results(msgspec.Struct, kw_only=True):
     host: dict[str, str | int | float]
     versions: dict[str, str]
     settings: dict[str, str | int | float | list[str | float] | None] = {}
+    calibration: dict[str, Calibration] = {}
+    claims: list[Claim] = []
+    rates: list[Rate] = []
+    loads: list[Load] = []
     throughput: list[Throughput] = []
-    floor0: list[Run] = []
-    floors: list[Run] = []
-    law: list[LawCell] = []
-    thresholds: list[Threshold] = []
+    trace: Trace | None = None
+    processes: list[ProcessTime] = []
     windows: list[Window] = []
     long_runs: list[LongRun] = []
     confusion: list[Confusion] = []
@@ -394,7 +463,6 @@ class Results(msgspec.Struct, kw_only=True):
     bounds: list[Bounds] = []
     missing: list[Missing] = []
     probes: list[Probe] = []
-    checks: list[Check] = []
     stochastic: list[str] = msgspec.field(default_factory=lambda: list(STOCHASTIC))
     seconds: float = 0.0
 
@@ -458,11 +526,13 @@ def merged(parts: list[Results]) -> Results:
         host=_joined([part.host for part in parts]),
         versions={key: str(value) for key, value in _joined([part.versions for part in parts]).items()},
         settings=_joined([part.settings for part in parts]),
+        calibration=_calibrations(parts),
+        claims=_claims(parts),
+        rates=[row for part in parts for row in part.rates],
+        loads=[row for part in parts for row in part.loads],
         throughput=[row for part in parts for row in part.throughput],
-        floor0=[row for part in parts for row in part.floor0],
-        floors=[row for part in parts for row in part.floors],
-        law=[row for part in parts for row in part.law],
-        thresholds=[row for part in parts for row in part.thresholds],
+        trace=next((part.trace for part in parts if part.trace is not None), None),
+        processes=[row for part in parts for row in part.processes],
         windows=[row for part in parts for row in part.windows],
         long_runs=[row for part in parts for row in part.long_runs],
         confusion=[row for part in parts for row in part.confusion],
@@ -471,10 +541,36 @@ def merged(parts: list[Results]) -> Results:
         bounds=[row for part in parts for row in part.bounds],
         missing=[row for part in parts for row in part.missing],
         probes=[row for part in parts for row in part.probes],
-        checks=[row for part in parts for row in part.checks],
         stochastic=first.stochastic,
         seconds=sum(part.seconds for part in parts),
     )
+
+
+def _calibrations(parts: Sequence[Results]) -> dict[str, Calibration]:
+    """By transport; where two runs calibrated one, also by stage and direction."""
+    found: dict[str, Calibration] = {}
+    for part in parts:
+        for transport, calibration in part.calibration.items():
+            twice = sum(transport in other.calibration for other in parts) > 1
+            found[f"{transport} ({calibration.stage} {calibration.direction})" if twice else transport] = calibration
+    return found
+
+
+_WORST_FIRST = ("fails", "inconclusive", "holds", "not-run")
+
+
+def _claims(parts: Sequence[Results]) -> list[Claim]:
+    """Each claim once: with the worst verdict that a run gave it, that run's figure, and all runs' counts."""
+    found: dict[str, list[Claim]] = {}
+    for part in parts:
+        for claim in part.claims:
+            found.setdefault(claim.id, []).append(claim)
+    joined = []
+    for same in found.values():
+        worst = min(same, key=lambda claim: _WORST_FIRST.index(claim.verdict))
+        counts = {name: sum(getattr(claim, name) for claim in same) for name in ("judged", "wrong", "undecided")}
+        joined.append(msgspec.structs.replace(worst, **counts))
+    return joined
 
 
 def _joined(tables: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -38,6 +38,10 @@ from skewd_pipeline.world import SECOND, SETTLE_NS, World
 from skewd_sidecar.patch import Mode, PatchOptions, patch_traces
 
 EXPORT_NS = 5 * SECOND
+RATE = 40.0
+FLOOR_NS = 3_500_000
+"""What is simulated when nobody says at which rate and with which service floor."""
+
 KNOWN = 2_000
 """Separations of each edge that a model's synchronized run has."""
 
@@ -214,16 +218,16 @@ def run(
         "stage": options.stage,
         "direction": options.direction,
         "reference": options.reference,
-        "rate_per_s": options.rate,
+        "rate_per_s": RATE if options.rate is None else options.rate,
         "seed": options.seed,
-        "service_floor_ms": options.service_floor_ns / 1e6,
+        "service_floor_ms": (FLOOR_NS if options.service_floor_ns is None else options.service_floor_ns) / 1e6,
         "duration_s": (options.duration_ns or 0) / 1e9,
         "drift_ppm": options.drift_ppb / 1e3,
         "separations": "as a run measured them" if measured else "of a model",
     }
     # All else follows from the seed.
     results.stochastic = ["seconds", "host.load_1min_before"]
-    results.checks = claims(results)
+    results.claims = claims(results, None)
     results.seconds = round(time.monotonic() - begun, 1)
     return results
 
@@ -236,6 +240,8 @@ def _long_run(
     progress: Callable[[float], None],
 ) -> None:
     duration_ns = options.duration_ns or 0
+    rate = RATE if options.rate is None else options.rate
+    floor_ns = _floor_ns(options, measured, transport)
     seed = f"{options.seed}/{transport}"
     changes = schedule(duration_ns, options.drift_ppb, options.direction)
     world = World(
@@ -245,7 +251,7 @@ def _long_run(
         changes=changes,
         seed=seed,
     )
-    draws = draws_for(world.stages, options.service_floor_ns, measured, transport)
+    draws = draws_for(world.stages, floor_ns, measured, transport)
     known = known_separations(draws, KNOWN, seed)
     if measured:
         # What predicts is what that run measured: the draws are other samples of it.
@@ -254,7 +260,7 @@ def _long_run(
             for each in measured
             if each.edge is not None
             and each.edge in draws
-            and (each.transport, each.floor_ms) == (transport, options.service_floor_ns / 1e6)
+            and (each.transport, each.floor_ms) == (transport, floor_ns / 1e6)
         }
     run = f"{transport}, simulated"
     story = Story(
@@ -267,19 +273,34 @@ def _long_run(
         known=known,
     )
     world.advance(SETTLE_NS)
-    traffic = Traffic(world, draws, options.rate, seed)
+    traffic = Traffic(world, draws, rate, seed)
     for to_ns in range(SETTLE_NS + EXPORT_NS, SETTLE_NS + duration_ns + EXPORT_NS, EXPORT_NS):
         spans = traffic.until(SETTLE_NS, min(to_ns, SETTLE_NS + duration_ns))
         for mode in MODES:
             story.add(mode, spans[mode])
         progress(min(1.0, (to_ns - SETTLE_NS) / duration_ns))
-    record(results, story, changes, options, transport=transport, broker=None, simulated=True)
+    record(
+        results,
+        story,
+        changes,
+        options,
+        transport=transport,
+        broker=None,
+        simulated=True,
+        rate=rate,
+        floor_ns=floor_ns,
+    )
     results.separations += [
-        Separations(
-            transport=transport, rule=rule, edge=edge, floor_ms=options.service_floor_ns / 1e6, separations_ns=values
-        )
+        Separations(transport=transport, rule=rule, edge=edge, floor_ms=floor_ns / 1e6, separations_ns=values)
         for (rule, edge), values in known.items()
     ]
+
+
+def _floor_ns(options: ExperimentOptions, measured: Sequence[Separations], transport: str) -> int:
+    """As asked; else that of the run whose separations are drawn from."""
+    if options.service_floor_ns is not None:
+        return options.service_floor_ns
+    return next((round(each.floor_ms * 1e6) for each in measured if each.transport == transport), FLOOR_NS)
 
 
 def record(
@@ -291,6 +312,8 @@ def record(
     transport: str,
     broker: str | None,
     simulated: bool,
+    rate: float,
+    floor_ns: int,
 ) -> None:
     """Adds a story to the results; the real long run's too."""
     clock = story.clock()
@@ -307,8 +330,8 @@ def record(
             duration_s=(options.duration_ns or 0) / 1e9,
             window_s=story.window_ns / 1e9,
             drift_ppm=options.drift_ppb / 1e3,
-            rate_per_s=options.rate,
-            floor_ms=options.service_floor_ns / 1e6,
+            rate_per_s=rate,
+            floor_ms=floor_ns / 1e6,
             seed=options.seed,
             events=events(changes),
             clock=clock,

@@ -35,7 +35,9 @@ nothing corrects by it."""
 HOST_RAW_AFTER = "skewd.experiment.host_raw_after_ns"
 """The same just after that stamp: it was taken at some instant between the two, wherever its process had to wait."""
 HOST_RAW_SENT = "skewd.experiment.host_raw_sent_ns"
-"""The same at the send."""
+"""The same just before the send was stamped,"""
+HOST_RAW_SENT_AFTER = "skewd.experiment.host_raw_sent_after_ns"
+"""and just after."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ class StageConfig:
         items: the file with the items and their expected labels (see ``corpus.py``).
         stamp_offset_ns: what this application adds to every stamp it makes; 0 leaves stamps to the SDK. Only for the
             comparison with experiments that skew stamps and not clocks (see ``stage_config.py``).
+        max_age_ns: a message that is older than this by this node's wall clock is dropped; None: none is.
     """
 
     stage: str
@@ -29,6 +30,7 @@ class StageConfig:
     model: str | None
     items: str
     stamp_offset_ns: int = 0
+    max_age_ns: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,7 @@ class Cell:
         exporters: which of the stage's exporters get this cell's spans.
         rate: messages a second; None sends as fast as the pipeline takes them.
         items: the producer's: which item each message carries, in order.
+        sent_at_s: the producer's: when it sends each message, from the beginning, instead of at an even ``rate``.
         idle_limit_s: a stage that hears nothing for so long ends the cell with what it has; None: it is told.
     """
 
@@ -50,4 +53,5 @@ class Cell:
     exporters: list[str]
     rate: float | None = None
     items: list[int] | None = None
+    sent_at_s: list[float] | None = None
     idle_limit_s: float | None = None

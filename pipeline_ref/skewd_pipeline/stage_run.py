@@ -69,6 +69,7 @@ class StageResult(msgspec.Struct, kw_only=True):
     correct: int | None = None
     failed: int = 0
     strange: int = 0
+    too_old: int = 0
     first_ns: int = 0
     last_ns: int = 0
     flushed: bool = False
@@ -177,8 +178,8 @@ def _transport(told: OneStage) -> str:
     return hop.transport
 
 
-def _outcome(told: OneStage, outcome: dict[str, int]) -> dict[str, Any]:
-    kept = dict(outcome)
+def _outcome(told: OneStage, outcome: dict[str, Any]) -> dict[str, Any]:
+    kept = {name: value for name, value in outcome.items() if name != "handled"}
     if told.name != STAGES[-1]:
         kept.pop("correct", None)
     return kept
@@ -281,7 +282,7 @@ def _collecting(told: OneStage) -> Iterator[_Collected | None]:
 
 def edge_counts(spans: Sequence[Any]) -> list[EdgeCounts]:
     """What spans say of their edges, by both rules; verdicts where they are tagged. Pure."""
-    from skewd_pipeline.analysis import edges, quantile, verdict_of
+    from skewd_pipeline.pairs import edges, quantile, verdict_of
     from skewd_pipeline.results import RULES
 
     rows = []

@@ -14,6 +14,9 @@ from skewd_pipeline.stage_orders import StageConfig
 EXPORT_EVERY_MS = 5_000
 """The SDK's own default."""
 
+EXPORT_LIMIT_S = 60
+"""How long an export may take. The SDK's own 10 s would give spans up on a machine that is merely busy."""
+
 
 class Telemetry:
     """The SDK with one batching exporter per destination; a cell says which of them its spans go to."""
@@ -21,7 +24,7 @@ class Telemetry:
     def __init__(self, config: StageConfig) -> None:
         self._batches = {
             name: BatchSpanProcessor(
-                OTLPSpanExporter(endpoint=f"{address}/v1/traces", timeout=10),
+                OTLPSpanExporter(endpoint=f"{address}/v1/traces", timeout=EXPORT_LIMIT_S),
                 max_queue_size=65_536,
                 schedule_delay_millis=EXPORT_EVERY_MS,
             )
@@ -46,5 +49,6 @@ class Telemetry:
 
     def flush(self) -> bool:
         """Exports what waits; True when all of it was acknowledged in time."""
-        done = [batch.force_flush(15_000) for batch in self._active]  # all of them, also after a failure
+        # All of them, also after a failure.
+        done = [batch.force_flush(EXPORT_LIMIT_S * 1_000) for batch in self._active]
         return all(done)

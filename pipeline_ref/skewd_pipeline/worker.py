@@ -41,7 +41,7 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode, set_span_in_
 
 from skewd_pipeline.calls_stage import make_calls, serve_calls
 from skewd_pipeline.items import digest_of
-from skewd_pipeline.spans import HOST_RAW, HOST_RAW_AFTER, HOST_RAW_SENT
+from skewd_pipeline.spans import HOST_RAW, HOST_RAW_AFTER, HOST_RAW_SENT, HOST_RAW_SENT_AFTER
 from skewd_pipeline.stage_orders import Cell, StageConfig
 from skewd_pipeline.telemetry import Telemetry
 from skewd_pipeline.transports import HopConfig, Inbox, Message, Outbox, beside, open_inbox, open_outbox
@@ -61,9 +61,12 @@ BODY_PLAIN_MAX = 16 << 20
 """A compressed body may not unfold to more than this."""
 
 CELL_HEADER = "skewd-cell"
+SENT_HEADER = "skewd-sent-ns"
+"""The producer's wall clock when it made the message: what a stage judges a message's age by."""
 ID_HEADER = "skewd-message"
 ITEM_HEADER = "skewd-item"
 
+FORWARDED = (CELL_HEADER, ID_HEADER, ITEM_HEADER, SENT_HEADER)
 _MESSAGING_SYSTEM = {"zmq": "zeromq", "kafka": "kafka", "aeron": "aeron"}
 
 
@@ -177,6 +180,8 @@ class Stage:
         self._inboxes: dict[str, Inbox] = {}
         self._outboxes: dict[str, Outbox] = {}
         self._stamp_offset_ns = config.stamp_offset_ns
+        self._max_age_ns = config.max_age_ns
+        self._handled = bytearray()
 
     def run(self) -> None:
         """Follows commands until the input ends."""
@@ -216,7 +221,7 @@ class Stage:
                 self._call(command.pop("address"), Cell(**command))
             case "finish":
                 self._commands.finish.clear()
-                say("finished", flushed=self.flush())
+                say("finished", flushed=self.flush(), handled=self._handled.decode())
             case other:
                 raise ValueError(f"unknown command {other!r}")
 
@@ -260,13 +265,17 @@ class Stage:
         for end in self._ends():
             end.close()
 
-    def cell(self, cell: Cell, *, armed: Callable[[str], None]) -> dict[str, int]:
+    def cell(self, cell: Cell, *, armed: Callable[[str], None]) -> dict[str, Any]:
         """Carries one cell's messages; what became of them. ``armed`` is called when the first may come.
+
+        ``handled`` has a letter for each message: ``-`` for one that this stage never had, else ``x``; the consumer's
+        is ``c`` where the answer was correct and ``w`` where it was wrong.
 
         Raises:
             TransportError: a hop is broken.
         """
         self._telemetry.use(cell.exporters)
+        self._handled = bytearray(b"-" * cell.messages)
         inbox = self._inboxes.get(cell.transport)
         if inbox is not None:
             inbox.attend()
@@ -275,10 +284,22 @@ class Stage:
         gc.freeze()
         armed(cell.name)
         try:
-            return self._produce(cell) if self.name == "producer" else self._follow(cell)
+            outcome = self._produce(cell) if self.name == "producer" else self._follow(cell)
         finally:
             if inbox is not None:
                 inbox.rest()
+        return {**outcome, "handled": self._handled.decode()}
+
+    def _note(self, message_id: str, letter: str) -> None:
+        """Notes what became of a message; one that is none of this cell's is not noted."""
+        number = message_id.rpartition("/")[2]
+        if number.isdecimal() and int(number) < len(self._handled):
+            self._handled[int(number)] = ord(letter)
+
+    def _too_old(self, message: Message) -> bool:
+        """Whether this stage's wall clock says that the message is older than allowed, as real pipelines ask it."""
+        sent = message.headers.get(SENT_HEADER, "")
+        return self._max_age_ns is not None and sent.isdecimal() and time.time_ns() - int(sent) > self._max_age_ns
 
     def _stamp(self) -> int | None:
         """The time now as this application stamps it; None leaves it to the SDK, which reads the wall clock."""
@@ -313,7 +334,8 @@ class Stage:
         sent = 0
         for number, index in enumerate(cell.items or ()):
             if cell.rate is not None:
-                wait_ns = begun_ns + round(number / cell.rate * 1e9) - time.monotonic_ns()
+                at_s = number / cell.rate if cell.sent_at_s is None else cell.sent_at_s[number]
+                wait_ns = begun_ns + round(at_s * 1e9) - time.monotonic_ns()
                 if wait_ns > 0:
                     outbox.pump(wait_ns / 1e9)
             if self._commands.finish.is_set():
@@ -326,6 +348,8 @@ class Stage:
             self._describe(span, cell, message_id, before_ns, after_ns)
             digest, body = self._work.first(index)
             headers = {CELL_HEADER: cell.name, ID_HEADER: message_id, ITEM_HEADER: digest}
+            headers[SENT_HEADER] = str(time.time_ns())
+            self._note(message_id, "x")
             self._send(outbox, span, Message(headers, body), floor_ends_ns)
             sent += 1
         outbox.flush()
@@ -333,7 +357,7 @@ class Stage:
 
     def _follow(self, cell: Cell) -> dict[str, int]:
         inbox, outbox = self._inboxes[cell.transport], self._outboxes.get(cell.transport)
-        received = correct = strange = failed = 0
+        received = correct = strange = failed = too_old = 0
         first_ns = last_ns = 0
         heard_ns = time.monotonic_ns()
         while received < cell.messages and not self._commands.finish.is_set():
@@ -359,12 +383,21 @@ class Stage:
                 start_time=received_ns,
             )
             span.add_event("message.received", timestamp=received_ns)
-            self._describe(span, cell, message.headers.get(ID_HEADER, ""), before_ns, after_ns)
+            message_id = message.headers.get(ID_HEADER, "")
+            self._describe(span, cell, message_id, before_ns, after_ns)
+            self._note(message_id, "x")
+            if self._too_old(message):
+                too_old += 1
+                span.add_event("message.dropped", timestamp=self._stamp())
+                span.end(self._stamp())
+                continue
             digest = message.headers.get(ITEM_HEADER, "")
             try:
                 body = self._work.do(digest, message.body)
                 if outbox is None:
-                    correct += self._work.correct(digest, body)
+                    right = self._work.correct(digest, body)
+                    correct += right
+                    self._note(message_id, "c" if right else "w")
             except Exception as error:  # the user's model may raise anything; the message is lost, the stage is not
                 failed += 1
                 span.record_exception(error)
@@ -376,7 +409,7 @@ class Stage:
                 inbox.pump(max(0, now_ns + cell.floor_ns - time.monotonic_ns()) / 1e9)
                 span.end(self._stamp())
             else:
-                forwarded = {key: message.headers[key] for key in (CELL_HEADER, ID_HEADER, ITEM_HEADER)}
+                forwarded = {key: message.headers[key] for key in FORWARDED if key in message.headers}
                 self._send(outbox, span, Message(forwarded, body), now_ns + cell.floor_ns)
         if outbox is not None:
             outbox.flush()
@@ -385,6 +418,7 @@ class Stage:
             "correct": correct,
             "strange": strange,
             "failed": failed,
+            "too_old": too_old,
             "first_ns": first_ns,
             "last_ns": last_ns,
         }
@@ -405,11 +439,12 @@ class Stage:
         rest_ns = floor_ends_ns - time.monotonic_ns()
         if rest_ns > 0:
             outbox.pump(rest_ns / 1e9, before_send=True)
-        host_raw_ns = _host_raw_ns()
+        before_ns = _host_raw_ns()
         span.add_event("message.sent", timestamp=self._stamp())
+        after_ns = _host_raw_ns()
         outbox.send(message)
         span.add_event("message.noted", timestamp=self._stamp())
-        span.set_attribute(HOST_RAW_SENT, host_raw_ns)
+        span.set_attributes({HOST_RAW_SENT: before_ns, HOST_RAW_SENT_AFTER: after_ns})
         span.end(self._stamp())
 
 

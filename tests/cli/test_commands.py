@@ -7,9 +7,11 @@ import logging
 import stat
 import subprocess
 import sys
+import threading
 import tomllib
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -206,13 +208,14 @@ class TestStatus:
         fake_daemon.answers["/v1/status"] = status_of(0, 0)
         rounds = iter([None, None])
 
-        def pause(seconds: float) -> None:
-            try:
-                next(rounds)
-            except StopIteration:
-                raise KeyboardInterrupt from None
+        class Ended(threading.Event):
+            def wait(self, timeout: float | None = None) -> bool:
+                if next(rounds, self) is self:
+                    raise KeyboardInterrupt
+                return False
 
-        monkeypatch.setattr("time.sleep", pause)
+        monkeypatch.setattr("skewd.commands.threading", SimpleNamespace(Event=Ended))
+        monkeypatch.setattr("signal.signal", lambda *_: None)  # the tests' own Ctrl-C
         assert main(["status", "--watch", "--json", *config]) == 0
         assert len(capsys.readouterr().out.splitlines()) == 3
 
@@ -400,13 +403,12 @@ class TestExperiment:
     @pytest.mark.long
     def test_a_report_of_several_runs(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         results = pytest.importorskip("skewd_pipeline.results")
-        from tests.experiment.made_results import made_results
+        from tests.experiment.made_results import demo
 
         for transport in ("zmq", "kafka"):
-            made = made_results()
+            made = demo()
             made.runs = [run for run in made.runs if run.transport == transport]
-            if transport == "kafka":
-                made.long_runs, made.windows = [], []
+            made.calibration = {transport: made.calibration[transport]}
             made.host = {"system": "Linux", "cores": 2 if transport == "zmq" else 4}
             results.save(made, tmp_path / transport / "results.json")
         page = tmp_path / "both.html"

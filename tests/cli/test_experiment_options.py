@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,21 @@ from skewd_pipeline.options import (
     ExperimentOptions,
     default_reference,
     parse_drift_ppb,
-    parse_floors,
+    parse_loads,
     parse_names,
+    parse_service_floor_ns,
     parse_skews,
 )
 
 
 def test_defaults() -> None:
     options = ExperimentOptions()
-    assert list(options.skews_ms) == [0, 1, 2, 3, 4, 5, 7, 10]
+    # What depends on the machine is measured first.
+    assert (options.skews_ms, options.rate, options.service_floor_ns) == (None, None, None)
+    assert (options.loads, options.max_age_ns, options.stamp_offset_ns) == ((), None, 0)
     assert (options.stage, options.direction, options.reference) == ("inference", "behind", "preprocess")
     assert options.transports == ("zmq", "kafka")
     assert options.modes == ("off", "tag", "rewrite")
-    assert options.service_floor_ns == 3_500_000
 
 
 @pytest.mark.parametrize(
@@ -76,16 +79,20 @@ def test_any_text_is_skews_or_a_clear_error(text: str) -> None:
     assert all(0 <= skew <= 3_600_000 for skew in skews)
 
 
-def test_floors_and_drifts_have_units() -> None:
-    assert parse_floors("0ms, 2ms,3500us") == (0, 2_000_000, 3_500_000)
+def test_floors_loads_and_drifts() -> None:
+    assert [parse_service_floor_ns(text) for text in ("auto", "0ms", "3500us")] == [None, 0, 3_500_000]
+    assert parse_loads("0.2, 0.95,1e-1") == (0.2, 0.95, 0.1)
     assert [parse_drift_ppb(text) for text in ("50ppm", "0.5ppm", "700ppb")] == [50_000, 500, 700]
-    for parse, text in (
-        (parse_floors, "2"),
-        (parse_floors, "2ms,,"),
-        (parse_drift_ppb, "50"),
-        (parse_drift_ppb, "xppm"),
-    ):
-        with pytest.raises(ValueError, match=r"--(floors|drift): "):
+    refused: list[tuple[Callable[[str], object], str, str]] = [
+        (parse_service_floor_ns, "2", "--service-floor: .*or write auto"),
+        (parse_service_floor_ns, "automatic", "--service-floor: .*or write auto"),
+        (parse_loads, "half", "--loads: 'half' is no share of the capacity; write 0.2,0.5,0.9"),
+        (parse_loads, "0.2,,0.3", "--loads: .*empty entry"),
+        (parse_drift_ppb, "50", "--drift: '50' is not a rate"),
+        (parse_drift_ppb, "xppm", "--drift: "),
+    ]
+    for parse, text, says in refused:
+        with pytest.raises(ValueError, match=says):
             parse(text)
 
 
@@ -123,9 +130,13 @@ def test_names() -> None:
         ({"rate": float("nan")}, "--rate: nan"),
         ({"seed": -1}, "--seed: -1"),
         ({"service_floor_ns": -1}, "--service-floor"),
-        ({"floors_ns": (3_500_000,)}, "--floors: a floor is given twice, or is --service-floor's"),
-        ({"floors_ns": (-1,)}, "--floors: choose from 0ms"),
-        ({"floors_ns": tuple(range(9))}, "--floors: give at most 8"),
+        ({"service_floor_ns": 11 * 10**9}, "--service-floor: choose auto, or from 0ms to 10s"),
+        ({"max_age_ns": 0}, "--max-age: choose from 1ns to 1h"),
+        ({"max_age_ns": 2 * 3600 * 10**9}, "--max-age"),
+        ({"stamp_offset_ns": -2 * 3600 * 10**9}, "--stamp-offset: choose from -1h to 1h"),
+        ({"loads": (1.0,)}, "--loads: give at most 16 shares of the capacity, each between 0 and 1"),
+        ({"loads": (float("nan"),)}, "--loads"),
+        ({"loads": (0.5,) * 17}, "--loads"),
         ({"duration_ns": 1}, "--duration: choose from 10s"),
         ({"drift_ppb": 200_000}, "--drift: choose from 1ppb to 90ppm"),
         ({"simulated": True}, "--simulated: say for how long"),
@@ -159,3 +170,37 @@ def test_the_reference_is_never_the_skewed_stage_by_default() -> None:
 def test_a_model_and_brokers_of_ones_own() -> None:
     options = ExperimentOptions(model="my.models:Net.classify", kafka_bootstrap="a:9092,10.0.0.1:9093")
     assert options.model == "my.models:Net.classify"
+
+
+def test_every_option_that_is_said_reaches_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    from typer.testing import CliRunner
+
+    from skewd import commands
+    from skewd_pipeline import experiment
+
+    seen: list[ExperimentOptions] = []
+
+    def run(options: ExperimentOptions) -> int:
+        seen.append(options)
+        return 0
+
+    monkeypatch.setattr(experiment, "main", run)
+
+    def said(*words: str) -> ExperimentOptions:
+        result = CliRunner().invoke(commands.app, ["experiment", "run", *words])
+        assert result.exit_code == 0, result.output
+        return seen.pop()
+
+    assert said() == ExperimentOptions()
+    options = said(
+        "--skews", "0,3", "--rate", "12", "--service-floor", "2ms", "--loads", "0.2,0.9", "--max-age", "300ms",
+        "--stamp-offset", "-5ms", "--messages", "40", "--rounds", "2", "--direction", "ahead",
+    )  # fmt: skip
+    assert (options.skews_ms, options.rate, options.service_floor_ns) == ((0, 3), 12, 2_000_000)
+    assert (options.loads, options.max_age_ns, options.stamp_offset_ns) == ((0.2, 0.9), 300_000_000, -5_000_000)
+    assert (options.messages, options.rounds, options.reference) == (40, 2, "postprocess")
+    assert said("--duration", "10m").skews_ms == (0.0,), "a long run has its sweep only if one is asked for"
+    assert said("--duration", "10m", "--skews", "3").skews_ms == (3.0,)
+    refused = CliRunner().invoke(commands.app, ["experiment", "run", "--floors", "0ms"])
+    assert refused.exit_code != 0
+    assert "--floors" in refused.output

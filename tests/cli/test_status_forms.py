@@ -80,8 +80,6 @@ def test_on_a_terminal_it_is_kept_fresh_in_place(fake_daemon: FakeDaemon, config
             assert time.monotonic() < deadline, seen
             if select.select([ours], [], [], 2.0)[0]:
                 seen += os.read(ours, 65536)
-            else:
-                process.send_signal(signal.SIGINT)  # one that comes within a destructor is lost; a person presses again
         assert process.wait(timeout=LIMIT_S) == 0
         assert process.stderr is not None
         assert process.stderr.read() == b""

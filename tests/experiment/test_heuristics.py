@@ -29,10 +29,8 @@ from skewd_pipeline.heuristics import (
 from skewd_pipeline.results import Heuristic
 from skewd_pipeline.spans import ROLE, SpanRecord
 from skewd_pipeline.world import World
-from tests.experiment.test_analysis import facts, raw_spans, tagged
-
-MS = 1_000_000
-US = 1_000
+from tests.experiment.made_rows import MS, US, block_of, raw_spans, tagged
+from tests.experiment.made_rows import truth_of as truth_at
 
 
 def span(
@@ -166,8 +164,9 @@ def test_made_calls_are_traces_with_one_root_and_tags() -> None:
 
 
 def test_the_pipelines_own_traces_are_compared_too() -> None:
-    cell = facts(5 * MS, messages=6)
-    traces = pipeline_traces(tagged(raw_spans(cell, messages=6), cell, error_ns=30 * US), cell)
+    truth = truth_at(5 * MS)
+    spans = raw_spans(block_of(5 * MS, messages=6), truth)
+    traces = pipeline_traces(tagged(spans, truth, error_ns=30 * US), truth)
     assert len(traces) == 6
     rows = compare("pipeline", 5.0, traces)
     assert {row.edges for row in rows} == {"asynchronous"}

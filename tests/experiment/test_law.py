@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 import pytest
@@ -11,18 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skewd_pipeline.law import (
+    BLOCK_MESSAGES,
     clopper_pearson,
     edge_name,
-    exceptions,
-    law_cells,
+    mean_wait_s,
+    measured,
     predict,
     prediction_interval,
     shorter,
-    thresholds,
     violable_edge,
 )
-from skewd_pipeline.results import STAGES, Results, Separations
-from tests.experiment.made_results import run_of
+from skewd_pipeline.results import STAGES
 
 
 def at_most(k: int, n: int, rate: float) -> float:
@@ -112,97 +112,126 @@ def test_an_edge_is_violated_exactly_by_a_skew_beyond_its_separation(separations
     assert shorter(sorted(separations), skew) == sum(each - skew < 0 for each in separations)
 
 
-def made(direction: str, *, seed: int = 1, floors: tuple[float, ...] = (0.0, 2.0, 3.5, 8.0)) -> Results:
-    """A run whose edges have known separations: floor + 0.1 ms + exponential, measured twice, skewed and not."""
-    draw = random.Random(f"{seed}/{direction}")
-
-    def sample(rule: str, floor: float, slower: float, count: int) -> list[int]:
-        least = (floor if rule == "span-start" else 0.0) + 0.1
-        return sorted(round((least + draw.expovariate(1 / (0.4 * slower))) * 1e6) for _ in range(count))
-
-    results = Results(runs=[], host={}, versions={})
-    for floor in floors:
-        for rule in ("send-receive", "span-start"):
-            for edge, slower in (("preprocess>inference", 1.0), ("inference>postprocess", 3.0)):
-                results.separations.append(
-                    Separations(
-                        transport="zmq", rule=rule, floor_ms=floor, edge=edge,
-                        separations_ns=sample(rule, floor, slower, 1000),
-                    )
-                )  # fmt: skip
-            for skew in (0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 9.0, 10.0):
-                row = run_of("zmq", skew, "off", rule, floor_ms=floor)
-                row.direction, row.edges = direction, 1000
-                shifted = sample(rule, floor, 1.0 if direction == "behind" else 3.0, 1000)
-                row.violations = shorter(shifted, round(skew * 1e6))
-                row.violation_rate = row.violations / 1000
-                (results.runs if floor == 3.5 else results.floors).append(row)
-    predict((*results.runs, *results.floors), results.separations)
-    return results
+SEPARATIONS = st.lists(st.integers(0, 100), min_size=1, max_size=40)
 
 
-@pytest.mark.parametrize("direction", ["behind", "ahead"])
-def test_each_direction_is_predicted_by_its_own_edge(direction: str) -> None:
-    results = made(direction)
-    cells = law_cells(results)
-    assert len(cells) == 4 * 2 * 7
-    assert {cell.edge for cell in cells} == {edge_name(violable_edge("inference", direction) or ("", ""))}
-    assert not exceptions(cells)
-    assert all(cell.predicted_low <= cell.predicted_rate <= cell.predicted_high for cell in cells)
-    assert all(row.predicted_rate is not None for row in results.runs)
+@settings(max_examples=30)
+@given(SEPARATIONS, st.integers(0, 101), st.integers(1, 60))
+def test_the_predicted_rate_is_the_share_of_shorter_separations(separations: list[int], skew: int, edges: int) -> None:
+    found = predict(separations, skew, edges)
+    assert found.rate == shorter(separations, skew) / len(separations)
+    assert 0 <= found.low <= found.rate <= found.high <= 1
+    assert found.informative == (0.02 <= found.rate <= 0.98)
+    # Never narrower than the exact interval for independent draws: what was not seen may come.
+    least, greatest = prediction_interval(shorter(separations, skew), len(separations), edges)
+    assert found.low <= least / edges
+    assert found.high >= greatest / edges
+    assert found == predict(separations, skew, edges), "the same from the same seed"
 
 
-def test_of_several_runs_on_a_page_each_row_is_predicted_by_its_own() -> None:
-    results = made("behind")
-    of_another = [
-        Separations(
-            transport=each.transport, rule=each.rule, floor_ms=each.floor_ms, edge=each.edge,
-            separations_ns=[value + 20_000_000 for value in each.separations_ns], stage="preprocess", direction="ahead",
-        )
-        for each in results.separations
-    ]  # fmt: skip
-    for each in results.separations:
-        each.stage, each.direction = "inference", "behind"
-    results.separations = [*of_another, *results.separations]
-    assert not exceptions(law_cells(results))
-    assert {each.predicted_ms < 20 for each in thresholds(results)} == {True}
-    assert {(each.derived_ms or 99) < 20 for each in thresholds(results)} == {True}
+@settings(max_examples=30)
+@given(st.lists(st.booleans(), min_size=1, max_size=60))
+def test_a_measured_rate_has_an_interval_no_narrower_than_the_exact_one(flags: list[bool]) -> None:
+    found = measured(flags, seed="s")
+    low, high = clopper_pearson(sum(flags), len(flags))
+    assert found.rate == sum(flags) / len(flags)
+    assert found.low <= low <= found.rate <= high <= found.high
+    assert measured([]).rate == 0
+    assert (measured([]).low, measured([]).high) == (0, 1)
 
 
-def test_another_distribution_is_an_exception() -> None:
-    results = made("behind")
-    for each in results.separations:
-        each.separations_ns = [value + 700_000 for value in each.separations_ns]
-    wrong = exceptions(law_cells(results))
-    assert wrong
-    assert all(cell.measured_rate > cell.predicted_high for cell in wrong)
+def test_nothing_predicts_nothing() -> None:
+    for separations, edges in (([], 10), ([1], 0)):
+        with pytest.raises(ValueError, match="needs separations that were measured"):
+            predict(separations, 5, edges)
 
 
-def test_the_threshold_is_the_floor_and_the_least_hop() -> None:
-    found = {(each.floor_ms, each.rule): each for each in thresholds(made("behind"))}
-    assert len(found) == 8
-    for (floor, rule), each in found.items():
-        expected = 0.1 + (floor if rule == "span-start" else 0.0)
-        assert each.derived_ms == pytest.approx(expected, abs=0.01)
-        assert each.predicted_ms == pytest.approx(expected, abs=0.01)
-        assert each.none_at_ms is not None
-        assert each.some_at_ms is not None
-        assert each.none_at_ms <= expected <= each.some_at_ms
+def independent(draws: random.Random, count: int) -> list[int]:
+    """Each message by itself: half of them are closer together than 4 ms."""
+    return [round(draws.uniform(3.0, 5.0) * 1e6) for _ in range(count)]
 
 
-def test_rewritten_rows_and_unknown_floors_are_not_predicted() -> None:
-    results = made("behind", floors=(3.5,))
-    results.runs = [run_of("zmq", 5.0, "rewrite", "span-start"), run_of("zmq", 5.0, "off", "span-start", floor_ms=6.0)]
-    predict(results.runs, results.separations)
-    assert [row.predicted_rate for row in results.runs] == [None, None]
-    assert law_cells(results) == []
+def in_moments(draws: random.Random, count: int) -> list[int]:
+    """Some five neighbours share a slow moment of the machine, or a quick one."""
+    found: list[int] = []
+    while len(found) < count:
+        moment = draws.uniform(3.0, 5.0)
+        found += [round((moment + draws.uniform(-0.1, 0.1)) * 1e6) for _ in range(1 + draws.randrange(9))]
+    return found[:count]
 
 
-def test_separations_without_an_edge_serve_the_direction_they_were_counted_in() -> None:
-    results = made("behind", floors=(3.5,))
-    inbound = [each for each in results.separations if each.edge == "preprocess>inference"]
-    results.separations = [
-        Separations(transport=each.transport, rule=each.rule, floor_ms=3.5, separations_ns=each.separations_ns)
-        for each in inbound
-    ]
-    assert not exceptions(law_cells(results))
+TRIES, MESSAGES, SKEW_NS = 150, 100, 4_000_000
+
+
+def times_inside(sample: Callable[[random.Random, int], list[int]]) -> dict[str, int]:
+    """Of so many tries, how often each interval holds what it says it does: all are said to in 99 % of them."""
+    draws = random.Random(11)
+    inside = dict.fromkeys(("predicted", "measured", "predicted as if independent"), 0)
+    for number in range(TRIES):
+        quiet, skewed = sample(draws, MESSAGES), sample(draws, MESSAGES)
+        count = shorter(skewed, SKEW_NS)
+        expected = predict(quiet, SKEW_NS, MESSAGES, seed=str(number))
+        inside["predicted"] += expected.low <= count / MESSAGES <= expected.high
+        found = measured([each < SKEW_NS for each in skewed], seed=str(number))
+        inside["measured"] += found.low <= 0.5 <= found.high
+        least, greatest = prediction_interval(shorter(quiet, SKEW_NS), MESSAGES, MESSAGES)
+        inside["predicted as if independent"] += least <= count <= greatest
+    return inside
+
+
+def test_intervals_hold_as_often_as_they_say_where_messages_are_independent() -> None:
+    inside = times_inside(independent)
+    # Five outside of 150 would come once in fifty times if 99 % were true.
+    assert min(inside["predicted"], inside["measured"]) >= TRIES - 5
+
+
+def test_where_neighbours_share_moments_intervals_hold_less_often_and_exact_ones_far_less() -> None:
+    inside = times_inside(in_moments)
+    # A hundred messages are some twenty moments, drawn as ten stretches: few, and each cuts moments at its ends.
+    assert min(inside["predicted"], inside["measured"]) >= 0.85 * TRIES
+    assert inside["predicted as if independent"] < 0.75 * TRIES
+
+
+def test_stretches_are_drawn_in_the_order_of_the_messages() -> None:
+    turns = [True] * BLOCK_MESSAGES + [False] * BLOCK_MESSAGES
+    together, mixed = measured(turns * 10), measured([True, False] * (10 * BLOCK_MESSAGES))
+    assert together.rate == mixed.rate
+    assert together.high - together.low > mixed.high - mixed.low
+
+
+def queue_waits_s(rate_per_s: float, service_s: Sequence[float], draws: random.Random) -> list[float]:
+    """How long each of many messages that come at random times waits for one server, one after the other."""
+    waits, at_s, free_s = [], 0.0, 0.0
+    for each in service_s:
+        at_s += draws.expovariate(rate_per_s)
+        waits.append(max(0.0, free_s - at_s))
+        free_s = max(free_s, at_s) + each
+    return waits
+
+
+@pytest.mark.parametrize("utilization", [0.2, 0.5, 0.8])
+def test_the_mean_wait_is_that_of_a_simulated_queue(utilization: float) -> None:
+    draws = random.Random(5)
+    service_s = [0.012 + draws.expovariate(1 / 0.008) for _ in range(200_000)]
+    rate_per_s = utilization / 0.020
+    waits = queue_waits_s(rate_per_s, service_s, draws)
+    assert mean_wait_s(rate_per_s, service_s) == pytest.approx(sum(waits) / len(waits), rel=0.03)
+
+
+def test_known_waits() -> None:
+    # Constant service at half the capacity waits half a service time; exponential service a whole one.
+    assert mean_wait_s(25.0, [0.02]) == pytest.approx(0.01)
+    draws = random.Random(6)
+    assert mean_wait_s(25.0, [draws.expovariate(50) for _ in range(100_000)]) == pytest.approx(0.02, rel=0.02)
+    assert mean_wait_s(1e-9, [0.02]) == pytest.approx(0, abs=1e-9)
+
+
+def test_a_queue_without_end_or_without_service_has_no_mean_wait() -> None:
+    with pytest.raises(ValueError, match=r"utilization of 1\.00 the queue grows without end"):
+        mean_wait_s(50.0, [0.02])
+    with pytest.raises(ValueError, match="no service times"):
+        mean_wait_s(50.0, [])
+
+
+def test_an_edge_has_a_name() -> None:
+    assert edge_name(("preprocess", "inference")) == "preprocess>inference"

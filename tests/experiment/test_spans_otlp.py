@@ -10,6 +10,7 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyVa
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span
 
+from skewd_pipeline.session import of_cell
 from skewd_pipeline.spans import spans_of
 
 
@@ -61,3 +62,11 @@ def test_what_is_no_request_is_refused() -> None:
     with pytest.raises(ValueError, match="no OTLP trace request"):
         spans_of(b"\x0a\xff")
     assert spans_of(b"") == []
+
+
+def test_a_block_is_given_its_own_spans_of_all_that_arrived() -> None:
+    other = request()
+    other.resource_spans[0].scope_spans[0].spans[0].attributes[0].value.string_value = "6ms"
+    bodies = [request().SerializeToString(), other.SerializeToString(), b""]
+    assert [span.cell for span in of_cell(bodies, "5ms")] == ["5ms"]
+    assert of_cell(bodies, "5m") == []

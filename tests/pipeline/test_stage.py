@@ -19,7 +19,7 @@ from skewd_pipeline.media import free_udp_ports
 from skewd_pipeline.options import STAGES
 from skewd_pipeline.stage_config import StageConfigError, load, parse
 from skewd_pipeline.stage_run import edge_counts
-from tests.experiment.test_analysis import facts, raw_spans, tagged
+from tests.experiment.made_rows import block_of, raw_spans, tagged, truth_of
 from tests.shares import first
 from tests.waiting import LIMIT_S
 
@@ -115,13 +115,14 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_edges_are_counted_by_sign_and_by_what_the_tags_say() -> None:
-    cell = facts(5_000_000)
-    event, start = edge_counts(tagged(raw_spans(cell), cell))
+    truth = truth_of(5_000_000)
+    spans = raw_spans(block_of(5_000_000, messages=1), truth)
+    event, start = edge_counts(tagged(spans, truth))
     assert (event.rule, start.rule, start.edges) == ("send-receive", "span-start", 4)
     assert event.negative == start.negative == 1
     assert start.negative_verdicts == {"skewed": 1}
     assert sum(start.verdicts.values()) == 4
-    assert edge_counts(raw_spans(cell))[1].verdicts == {}, "nobody tagged them"
+    assert edge_counts(spans)[1].verdicts == {}, "nobody tagged them"
     assert edge_counts([])[0].gap_ms == {}
 
 
