@@ -31,7 +31,6 @@ from skewd_pipeline.children import Children
 from skewd_pipeline.collector import Collector
 from skewd_pipeline.media import start as start_media
 from skewd_pipeline.nodes import Nodes
-from skewd_pipeline.plan import DIRECT
 from skewd_pipeline.results import STAGES
 
 MODES = ("off", "tag", "rewrite")
@@ -123,11 +122,10 @@ async def measure(options: argparse.Namespace) -> list[tuple[str, float, float, 
         media = None
         if "aeron" in transports:
             media = await start_media(children, directory, None, options.aeron_channel, time.time_ns() // 1_000_000)
-        addresses = {mode: await collector.listen(mode, run.FORWARD[mode]) for mode in (*MODES, DIRECT)}
-        direct = addresses.pop(DIRECT)
+        addresses = {mode: await collector.listen(mode, run.FORWARD[mode]) for mode in MODES}
         nodes = Nodes(directory, children, skewed=STAGES[2], reference=STAGES[1])
         began = time.monotonic()
-        await nodes.start_clocks(addresses, direct, progress=lambda text: None)
+        await nodes.start_clocks(addresses, progress=lambda text: None)
         await nodes.start_stages(items=items, model=None)
         topics = {pair: f"idle-{os.getpid()}-{pair[0]}-{pair[1]}" for pair in pairwise(STAGES)}
         if broker is not None:
@@ -176,8 +174,8 @@ def main() -> int:
     print("| --- | --- | --- | --- |")
     for name, started_ms, ms_a_second, wakes in rows:
         print(f"| {name} | {started_ms:.0f} | {ms_a_second:.1f} | {wakes:.0f} |")
-    totals = [sum(row[column] for row in rows) for column in (1, 2, 3)]
-    print(f"| all {len(rows)} rows | {totals[0]:.0f} | {totals[1]:.1f} | {totals[2]:.0f} |")
+    started_ms, ms_a_second, wakes = (sum(each) for each in zip(*(row[1:] for row in rows), strict=True))
+    print(f"| all {len(rows)} rows | {started_ms:.0f} | {ms_a_second:.1f} | {wakes:.0f} |")
     return 0
 
 

@@ -169,7 +169,8 @@ async def _watched(
     proofs: list[Proofs], here: VirtualPage, there: VirtualPage, seconds: float, other: asyncio.StreamWriter
 ) -> tuple[list[float], int]:
     bound = PairBound(max_drift_ppm=200, max_wander_ppb_per_s=20)
-    host, used, widths, misses = HostClock(), 0, [], 0
+    widths: list[float] = []
+    host, used, misses = HostClock(), 0, 0
     deadline = time.monotonic() + 30
     begin = end = 0.0
     while not end or time.monotonic() < end:

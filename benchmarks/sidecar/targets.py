@@ -52,6 +52,7 @@ class Broken(Exception):
 def collector_binary(plan: Path) -> Path:
     """Where the Collector of a builder's ``plan`` is, or will be, once it is built."""
     said = plan.read_bytes()
+    name: str
     (name,) = re.findall(r"^  name: (\S+)$", said.decode(), re.MULTILINE)
     return BUILT / hashlib.sha256(said + BUILDER.encode()).hexdigest()[:16] / name
 
