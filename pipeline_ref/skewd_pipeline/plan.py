@@ -24,6 +24,7 @@ UNPACED_MESSAGES = 40
 UNPACED_PAIRS = 3
 QUIET_MESSAGES = 40
 CALIBRATION_MESSAGES_LEAST = 60
+CALIBRATION_MESSAGES_MOST = 1_000
 CALLS_MAX = 500
 LOAD_MESSAGES = 300
 PROBED_SKEWS_MS = (0.0, 5.0)
@@ -170,7 +171,8 @@ class Planner:
 
     def calibration(self, floor_ns: int, rate: float, number: int = 0) -> CellPlan:
         """The cell that predicts the sweep's."""
-        messages = max(min(CALIBRATION_MESSAGES_LEAST, 2 * self._options.messages), self._options.messages)
+        asked = self._options.messages
+        messages = max(min(CALIBRATION_MESSAGES_LEAST, 2 * asked), min(CALIBRATION_MESSAGES_MOST, asked))
         return self.cell("calibration", messages=messages, floor_ns=floor_ns, rate=rate, number=number)
 
     def sweep(self, skews_ms: Sequence[float], floor_ns: int, rate: float) -> list[Group]:

@@ -211,7 +211,7 @@ def test_interrupting_leaves_no_process_and_no_file(scratch: Path, number: signa
     children: list[psutil.Process] = []
     try:
         # In the middle of starting for one, with messages under way for the other.
-        read_until(process, "starting 5 daemons" if number == signal.SIGTERM else "zmq: round", 1_000)
+        read_until(process, "starting 5 daemons" if number == signal.SIGTERM else "zmq: predicting", 1_000)
         children = psutil.Process(process.pid).children(recursive=True)
         assert children
         process.send_signal(number)
