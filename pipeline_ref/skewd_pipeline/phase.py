@@ -67,6 +67,9 @@ class Phase:
         session, display, options = self.session, self.display, self.options
         begun_s = session.at_s
         await self._connect()
+        # In-band only, the hops are all that the clocks are bounded by.
+        display.step("waiting until every clock is bounded")
+        await session.nodes.settled()
         await session.nodes.step(0)
         await self._measure_capacity()
         display.total(seconds(options, self.capacity_per_s))

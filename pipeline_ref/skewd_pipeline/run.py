@@ -96,7 +96,7 @@ class Experiment:
         return self.results
 
     async def _start(self, session: Session) -> None:
-        """Starts nodes and stages, and waits until every clock is bounded."""
+        """Starts nodes and stages."""
         options, display, nodes = self.options, self.display, session.nodes
         items = session.directory / "items"
         display.step("choosing files, and asking the model what is right for each")
@@ -113,8 +113,6 @@ class Experiment:
         await nodes.start_stages(
             items=items, model=options.model, stamp_offset_ns=options.stamp_offset_ns, max_age_ns=options.max_age_ns
         )
-        display.step("waiting until every clock is bounded")
-        await nodes.settled()
         await session.probe("no daemon", session.nobody())
 
     async def _in_band(self, session: Session) -> InBand:
