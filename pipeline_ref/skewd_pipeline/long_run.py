@@ -3,7 +3,7 @@
 What is done to the clock, and what each moment's traces make of it, is `overtime.py`; this carries it out. The rows go
 into the same table as every other block's, each with the truth of its own instants, so the same claims judge them.
 
-Limits: the spans of the whole run are kept until its end.
+Limits: the spans of the whole run are kept until its end, so it may last an hour at most (`options.py`).
 """
 
 from __future__ import annotations

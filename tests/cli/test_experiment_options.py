@@ -138,6 +138,7 @@ def test_names() -> None:
         ({"loads": (float("nan"),)}, "--loads"),
         ({"loads": (0.5,) * 17}, "--loads"),
         ({"duration_ns": 1}, "--duration: choose from 10s"),
+        ({"duration_ns": 7_200_000_000_000}, "to 24h with --simulated"),
         ({"drift_ppb": 200_000}, "--drift: choose from 1ppb to 90ppm"),
         ({"simulated": True}, "--simulated: say for how long"),
         ({"separations": Path("x")}, "write --simulated too"),
