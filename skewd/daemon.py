@@ -45,6 +45,7 @@ from skewd.logs import set_level
 from skewd.membership import Membership, new_plan
 from skewd.node import Node
 from skewd.ports import format_address, split_address
+from skewd.problems import Problem, gravest_first
 from skewd.publish import clockbound, prometheus
 from skewd.publish.for_clockbound import ClockBoundPublisher
 from skewd.publish.segment import SegmentWriter
@@ -211,7 +212,12 @@ class Daemon:
         told["discipline"] = steering.OFF if self._steering is None else self._steering.told()
         steered = None if self._steering is None else self._steering.message()
         told["messages"] += [message for message in (steered, self._left_message) if message is not None]
+        told["problems"] = [problem.told() for problem in gravest_first(self._problems())]
         return told
+
+    def _problems(self) -> list[Problem]:
+        """What each part says is wrong now."""
+        return []
 
     def _mesh_messages(self) -> list[str]:
         messages = [self._mesh_complaint] if self._mesh_complaint is not None else []
