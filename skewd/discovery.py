@@ -12,8 +12,8 @@ What is found are addresses only. Who answers there is learnt by asking (``fanou
 costs a few requests to strangers, since without the mesh key nobody is believed.
 
 Limits: ``ADDRESSES_MAX`` addresses; of more the least are taken, and it is said. One resolution at a time, at most
-``WAIT_S`` waited for (the system's resolver can't be interrupted: while it hangs no second one is started). Names in
-the static list are left as they are, for the link to resolve.
+``WAIT_S`` waited for (the system's resolver can't be interrupted: while it hangs no second one is started, and nobody
+waits for it in the end, see ``names.py``). Names in the static list are left as they are, for the link to resolve.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from collections.abc import Awaitable, Callable, Iterable
 
 import psutil
 
+from skewd.names import NAMES
 from skewd.ports import format_address, is_loopback, split_address
 from skewd.quiet import QuietLog
 
@@ -47,7 +48,7 @@ async def system_resolver(host: str, port: int) -> list[str]:
         OSError: it has none, or nobody answers.
         UnicodeError: it is no possible name.
     """
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_DGRAM)
+    found = await NAMES.find(host, port, limit_s=None)
     return [str(sockaddr[0]) for *_, sockaddr in found]
 
 

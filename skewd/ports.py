@@ -16,6 +16,7 @@ from typing import Literal
 
 Kind = Literal["tcp", "udp", "unix"]
 
+_RESOLVE_S = 1.0
 _FORM = re.compile(r"(?:\[([^\[\]]+)\]|([^:\[\]\s]*))(?::([0-9]{1,5}))?")
 
 
@@ -128,12 +129,18 @@ def describe_holder(host: str, port: int, kind: Kind = "tcp") -> str:
 
 
 def _addresses(host: str) -> set[str]:
+    """Those of a name, too, unless its resolver takes longer than a message is worth; empty: any."""
     if host in ("", "*"):
         return set()
+    from skewd.background import within
+
     try:
-        return {str(entry[4][0]) for entry in socket.getaddrinfo(host, None, type=socket.SOCK_DGRAM)}
-    except OSError:
+        found = within(_RESOLVE_S, lambda: socket.getaddrinfo(host, None, type=socket.SOCK_DGRAM))
+    except TimeoutError:
+        return set()
+    except (OSError, UnicodeError):
         return {host}
+    return {str(entry[4][0]) for entry in found}
 
 
 def _overlap(wanted: set[str], held: str) -> bool:

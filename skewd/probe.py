@@ -19,12 +19,12 @@ import os
 import secrets
 import selectors
 import socket
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from skewd.background import within
 from skewd.clock import Clock, read_wall
 from skewd.keys import MeshKey
 from skewd.links.protocol import LinkProtocol, Self
@@ -143,25 +143,16 @@ def _resolved(host: str, port: int, deadline: float, failures: list[str]) -> Seq
     else:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST)
         return [(family, sockaddr) for family, _, _, _, sockaddr in found[:1]]
-    answers: list[Any] = []
-
-    def ask() -> None:
-        try:
-            answers.append(socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM))
-        except (OSError, UnicodeError) as error:
-            answers.append(error)
-
-    thread = threading.Thread(target=ask, name="skewd-resolve", daemon=True)
-    thread.start()
-    thread.join(max(0.0, deadline - time.monotonic()))
-    if not answers:
+    try:
+        limit_s = max(0.0, deadline - time.monotonic())
+        found = within(limit_s, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM))
+    except TimeoutError:
         failures.append(f"{host} did not resolve in time")
         return []
-    if isinstance(answers[0], Exception):
-        reason = getattr(answers[0], "strerror", None) or answers[0]
-        failures.append(f"{host} does not resolve ({reason}); check the name")
+    except (OSError, UnicodeError) as error:
+        failures.append(f"{host} does not resolve ({getattr(error, 'strerror', None) or error}); check the name")
         return []
-    return [(family, sockaddr) for family, _, _, _, sockaddr in answers[0][:ADDRESSES_MAX]]
+    return [(family, sockaddr) for family, _, _, _, sockaddr in found[:ADDRESSES_MAX]]
 
 
 def _opened(kind: str, family: int, sockaddr: Any, failures: list[str]) -> list[_Asked]:

@@ -6,17 +6,20 @@ and before each further one, the state file says what was found and what is bein
 is ever set. It is removed once the frequency of before is back, or another hand has taken over.
 
 Limits: the file is not flushed to the disk, since a crash of the machine resets the kernel as well. Time daemons are
-looked for every ``OWNERS_EVERY_S`` seconds, in a thread; a daemon that moves something in between is noticed by that.
+looked for every ``OWNERS_EVERY_S`` seconds, in a thread that nobody waits for; a daemon that moves something in between
+is noticed by that.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from skewd import discipline, time_daemons
+from skewd.background import DISK
 from skewd.discipline import Left, Look, Order, Pilot, Reference, State
 from skewd.kernel_clock import Adjuster, KernelClock, rate_ppb
 from skewd.node import Node
@@ -89,7 +92,8 @@ class Steering:
     async def watch_owners(self) -> None:
         """Looks for time daemons again and again."""
         while self._owners is not None:
-            self._daemons, self._looked = await asyncio.to_thread(self._owners), True
+            with contextlib.suppress(OSError):  # no thread to be had: the next time, then
+                self._daemons, self._looked = await DISK.call(self._owners), True
             await asyncio.sleep(OWNERS_EVERY_S)
 
     def look(self, raw_ns: int, stepped: bool) -> bool:

@@ -8,7 +8,9 @@ a bounded queue that the loop empties a batch at a time.
 A broker or a driver that is gone is a state, not an event: it is said when it begins and when it ends, however often
 the library repeats it in between.
 
-Limits: a full queue refuses (the caller counts it), so a flood costs memory for ``limit`` messages and no more.
+Limits: a full queue refuses (the caller counts it), so a flood costs memory for ``limit`` messages and no more. At the
+end a thread is waited for ``_CLOSE_LIMIT_S``: one whose library hangs (a broker's name that does not resolve) is left
+behind.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any, Generic, TypeVar
 
+from skewd.background import joined
 from skewd.lean import structlog
 from skewd.links.protocol import LinkProtocol
 from skewd.links.shell import Schedule, Shell
@@ -29,7 +32,7 @@ T = TypeVar("T")
 
 QUEUE_LIMIT = 256
 _BATCH = 32
-_CLOSE_LIMIT_S = 10.0
+_CLOSE_LIMIT_S = 2.0
 _S = 1_000_000_000
 
 
@@ -144,7 +147,7 @@ class ThreadedLink(ABC):
             await asyncio.gather(self._task, return_exceptions=True)
         self._handover.close()
         self._stop.set()
-        await asyncio.to_thread(self._thread.join, _CLOSE_LIMIT_S)
+        await joined(self._thread, _CLOSE_LIMIT_S)
 
 
 class Condition:

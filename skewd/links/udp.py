@@ -10,8 +10,9 @@ kernel's stamps from us.
 Some drivers announce send stamps and never deliver one. When ``_SENDS_WITHOUT_STAMP`` messages in a row had none, they
 are not looked for any more (``kernel_gave_none`` counts), and tried again ten minutes later.
 
-Requests are spread over the interval. Names are resolved in the background, again every half minute, so a slow
-resolver delays nobody. Without a key nothing beyond loopback is listened on or asked.
+Requests are spread over the interval. Names are resolved in the background, side by side, again every half minute, so
+neither a slow resolver nor a dead name delays anybody else (``names.py``). Without a key nothing beyond loopback is
+listened on or asked.
 
 Limits: one address per configured peer (the first that resolves in the socket's family). A datagram that can't be
 sent is counted and forgotten: the next interval asks again. A send stamp that is not there when its answer is, or a
@@ -21,9 +22,7 @@ second after the send, is not waited for.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
-import ipaddress
 import random
 import socket
 from collections import OrderedDict
@@ -40,6 +39,7 @@ from skewd.keys import KeyNeeded
 from skewd.links.protocol import LinkProtocol
 from skewd.links.shell import OnProofs, Pace, Planned, RawClock, Schedule, Shell
 from skewd.links.wire import MAGIC, MAX_MESSAGE_BYTES, VERSION, nonce_of
+from skewd.names import NAMES, is_numeric, why
 from skewd.ports import ListenError, PortTaken, format_address, is_loopback, split_address
 
 _COUNTERS = (
@@ -74,11 +74,15 @@ class _Sent:
 
 @dataclass(slots=True)
 class _Peer:
+    """``resolving`` while its name is asked for; ``due_s``, on the loop's clock, when it is the next time."""
+
     text: str
     host: str
     port: int
     numeric: bool
     sockaddr: Any = None
+    resolving: asyncio.Task[None] | None = None
+    due_s: float = 0.0
 
 
 class UdpLink:
@@ -132,11 +136,9 @@ class UdpLink:
         host, port = split_address(listen)
         loop = asyncio.get_running_loop()
         try:
-            family, _, _, _, sockaddr = (
-                await loop.getaddrinfo(host, port, type=socket.SOCK_DGRAM, flags=socket.AI_PASSIVE)
-            )[0]
+            family, _, _, _, sockaddr = (await NAMES.find(host, port, flags=socket.AI_PASSIVE))[0]
         except (OSError, UnicodeError) as error:
-            raise ListenError(f"{listen} can't be listened on: {_why(error)}; choose another with {setting}") from None
+            raise ListenError(f"{listen} can't be listened on: {why(error)}; choose another with {setting}") from None
         if not protocol.keyed and not is_loopback(str(sockaddr[0])):
             raise KeyNeeded(listen)
         sock = socket.socket(family, socket.SOCK_DGRAM)
@@ -196,11 +198,14 @@ class UdpLink:
             host, port = split_address(text)
             if port == 0:
                 raise ValueError(f"'{text}' has port 0; write the port that the peer listens on, as {host}:9957")
-            numeric = _is_numeric(host)
+            numeric = is_numeric(host)
             if numeric and not self.protocol.keyed and not is_loopback(host):
                 raise KeyNeeded(text)
             wanted[text] = self._peers.get(text) or _Peer(text, host, port, numeric)
         for text in self._peers.keys() - wanted.keys():
+            resolving = self._peers[text].resolving
+            if resolving is not None:
+                resolving.cancel()
             self.protocol.forget(text)
             self._schedule.remove(text)
         self._peers = wanted
@@ -219,9 +224,11 @@ class UdpLink:
         if self._closed:
             return
         self._closed = True
-        for task in self._tasks:
+        resolving = [peer.resolving for peer in self._peers.values() if peer.resolving is not None]
+        tasks = [*self._tasks, *resolving]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         asyncio.get_running_loop().remove_reader(self._socket)
         self._socket.close()
 
@@ -318,23 +325,35 @@ class UdpLink:
     # -- names
 
     async def _resolve_all(self) -> None:
+        """Has each name asked for when it is due, whatever becomes of the others."""
         loop = asyncio.get_running_loop()
         while True:
             self._resolve_now.clear()
             named = [peer for peer in self._peers.values() if not peer.numeric]
             for peer in named:
-                try:
-                    found = await loop.getaddrinfo(
-                        peer.host, peer.port, family=self._socket.family, type=socket.SOCK_DGRAM, flags=self._flags()
-                    )
-                except (OSError, UnicodeError) as error:
-                    self._unresolved(peer, _why(error))
-                else:
-                    self._take(peer, found[0][4])
-            missing = any(peer.sockaddr is None for peer in named)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_RESOLVE_RETRY_S if missing else _RESOLVE_AGAIN_S):
-                    await self._resolve_now.wait()
+                if peer.resolving is None and loop.time() >= peer.due_s:
+                    peer.resolving = asyncio.create_task(self._resolve(peer), name=f"skewd-udp-resolve-{peer.text}")
+            due_s = min((peer.due_s for peer in named if peer.resolving is None), default=None)
+            # A timer that sets the event costs a fraction of a timeout that cancels the wait for it.
+            timer = None if due_s is None else loop.call_at(due_s, self._resolve_now.set)
+            try:
+                await self._resolve_now.wait()
+            finally:
+                if timer is not None:
+                    timer.cancel()
+
+    async def _resolve(self, peer: _Peer) -> None:
+        try:
+            found = await NAMES.find(peer.host, peer.port, family=self._socket.family, flags=self._flags())
+        except (OSError, UnicodeError) as error:
+            self._unresolved(peer, why(error))
+        else:
+            self._take(peer, found[0][4])
+        finally:
+            wait_s = _RESOLVE_RETRY_S if peer.sockaddr is None else _RESOLVE_AGAIN_S
+            peer.due_s = asyncio.get_running_loop().time() + wait_s
+            peer.resolving = None
+            self._resolve_now.set()
 
     def _take_address(self, peer: _Peer, flags: int) -> None:
         try:
@@ -362,19 +381,6 @@ class UdpLink:
 
     def _flags(self) -> int:
         return socket.AI_V4MAPPED if self._socket.family == socket.AF_INET6 else 0
-
-
-def _is_numeric(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return False
-    return True
-
-
-def _why(error: OSError | UnicodeError) -> str:
-    """In words; a name with an impossible label fails in the codec, not in the resolver."""
-    return str(getattr(error, "strerror", None) or error)
 
 
 def _text(sockaddr: Any) -> str:

@@ -83,6 +83,8 @@ class ChronyReader:
                 yield sock
             return
         host, port = split_address(address, PORT)
+        if host == "localhost":
+            host = "127.0.0.1"  # what the name means here, without asking a resolver that may hang
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         with socket.socket(family, socket.SOCK_DGRAM) as sock:
             sock.setblocking(False)

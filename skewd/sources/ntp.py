@@ -29,6 +29,7 @@ from skewd import kernel_stamps
 from skewd.clock import HostClock, WallSample, read_wall
 from skewd.interval import Interval
 from skewd.lean import structlog
+from skewd.names import NAMES, why
 from skewd.ports import format_address, split_address
 from skewd.quiet import QuietLog
 from skewd.sources.ntp_wire import MAX_PACKET_BYTES, KissOfDeath, NtpRefused, NtpSample, parse, request
@@ -265,16 +266,14 @@ class NtpSource:
 
     async def _resolve(self) -> OSError | None:
         """Find the addresses to ask, those that sent us away left out."""
-        loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(self._timeout_s):
-                found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_DGRAM)
+            found = await NAMES.find(self._host, self._port, limit_s=self._timeout_s)
         except TimeoutError:
             self.counters["failed"] += 1
             return OSError(f"{self._host} did not resolve within {self._timeout_s:g} s")
         except (OSError, UnicodeError) as error:
             self.counters["failed"] += 1
-            return OSError(f"{self._host} does not resolve: {getattr(error, 'strerror', None) or error}")
+            return OSError(f"{self._host} does not resolve: {why(error)}")
         addresses = [(int(family), sockaddr) for family, _, _, _, sockaddr in found if sockaddr not in self._denied]
         self._addresses = addresses[:_ADDRESSES_MAX]
         return None

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from skewd.names import NAMES
 from skewd_sidecar.counts import Reading
 from skewd_sidecar.endpoint import Destination, EndpointError, reached_listener
 from skewd_sidecar.forward.coalesce import Limits
@@ -189,7 +190,6 @@ class Forwarders:
         for each in listeners:
             sockets.append(each) if isinstance(each, str) else listening.append(each)
         ports = {port for _, port in listening}
-        loop = asyncio.get_running_loop()
         for destination in {each for several in self._destinations.values() for each in several}:
             if destination.unix:
                 if any(_same_file(destination.host, path) for path in sockets):
@@ -198,8 +198,8 @@ class Forwarders:
             if destination.port not in ports or destination.protocol == "kafka":
                 continue
             try:
-                found = await loop.getaddrinfo(destination.host, destination.port, type=socket.SOCK_STREAM)
-            except OSError:
+                found = await NAMES.find(destination.host, destination.port, kind=socket.SOCK_STREAM)
+            except (OSError, UnicodeError):
                 continue  # a name that does not resolve now; it cannot be told, nor reached
             addresses = {str(entry[4][0]) for entry in found}
             reached = reached_listener(addresses, destination.port, listening, _own_addresses(listening))
