@@ -18,25 +18,32 @@ UTC does not drift. Pure.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from skewd.check import CRITICAL, MAX_AGE_S, OK, UNKNOWN, VIRTUAL, WARNING, WORDS, CheckResult
+from skewd.lean import msgspec
+from skewd.problems import Problem
+from skewd.status import Assumptions, NodeStatus, Seen, UnreadableStatus, decode
 
 _NAMED_MAX = 3
 _UNITS = {"drift": ("ppm", 1_000, "[clock] max_drift_ppm"), "wander": ("ppb/s", 1, "[clock] max_wander_ppb_per_s")}
 
 
 def judge(
-    status: Mapping[str, Any], *, peer: str | None = None, strict: bool = False, max_age_s: float = MAX_AGE_S
+    told: NodeStatus | Mapping[str, Any],
+    *,
+    peer: str | None = None,
+    strict: bool = False,
+    max_age_s: float = MAX_AGE_S,
 ) -> CheckResult:
-    """The verdict on a daemon's status (``status --json``), on all pairs or on the one with ``peer``."""
+    """The verdict on a daemon's status, as read or as told, on all pairs or on the one with ``peer``."""
     try:
-        rows = list(_rows(status, peer, max_age_s))
-    except (TypeError, ValueError, AttributeError, KeyError):
-        message = "the daemon's answer cannot be read; do its version and this command's agree?"
-        return _result(UNKNOWN, message, [], status, strict)
-    by_verdict = {verdict: [row for row in rows if row["verdict"] == verdict] for verdict in _WORST_FIRST}
+        status = decode(told)
+    except UnreadableStatus as error:
+        return _result(UNKNOWN, str(error), [], NodeStatus(), strict)
+    rows = _pairs(status, peer, max_age_s)
+    by_verdict = {verdict: [row for row in rows if row.verdict == verdict] for verdict in _WORST_FIRST}
     if not rows or len(by_verdict["stale"]) == len(rows):
         what = f"nothing was heard of '{peer[:63]}'" if peer is not None else "no peer and no source was heard"
         message = f"cannot tell: {what} {'lately' if rows else 'yet'}; 'skewd status' says why"
@@ -58,37 +65,45 @@ def judge(
 _WORST_FIRST = ("violated", "stale", "unknown", "within")
 
 
-def _rows(status: Mapping[str, Any], peer: str | None, max_age_s: float) -> Iterator[dict[str, Any]]:
-    for kind in ("peer", "source"):
-        for row in status.get(f"{kind}s") or []:
-            told = row.get("assumptions")
-            if (peer is not None and (kind != "peer" or row["name"] != peer)) or told is None:
+class _Pair(NamedTuple):
+    """What is known of this clock and one other."""
+
+    name: str
+    kind: str
+    verdict: str
+    age_s: float
+    told: Assumptions
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """As ``check --assumptions --json`` has it."""
+        row: dict[str, Any] = {"name": self.name, "kind": self.kind, "verdict": self.verdict, "age_s": self.age_s}
+        return {**row, **msgspec.to_builtins(self.told)}
+
+
+def _pairs(status: NodeStatus, peer: str | None, max_age_s: float) -> list[_Pair]:
+    found = []
+    for kind, rows in (("peer", status.peers), ("source", status.sources)):
+        for row in rows:
+            told = row.assumptions
+            if (peer is not None and (kind != "peer" or row.name != peer)) or told is None or row.age_s is None:
                 continue
-            age_s = row.get("age_s")
-            if age_s is None:
-                continue  # never heard
-            yield {
-                "name": str(row["name"])[:63],
-                "kind": kind,
-                "verdict": "stale" if age_s > max_age_s and _verdict(told) != "violated" else _verdict(told),
-                "age_s": age_s,
-                **told,
-            }
+            verdict = _verdict(told)
+            stale = row.age_s > max_age_s and verdict != "violated"
+            found.append(_Pair((row.name or "")[:63], kind, "stale" if stale else verdict, row.age_s, told))
+    return found
 
 
-def _verdict(told: Mapping[str, Any]) -> str:
-    verdicts = {told["drift"]["verdict"], told["wander"]["verdict"]}
-    if told["contradicted_age_s"] is not None or "violated" in verdicts:
+def _verdict(told: Assumptions) -> str:
+    verdicts = {told.drift.verdict, told.wander.verdict}
+    if told.contradicted_age_s is not None or "violated" in verdicts:
         return "violated"
     return "unknown" if "unknown" in verdicts else "within"
 
 
-def summary(status: Mapping[str, Any]) -> str | None:
+def summary(status: NodeStatus) -> str | None:
     """In a few words for the screen; None where a daemon does not say."""
-    try:
-        found = [row["verdict"] for row in _rows(status, None, math.inf)]
-    except (TypeError, ValueError, AttributeError, KeyError):
-        return None
+    found = [pair.verdict for pair in _pairs(status, None, math.inf)]
     if not found:
         return None
     if "violated" in found:
@@ -98,49 +113,65 @@ def summary(status: Mapping[str, Any]) -> str | None:
     return f"drift and wander within the limits against {'all ' if len(found) > 1 else ''}{len(found)}"
 
 
-def violations(name: str, told: Mapping[str, Any]) -> list[str]:
-    """What the daemon says of a pair that breaks its limits: lines of what is wrong, and what to do."""
-    return [
-        f"against {name}: {_figure(told, of, 'at_least')}; raise {_UNITS[of][2]} on the node whose clock it is, "
-        "or replace that clock"
-        for of in ("drift", "wander")
-        if told[of]["verdict"] == "violated"
+def problems(name: str, told: Assumptions) -> list[Problem]:
+    """What the daemon says of a pair that breaks its limits."""
+    found = [
+        Problem(
+            f"{of}-violated",
+            name,
+            f"against {name}: {_figure(seen, of, 'at_least')}",
+            f"raise {_UNITS[of][2]} on the node whose clock it is, or replace that clock",
+        )
+        for of, seen in (("drift", told.drift), ("wander", told.wander))
+        if seen.verdict == "violated"
     ]
+    if told.contradicted_age_s is not None:
+        wrong = (
+            f"against {name}: a clock moved by more than its declared limits ([clock] max_drift_ppm,"
+            f" max_wander_ppb_per_s) {told.contradicted_age_s} s ago, or a raw clock jumped"
+        )
+        remedy = "if that happens again, see 'skewd check --assumptions' on both nodes"
+        found.append(Problem("clocks-contradict", name, wrong, remedy))
+    return found
 
 
-def _named(rows: list[dict[str, Any]], say: Any) -> str:
-    shown = [f"against {row['name']}: {say(row)}" for row in rows[:_NAMED_MAX]]
+def _named(rows: list[_Pair], say: Callable[[_Pair], str]) -> str:
+    shown = [f"against {row.name}: {say(row)}" for row in rows[:_NAMED_MAX]]
     more = f"; and {len(rows) - _NAMED_MAX} more, see --json" if len(rows) > _NAMED_MAX else ""
     return "; ".join(shown) + more
 
 
-def _broken(row: Mapping[str, Any]) -> str:
-    figures = [_figure(row, of, "at_least") for of in ("drift", "wander") if row[of]["verdict"] == "violated"]
-    if row["contradicted_age_s"] is not None:
-        figures.append(f"messages excluded every state that the limits allow, {row['contradicted_age_s']} s ago")
+def _limits(pair: _Pair) -> tuple[tuple[str, Seen], tuple[str, Seen]]:
+    return ("drift", pair.told.drift), ("wander", pair.told.wander)
+
+
+def _broken(pair: _Pair) -> str:
+    figures = [_figure(seen, of, "at_least") for of, seen in _limits(pair) if seen.verdict == "violated"]
+    if pair.told.contradicted_age_s is not None:
+        figures.append(f"messages excluded every state that the limits allow, {pair.told.contradicted_age_s} s ago")
     return " and ".join(figures)
 
 
-def _unclear(row: Mapping[str, Any]) -> str:
-    if row["verdict"] == "stale":
-        return f"last heard {row['age_s']:.0f} s ago"
-    return " and ".join(_figure(row, of, "at_most") for of in ("drift", "wander") if row[of]["verdict"] == "unknown")
+def _unclear(pair: _Pair) -> str:
+    if pair.verdict == "stale":
+        return f"last heard {pair.age_s:.0f} s ago"
+    return " and ".join(_figure(seen, of, "at_most") for of, seen in _limits(pair) if seen.verdict == "unknown")
 
 
-def _seen(row: Mapping[str, Any]) -> str:
-    return " and ".join(_figure(row, of, "at_most") for of in ("drift", "wander"))
+def _seen(pair: _Pair) -> str:
+    return " and ".join(_figure(seen, of, "at_most") for of, seen in _limits(pair))
 
 
-def _figure(told: Mapping[str, Any], of: str, end: str) -> str:
+def _figure(one: Seen, of: str, end: str) -> str:
     """``drift at most 3.21 ppm over 512 s (limit 200)``."""
     unit, scale, _ = _UNITS[of]
-    one = told[of]
-    if one[end] is None:
-        return f"{of} not observed yet"
     least = end == "at_least"
+    value = one.at_least if least else one.at_most
+    if value is None:
+        return f"{of} not observed yet"
     return (
-        f"{of} at {'least' if least else 'most'} {_rounded(one[end] / scale, up=not least)} {unit} "
-        f"over {one['window_s']} s (limit {one['limit'] / scale:.6g})"
+        f"{of} at {'least' if least else 'most'} {_rounded(value / scale, up=not least)} {unit} "
+        f"over {one.window_s} s (limit {one.limit / scale:.6g})"
     )
 
 
@@ -150,11 +181,10 @@ def _rounded(value: float, *, up: bool) -> str:
     return f"{(math.ceil if up else math.floor)(value * scale) / scale:g}"
 
 
-def _result(code: int, text: str, rows: list[dict[str, Any]], status: Mapping[str, Any], strict: bool) -> CheckResult:
-    node = status.get("node")
-    virtual = status.get("virtual") is True
+def _result(code: int, text: str, rows: list[_Pair], status: NodeStatus, strict: bool) -> CheckResult:
+    node, virtual = status.node, status.virtual
     message = " ".join(f"{node or 'this node'}: {text}{f' [{VIRTUAL}]' if virtual else ''}".replace("|", "/").split())
-    counts = {verdict: sum(row["verdict"] == verdict for row in rows) for verdict in _WORST_FIRST}
+    counts = {verdict: sum(row.verdict == verdict for row in rows) for verdict in _WORST_FIRST}
     unclear = counts["unknown"] + counts["stale"]
     perfdata = f"within={counts['within']} unclear={unclear} violated={counts['violated']}"
     data = {
@@ -162,7 +192,7 @@ def _result(code: int, text: str, rows: list[dict[str, Any]], status: Mapping[st
         "status": WORDS[code],
         "message": message,
         "node": node,
-        "assumptions": rows,
+        "assumptions": [row.data for row in rows],
         "strict": strict,
         "virtual": virtual,
         "perfdata": perfdata,

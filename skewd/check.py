@@ -15,7 +15,8 @@ far > c                WARNING (strict:        critical cannot be proven
                        CRITICAL)
 near > w               WARNING                 surely beyond warning, surely within critical
 otherwise              WARNING                 within critical; warning cannot be proven
-no bound, stale        UNKNOWN                 nothing is known
+no bound, stale,       UNKNOWN                 nothing is known, or what this node's configuration asks for
+unsynchronized                                 is lacking
 =====================  ======================  ========================================
 
 Rounding for people is outward: the printed uncertainty covers the bound, whatever was cut off the printed offset.
@@ -33,10 +34,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from skewd.interval import Interval
+from skewd.problems import Severity
+from skewd.status import UNSYNCHRONIZED, NodeStatus, PeerRow, SourceRow, UnreadableStatus, decode
 
 OK, WARNING, CRITICAL, UNKNOWN = 0, 1, 2, 3
 WORDS = ("OK", "WARNING", "CRITICAL", "UNKNOWN")
 MAX_AGE_S = 60.0
+
+NEVER_OK = frozenset({"peers-lost"})
+"""With one of these problems the verdict on this node is at least WARNING, however near the bound."""
 
 VIRTUAL = "VIRTUAL CLOCK: a test hook, not this host's time"
 
@@ -83,7 +89,7 @@ class _NothingKnown(Exception):
 
 
 def judge(
-    status: Mapping[str, Any] | None,
+    told: NodeStatus | Mapping[str, Any] | None,
     *,
     warning_ns: int,
     critical_ns: int,
@@ -91,9 +97,9 @@ def judge(
     strict: bool = False,
     max_age_s: float = MAX_AGE_S,
 ) -> CheckResult:
-    """The verdict on a daemon's status (``status --json``), on this node against the reference or against ``peer``.
+    """The verdict on a daemon's status, as read or as told: on this node against the reference, or against ``peer``.
 
-    ``status`` None means that no daemon answered. ``strict`` makes what cannot be proven CRITICAL.
+    ``told`` None means that no daemon answered. ``strict`` makes what cannot be proven CRITICAL.
 
     Raises:
         ValueError: the thresholds are not 0 < warning <= critical.
@@ -103,16 +109,18 @@ def judge(
             f"the warning ({short(warning_ns)}) must be above zero and not above the critical ({short(critical_ns)})"
         )
     question = _Question(warning_ns, critical_ns, peer, strict, max_age_s)
-    if status is None:
+    if told is None:
         return _unknown(
             "no daemon answers; start one with 'skewd run', or name its configuration with --config", question
         )
     try:
+        status = decode(told)
+    except UnreadableStatus as error:
+        return _unknown(str(error), question)
+    try:
         facts = _facts(status, question)
     except _NothingKnown as reason:
         return _unknown(str(reason), question, status)
-    except (TypeError, ValueError, AttributeError, OverflowError):
-        return _unknown("the daemon's answer cannot be read; do its version and this command's agree?", question)
     return _known(facts, question, status)
 
 
@@ -123,60 +131,56 @@ def unknown(
     return _unknown(reason, _Question(warning_ns or 0, critical_ns or 0, peer, False, MAX_AGE_S))
 
 
-def _facts(status: Mapping[str, Any], question: _Question) -> _Facts:
-    node = _word(status.get("node"), "this node")
+def _facts(status: NodeStatus, question: _Question) -> _Facts:
+    node = status.node or "this node"
     if question.peer is not None:
         return _peer_facts(status, node, question)
-    reference = status.get("reference")
-    against = _word(reference, "the reference").removeprefix("node:")
-    same = [row for row in _rows(status, "peers") if row.get("name") == against]
-    bound = _bound(status)
-    if bound is None:
+    against = (status.reference or "the reference").removeprefix("node:")
+    same = [row for row in status.peers if row.name == against]
+    bound, offset = status.bound, status.applied_ns
+    if bound is None or offset is None:
         raise _NothingKnown(_why_no_bound(status))
-    measured = _rows(status, "sources") if reference == "utc" else same
-    age_s = status.get("age_s")
+    if status.status == UNSYNCHRONIZED:
+        raise _NothingKnown(f"this node is unsynchronized{_reason(status)}")
+    measured: Sequence[PeerRow | SourceRow] = status.sources if status.reference == "utc" else same
+    age_s = status.age_s
     if age_s is None and same:
-        age_s = _youngest(same)
+        age_s = min((row.age_s for row in same if row.age_s is not None), default=None)
     _refuse_stale(f"the bound against {against}", age_s, question.max_age_s)
-    notes = tuple(
-        note
-        for note in (
-            _unusual(status.get("status"), ("synchronized",)),
-            _rests_on(status),
-            _not_agreed(status),
-            VIRTUAL if status.get("virtual") else "",
-        )
-        if note
+    notes = (
+        "" if status.status == "synchronized" else status.status,
+        _rests_on(status),
+        _not_agreed(status),
+        VIRTUAL if status.virtual else "",
     )
     return _Facts(
         node=node,
         against=against,
-        offset_ns=_offset(status, bound),
+        offset_ns=offset,
         bound=bound,
         rtt_ns=_smallest(measured),
         age_s=age_s,
-        trust=_word(status.get("trust"), "") or None,
-        notes=notes,
+        trust=status.trust,
+        notes=tuple(note for note in notes if note),
     )
 
 
-def _peer_facts(status: Mapping[str, Any], node: str, question: _Question) -> _Facts:
+def _peer_facts(status: NodeStatus, node: str, question: _Question) -> _Facts:
     peer = question.peer or ""
-    rows = _rows(status, "peers")
-    mine = [row for row in rows if row.get("name") == peer]
+    mine = [row for row in status.peers if row.name == peer]
     if not mine:
         if peer == node:
             raise _NothingKnown(f"{peer} is this node itself; name another with --peer, or leave it out")
-        names = sorted({str(row.get("name")) for row in rows if row.get("name")})
+        names = sorted({row.name for row in status.peers if row.name})
         known = f"the peers are {', '.join(names[:20])}" if names else "no peer has been heard of yet"
-        more = len(names) - 20 + _count(status.get("peers_left_out"))
+        more = len(names) - 20 + max(status.peers_left_out, 0)
         if len(names) > 20 and more > 0:
             known += f" and {more} more"
         raise _NothingKnown(f"no peer is named '{peer[:63]}'; {known}")
-    bounded = [(bound.width, place) for place, row in enumerate(mine) if (bound := _bound(row)) is not None]
+    bounded = [(bound.width, place) for place, row in enumerate(mine) if (bound := row.bound) is not None]
     if not bounded:
-        state = _unusual(mine[0].get("state"), ())
-        if mine[0].get("trust") == _COMPOSED:
+        state = mine[0].state
+        if mine[0].trust == _COMPOSED:
             raise _NothingKnown(
                 f"no bound on {peer}{f' ({state})' if state else ''}: this node does not ask it, and too few others"
                 " tell of it; name it in [mesh] peers"
@@ -185,28 +189,25 @@ def _peer_facts(status: Mapping[str, Any], node: str, question: _Question) -> _F
             f"no bound on {peer} yet{f' ({state})' if state else ''}; is it running, reachable, and given the same key?"
         )
     row = mine[min(bounded)[1]]
-    bound = _bound(row)
+    bound, offset = row.bound, row.applied_ns
     assert bound is not None
-    composed = row.get("trust") == _COMPOSED
-    _refuse_stale(f"the bound on {peer}", row.get("age_s"), question.max_age_s, "oldest record" if composed else "")
-    notes = tuple(
-        note
-        for note in (_rests_on(row), _STATES.get(str(row.get("state")), ""), VIRTUAL if status.get("virtual") else "")
-        if note
-    )
+    assert offset is not None
+    composed = row.trust == _COMPOSED
+    _refuse_stale(f"the bound on {peer}", row.age_s, question.max_age_s, "oldest record" if composed else "")
+    notes = (_rests_on(row), _STATES.get(row.state or "", ""), VIRTUAL if status.virtual else "")
     return _Facts(
         node=node,
         against=peer,
-        offset_ns=_offset(row, bound),
+        offset_ns=offset,
         bound=bound,
         rtt_ns=_smallest([row]),
-        age_s=row.get("age_s"),
-        trust=row.get("trust"),
-        notes=notes,
+        age_s=row.age_s,
+        trust=row.trust,
+        notes=tuple(note for note in notes if note),
     )
 
 
-def _known(facts: _Facts, question: _Question, status: Mapping[str, Any]) -> CheckResult:
+def _known(facts: _Facts, question: _Question, status: NodeStatus) -> CheckResult:
     far = facts.bound.farthest(0)
     near = 0 if facts.bound.contains(0) else min(abs(facts.bound.lo), abs(facts.bound.hi))
     warning, critical = question.warning_ns, question.critical_ns
@@ -223,11 +224,25 @@ def _known(facts: _Facts, question: _Question, status: Mapping[str, Any]) -> Che
         code, text = WARNING, f"{where}, beyond {short(warning)}, within {short(critical)}"
     else:
         code, text = WARNING, f"{_cannot_prove(warning, facts)}; {where}, within {short(critical)}"
+    if question.peer is None:
+        code, text = _at_least(code, text, status)
     return _result(code, text, facts.notes, question, facts, status)
 
 
-def _unknown(reason: str, question: _Question, status: Mapping[str, Any] | None = None) -> CheckResult:
-    notes = (VIRTUAL,) if status is not None and status.get("virtual") else ()
+def _at_least(code: int, text: str, status: NodeStatus) -> tuple[int, str]:
+    """What would be OK, and is not: for what is wrong, or since what is applied contradicts what is known."""
+    if code != OK:
+        return code, text
+    wrong = [one for one in status.problems if one.code in NEVER_OK]
+    if wrong:
+        return WARNING, f"{text}, but {wrong[0].line}"
+    if status.offset_ns is not None and status.bound is not None and not status.bound.contains(status.offset_ns):
+        return WARNING, f"{text}, but what is applied to spans is {short(status.offset_ns)}, outside of the bound"
+    return code, text
+
+
+def _unknown(reason: str, question: _Question, status: NodeStatus | None = None) -> CheckResult:
+    notes = (VIRTUAL,) if status is not None and status.virtual else ()
     return _result(UNKNOWN, reason, notes, question, None, status)
 
 
@@ -237,21 +252,21 @@ def _result(
     notes: tuple[str, ...],
     question: _Question,
     facts: _Facts | None,
-    status: Mapping[str, Any] | None,
+    status: NodeStatus | None,
 ) -> CheckResult:
     # A '|' would begin performance data, and a plugin's first line is all that most screens show.
     message = " ".join(f"{text}{''.join(f' [{note}]' for note in notes)}".replace("|", "/").split())
     line = f"{WORDS[code]}: {message}"
     perfdata = _perfdata(facts, question)
-    said = status if status is not None else {}
+    problems = [] if status is None or question.peer is not None else _deciding(code, status)
     data: dict[str, Any] = {
         "code": code,
         "status": WORDS[code],
         "message": message,
-        "node": said.get("node"),
+        "node": None if status is None else status.node,
         "against": facts.against if facts else question.peer,
-        "reference": said.get("reference"),
-        "clock_status": said.get("status"),
+        "reference": None if status is None else status.reference,
+        "clock_status": None if status is None else status.status,
         "offset_ns": facts.offset_ns if facts else None,
         "lower_ns": facts.bound.lo if facts else None,
         "upper_ns": facts.bound.hi if facts else None,
@@ -262,7 +277,8 @@ def _result(
         "age_s": facts.age_s if facts else None,
         "trust": facts.trust if facts else None,
         "strict": question.strict,
-        "virtual": bool(said.get("virtual")),
+        "virtual": status is not None and status.virtual,
+        "problems": problems,
         "perfdata": perfdata,
     }
     return CheckResult(code, line, perfdata, data)
@@ -357,11 +373,25 @@ def _trimmed(size: int, places: int) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
-def _why_no_bound(status: Mapping[str, Any]) -> str:
-    sources, peers = _rows(status, "sources"), _rows(status, "peers")
-    if not sources and not peers:
+def _why_no_bound(status: NodeStatus) -> str:
+    if reason := _reason(status):
+        return f"no bound{reason}"
+    if not status.sources and not status.peers:
         return "no bound: there is no source and no peer; add [[source]] or [mesh] peers to the configuration"
     return "no bound on the reference yet; 'skewd status' shows what each source and peer says"
+
+
+def _reason(status: NodeStatus) -> str:
+    """The first of what is gravest, as the end of a sentence."""
+    said = next((one for one in status.problems if one.severity == Severity.CRITICAL), None)
+    return "" if said is None else f": {said.line}"
+
+
+def _deciding(code: int, status: NodeStatus) -> list[str]:
+    """The codes of the problems that made the verdict what it is."""
+    if code == UNKNOWN:
+        return list(dict.fromkeys(one.code for one in status.problems if one.severity == Severity.CRITICAL))
+    return list(dict.fromkeys(one.code for one in status.problems if one.code in NEVER_OK)) if code == WARNING else []
 
 
 _COMPOSED = "composed"
@@ -372,73 +402,27 @@ _STATES = {
 }
 
 
-def _rests_on(row: Mapping[str, Any]) -> str:
+def _rests_on(row: NodeStatus | PeerRow) -> str:
     """Said when the bound is not this node's own measurement: which other nodes it was proven over."""
-    if row.get("trust") != _COMPOSED:
-        return _unusual(row.get("trust"), ("first-hand",))
-    path = row.get("path")
-    ways = path if isinstance(path, list) else []
-    via = dict.fromkeys(">".join(map(str, way[:-1])) for way in ways if isinstance(way, list) and len(way) > 1)
+    if row.trust != _COMPOSED:
+        return "" if row.trust in (None, "first-hand") else row.trust or ""
+    via = dict.fromkeys(">".join(way[:-1]) for way in row.path if len(way) > 1)
     shown = ", ".join(list(via)[:_NAMED_MAX]) + (f" and {len(via) - _NAMED_MAX} more" if len(via) > _NAMED_MAX else "")
     return f"composed via {shown}" if shown else _COMPOSED
 
 
-def _not_agreed(status: Mapping[str, Any]) -> str:
-    mesh = status.get("mesh")
-    if not isinstance(mesh, dict) or mesh.get("agreed") is not False or mesh.get("timescale") is None:
+def _not_agreed(status: NodeStatus) -> str:
+    mesh = status.mesh
+    if mesh is None or mesh.agreed is not False or mesh.timescale is None:
         return ""
     return "the reference is not agreed upon by all members"
 
 
-def _count(value: object) -> int:
-    return value if isinstance(value, int) and value > 0 else 0
-
-
-def _refuse_stale(what: str, age_s: object, max_age_s: float, which: str = "") -> None:
-    if isinstance(age_s, int | float) and age_s > max_age_s:
+def _refuse_stale(what: str, age_s: float | None, max_age_s: float, which: str = "") -> None:
+    if age_s is not None and age_s > max_age_s:
         last = f"its {which} is {age_s:.0f} s old" if which else f"last heard {age_s:.0f} s ago"
         raise _NothingKnown(f"{what} is stale: {last}, and --max-age is {max_age_s:g}s")
 
 
-def _bound(row: Mapping[str, Any]) -> Interval | None:
-    lower, upper = row.get("lower_ns"), row.get("upper_ns")
-    if lower is None or upper is None:
-        return None
-    return Interval(_whole(lower), _whole(upper))
-
-
-def _offset(row: Mapping[str, Any], bound: Interval) -> int:
-    """The offset that the daemon applies, or the middle where it names none or one outside its own bound."""
-    offset = row.get("offset_ns")
-    return bound.midpoint if offset is None else bound.clamp(_whole(offset))
-
-
-def _whole(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{value!r} is not a whole number")
-    return value
-
-
-def _rows(status: Mapping[str, Any], key: str) -> Sequence[Mapping[str, Any]]:
-    rows = status.get(key) or []
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise TypeError(f"{key} is not a list of objects")
-    return rows
-
-
-def _smallest(rows: Sequence[Mapping[str, Any]]) -> int | None:
-    found = [_whole(row["rtt_min_ns"]) for row in rows if row.get("rtt_min_ns") is not None]
-    return min(found) if found else None
-
-
-def _youngest(rows: Sequence[Mapping[str, Any]]) -> float | None:
-    found = [float(row["age_s"]) for row in rows if row.get("age_s") is not None]
-    return min(found) if found else None
-
-
-def _word(value: object, otherwise: str) -> str:
-    return value if isinstance(value, str) and value else otherwise
-
-
-def _unusual(value: object, usual: tuple[str, ...]) -> str:
-    return value if isinstance(value, str) and value and value not in usual else ""
+def _smallest(rows: Sequence[PeerRow | SourceRow]) -> int | None:
+    return min((row.rtt_min_ns for row in rows if row.rtt_min_ns is not None), default=None)

@@ -190,15 +190,16 @@ _FORMS = ("plain", "json", "prometheus")
 def _status_text(told: dict[str, Any], form: str, indent: int | None) -> str:
     if form == "json":
         return json.dumps(told, indent=indent) + "\n"
+    from skewd.status import UnreadableStatus, decode
+
     if form == "prometheus":
         from skewd.publish import prometheus
 
         build = {"version": str(told.get("version") or "unknown"), "virtual": str(told.get("virtual") is True).lower()}
         try:
             return prometheus.exposition(prometheus.registry(lambda: told, build, time.time)).decode()
-        except (KeyError, TypeError, ValueError, AttributeError):
-            told_badly = "the daemon's answer cannot be read; do its version and this command's agree?"
-            raise _RefusedError(told_badly) from None
+        except UnreadableStatus as error:
+            raise _RefusedError(str(error)) from None
     from skewd import time_daemons
     from skewd.status_view import render_status
 
@@ -206,9 +207,8 @@ def _status_text(told: dict[str, Any], form: str, indent: int | None) -> str:
         return render_status(told)
     daemons = time_daemons.running()
     wrong = time_daemons.too_many_hands(daemons)
-    if wrong is not None and isinstance(told.get("messages"), list):
-        told = {**told, "messages": [*told["messages"], wrong]}
-    return render_status(told, time_daemons.steered_by(daemons))
+    status = decode(told, odd_is_unknown=True)
+    return render_status(status if wrong is None else status.and_problem(wrong), time_daemons.steered_by(daemons))
 
 
 @discipline_app.command("restore")
@@ -247,6 +247,7 @@ def waitsync(
 ) -> int:
     """Wait until this clock is known well enough: exit 0 ready, 1 not in time, 2 it can never be."""
     from skewd.api_client import TIMEOUT_S, NoDaemonError, SlowDaemonError, get_status
+    from skewd.status import UnreadableStatus
     from skewd.waitsync import GONE_S, Outcome, readiness
 
     limit_ns = _above_zero("--max-uncertainty", max_uncertainty)
@@ -267,6 +268,8 @@ def waitsync(
             gone = not isinstance(error, SlowDaemonError)
             if gone and (seen_s is None or time.monotonic() - seen_s > GONE_S):
                 raise _RefusedError(lacking, Outcome.NEVER) from None
+        except UnreadableStatus as error:
+            lacking = str(error)
         else:
             seen_s, lacking = time.monotonic(), found.reason
             if found.outcome is Outcome.READY:

@@ -31,21 +31,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import skewd
-from skewd import discipline, hostclock, resume, sd_notify, steering
+from skewd import discipline, hostclock, resume, sd_notify, steering, telling
 from skewd.clock import NodeClock, VirtualClock, Watch, read_wall
 from skewd.config import Config
 from skewd.durations import format_duration
 from skewd.failures import StartError
 from skewd.kernel_clock import Adjuster, KernelClock, RawFacts, continued, disturbance
 from skewd.knots import KNOT_PERIOD_NS
-from skewd.lean import structlog
+from skewd.lean import msgspec, structlog
 from skewd.link_set import UDP, LinkSet
 from skewd.links.protocol import Proofs
 from skewd.logs import set_level
 from skewd.membership import Membership, new_plan
 from skewd.node import Node
 from skewd.ports import format_address, split_address
-from skewd.problems import Problem, gravest_first
+from skewd.problem_log import ProblemLog
+from skewd.problems import Problem, of_error
 from skewd.publish import clockbound, prometheus
 from skewd.publish.for_clockbound import ClockBoundPublisher
 from skewd.publish.segment import SegmentWriter
@@ -53,6 +54,8 @@ from skewd.publish.web import LocalApi, Metrics
 from skewd.reload import plan
 from skewd.source_set import SourceSet
 from skewd.state_file import StateFile
+from skewd.status import ClockRow, ConfigRow, DisciplineRow, KernelRow, NodeStatus, told_problem
+from skewd.status import plain as plain_status
 
 if TYPE_CHECKING:
     from skewd.discovery import Discovery
@@ -124,7 +127,7 @@ class Daemon:
         self._member: Membership | None = None
         self._pins: PinsFile | None = None
         self._discovery: Discovery | None = None
-        self._mesh_complaint: str | None = None
+        self._mesh_problem: Problem | None = None
         self._reload_problem: str | None = None
         self._needs_restart: tuple[str, ...] = ()
         self._metrics_address: str | None = None
@@ -132,7 +135,7 @@ class Daemon:
         self._machine = hostclock.MachineWatch()
         self._facts = hostclock.raw_facts(self._machine)
         self._state_file = StateFile(config.node.state_dir, config.node.name)
-        self._state_complaint: str | None = None
+        self._state_problem: Problem | None = None
         self._rate_basis = hostclock.raw_rate_basis() if config.clock.drift_over_reboot else ""
         if config.clock.drift_over_reboot and not self._rate_basis:
             self._log.info(
@@ -146,12 +149,13 @@ class Daemon:
         self._set_watch: Watch | None = None
         self._pause: asyncio.Future[None] | None = None
         self._early_ns = 0
-        self._said: dict[str, Any] = {}
+        self._said: tuple[str, str | None] | None = None
+        self._changes = ProblemLog(self._log)
         self._writer: SegmentWriter | None = None
         self._next_knot_ns = 0
         self._clockbound: ClockBoundPublisher | None = None
         self._steering: steering.Steering | None = None
-        self._left_message: str | None = None
+        self._frequency_left: Problem | None = None
 
     def _resumed_node(self) -> Node:
         """The node, with the bounds of the daemon before where they still hold."""
@@ -181,75 +185,95 @@ class Daemon:
 
     def _keep(self) -> None:
         """Keeps the bounds for the daemon after this one."""
-        complaint = None
         try:
             self._state_file.write(resume.encode(self.node.keep(self._facts, self.clock.raw_ns(), self._rate_basis)))
         except (OSError, ValueError) as error:
-            complaint = (
-                f"bounds will not survive a restart: {error};"
-                f" make {self._state_file.path.parent} writable, or choose another [node] state_dir"
-            )
-        if complaint is not None and complaint != self._state_complaint:
-            self._log.info(complaint)
-        self._state_complaint = complaint
+            directory = self._state_file.path.parent
+            remedy = f"make {directory} writable, or choose another [node] state_dir"
+            wrong = f"bounds will not survive a restart: {error}"
+            self._state_problem = Problem("state-unwritable", str(directory), wrong, remedy)
+        else:
+            self._state_problem = None
+
+    def _keep_at_end(self) -> None:
+        self._keep()
+        if self._state_problem is not None:
+            self._changes.came(told_problem(self._state_problem))
 
     # -- told to others ------------------------------------------------------------------------------------------
 
-    def status(self) -> dict[str, Any]:
-        """``skewd status --json``."""
+    def told(self) -> NodeStatus:
+        """Everything that this node tells of itself, now."""
         self._sources.tell_states()
-        told = self.node.status(self.clock.raw_ns())
-        self._links.tell(told)
-        told["mesh"] = None if self._member is None else self._member.told(self.clock.raw_ns())
-        told["messages"] += self._mesh_messages()
-        told["clock"] = self._clock_status()
-        told["metrics"] = self._metrics_address
-        told["version"] = skewd.__version__
-        self._sources.tell(told)
-        self._tell_of_config(told)
-        if self._clockbound is not None and self._clockbound.message is not None:
-            told["messages"].append(self._clockbound.message)
-        told["discipline"] = steering.OFF if self._steering is None else self._steering.told()
-        steered = None if self._steering is None else self._steering.message()
-        told["messages"] += [message for message in (steered, self._left_message) if message is not None]
-        told["problems"] = [problem.told() for problem in gravest_first(self._problems())]
-        return told
+        now = self.clock.raw_ns()
+        known = telling.status(self.node, now)
+        told = msgspec.structs.replace(
+            known,
+            sources=self._sources.told(known.sources),
+            links=self._links.rows(),
+            mesh=None if self._member is None else self._member.told(now),
+            clock=self._clock_row(),
+            metrics=self._metrics_address,
+            version=skewd.__version__,
+            found=self._sources.found,
+            config=ConfigRow(self._reload_problem is None, list(self._needs_restart)),
+            discipline=DisciplineRow() if self._steering is None else self._steering.told(),
+        )
+        return told.with_problems(self._problems(told, now))
 
-    def _problems(self) -> list[Problem]:
-        """What each part says is wrong now."""
-        return []
+    def status(self) -> dict[str, Any]:
+        """The same as ``skewd status --json`` has it."""
+        return plain_status(self.told())
 
-    def _mesh_messages(self) -> list[str]:
-        messages = [self._mesh_complaint] if self._mesh_complaint is not None else []
-        if self._discovery is not None and self._discovery.problem is not None:
-            messages.append(self._discovery.problem)
-        return messages if self._member is None else messages + self._member.messages()
+    def _problems(self, told: NodeStatus, now_raw_ns: int) -> list[Problem]:
+        """What each part says is wrong now.
 
-    def _tell_of_config(self, told: dict[str, Any]) -> None:
-        told["config"] = {
-            "last_reload_successful": self._reload_problem is None,
-            "needs_restart": list(self._needs_restart),
-        }
+        Args:
+            told: the status at that instant.
+        """
+        found = telling.problems(self.node, told, now_raw_ns)
+        found += self._links.problems()
+        found += self._mesh_problems()
+        found += self._sources.problems(told.sources)
+        found += self._config_problems()
+        if self._clockbound is not None:
+            found += self._clockbound.problems()
+        if self._steering is not None:
+            found += self._steering.problems()
+        found += [problem for problem in (self._frequency_left, self._state_problem) if problem is not None]
+        return found
+
+    def _mesh_problems(self) -> list[Problem]:
+        found = [] if self._mesh_problem is None else [self._mesh_problem]
+        if self._discovery is not None:
+            found += self._discovery.problems()
+        return found if self._member is None else found + self._member.problems()
+
+    def _config_problems(self) -> list[Problem]:
+        found = []
         if self._reload_problem is not None:
-            told["messages"].append(
+            wrong = (
                 f"the configuration was read again and is refused, the one before is in force: {self._reload_problem}"
             )
+            found.append(Problem("config-refused", "", wrong, "mend it, and reload; 'skewd config check' tells more"))
         if self._needs_restart:
             keys = ", ".join(self._needs_restart)
-            told["messages"].append(f"changed in the configuration, and waiting for a restart: {keys}")
+            wrong = f"changed in the configuration, and waiting for a restart: {keys}"
+            found.append(Problem("restart-needed", "", wrong, "restart skewd"))
+        return found
 
-    def _clock_status(self) -> dict[str, Any]:
+    def _clock_row(self) -> ClockRow:
         """What this host's kernel says of its clocks (a virtual node's are made from these)."""
         kernel = self._kernel.read()
-        return {
-            "clock_source": self._facts.clock_source,
-            "raw_era": self.node.raw_era,
-            "slew_ppb": self.node.wall.slew_ppb(),
-            "steps_seen_by": ("polling" if self._set_watch is None else "page" if self.clock.virtual else "timerfd"),
-            "machine_watched_by": self._machine.kind,
-            "time_namespace_shift_ns": self._facts.shift_ns,
-            "kernel": None if kernel is None else kernel.told(),
-        }
+        return ClockRow(
+            clock_source=self._facts.clock_source,
+            raw_era=self.node.raw_era,
+            slew_ppb=self.node.wall.slew_ppb(),
+            steps_seen_by=("polling" if self._set_watch is None else "page" if self.clock.virtual else "timerfd"),
+            machine_watched_by=self._machine.kind,
+            time_namespace_shift_ns=self._facts.shift_ns,
+            kernel=None if kernel is None else KernelRow(**kernel.told()),
+        )
 
     def now(self) -> dict[str, Any]:
         """``skewd now --json``: the reference timescale's time, within its bound."""
@@ -297,16 +321,16 @@ class Daemon:
             await self._use_sources(config)
             if config.metrics.listen is not None:
                 build = {"version": skewd.__version__, "virtual": str(self.clock.virtual).lower()}
-                registry = prometheus.registry(self.status, build, lambda: self.clock.wall_ns() / 1e9, process=True)
-                metrics = Metrics(self.status, registry)
+                registry = prometheus.registry(self.told, build, lambda: self.clock.wall_ns() / 1e9, process=True)
+                metrics = Metrics(self.told, registry)
                 stack.push_async_callback(metrics.close)
                 address = await metrics.open(*split_address(config.metrics.listen))
                 ready["metrics"] = self._metrics_address = format_address(*address)
-            api = LocalApi(self.status, self.now)
+            api = LocalApi(self.told, self.now)
             stack.push_async_callback(api.close)
             await api.open(config.socket_path)
             self._watch_clock(stack)
-            stack.callback(self._keep)
+            stack.callback(self._keep_at_end)
             self._say()  # before the service manager is told that all is ready: it shows this text
             self.ticker = asyncio.create_task(self._tick_forever(), name="skewd-tick")
             stack.push_async_callback(_cancelled, self.ticker)
@@ -321,8 +345,7 @@ class Daemon:
             if said is not None:
                 self._log.info(said)
         except steering.NotRestoredError as error:
-            self._left_message = str(error)
-            self._log.warning(self._left_message)
+            self._frequency_left = of_error("frequency-left", "", error)
         if config.discipline.mode != "slew":
             return
         made, unable = None, None
@@ -333,7 +356,7 @@ class Daemon:
         told_to_peers = config.mesh.listen is not None or config.link
         self._steering = steering.Steering(
             self.node,
-            None if self._left_message else made,
+            None if self._frequency_left else made,
             file,
             self._log,
             announce_ns=(
@@ -407,7 +430,7 @@ class Daemon:
 
     def _join_mesh(self) -> None:
         """Makes this node a member, once there is anybody else. Without signatures it knows its own peers only."""
-        if self._member is not None or self._mesh_complaint is not None:
+        if self._member is not None or self._mesh_problem is not None:
             return
         from skewd.identity import IdentityError, PinsFile, load_identity
         from skewd.record_store import RecordStore
@@ -417,8 +440,7 @@ class Daemon:
         try:
             identity = load_identity(config.node.state_dir, config.node.name)
         except MeshExtraMissing as error:
-            self._mesh_complaint = str(error)
-            self._log.warning(self._mesh_complaint)
+            self._mesh_problem = of_error("mesh-extra-missing", "", error)
             return
         except IdentityError as error:
             raise StartError(str(error)) from None
@@ -457,8 +479,7 @@ class Daemon:
             try:
                 self._join_mesh()
             except StartError as error:  # its identity is damaged: it goes on with its own peers, and says so
-                self._mesh_complaint = str(error)
-                self._log.error(self._mesh_complaint)
+                self._mesh_problem = of_error("identity-damaged", "", error)
         if self._member is not None:
             self._member.heard(proofs, now)
         else:
@@ -478,9 +499,10 @@ class Daemon:
             self._log.error("the configuration is refused, the one before is in force", problem=self._reload_problem)
             if self.config is not before:
                 await self._take_up(before)
-            return
-        self._reload_problem, self._needs_restart = None, wanted.restart
-        self._log.info("the configuration was read again", changed=wanted.changed, needs_restart=wanted.restart)
+        else:
+            self._reload_problem, self._needs_restart = None, wanted.restart
+            self._log.info("the configuration was read again", changed=wanted.changed, needs_restart=wanted.restart)
+        self._say()
 
     async def _take_up(self, config: Config) -> None:
         """Puts a configuration in force that differs in what may change while running.
@@ -575,15 +597,16 @@ class Daemon:
             self._clockbound.publish(self.node, self.clock.raw_ns(), virtual=self.clock.virtual, as_of_ns=as_of)
 
     def _say(self) -> None:
-        """A log line when the state changes, and the service manager's status text."""
-        told = self.status()
-        state = {"status": told["status"], "reference": told["reference"], "messages": tuple(told["messages"])}
-        bound = "no bound" if told["offset_ns"] is None else f"+-{format_duration(told['uncertainty_ns'])}"
-        heard = sum(row["heard_s"] is not None for row in told["peers"])
-        sd_notify.notify(f"STATUS={told['status']}, {heard} peers, {bound}")
+        """Log lines for what has changed, and the service manager's status text."""
+        told = self.told()
+        bound = "no bound" if told.uncertainty_ns is None else f"+-{format_duration(told.uncertainty_ns)}"
+        heard = sum(row.heard_s is not None for row in told.peers)
+        sd_notify.notify(f"STATUS={told.status}, {heard} peers, {bound}")
+        state = (told.status, told.reference)
         if state != self._said:
             self._said = state
-            self._log.info(told["status"], reference=told["reference"], bound=bound, messages=told["messages"])
+            self._log.info(told.status, reference=told.reference, bound=bound)
+        self._changes.say(told.problems)
 
 
 @contextlib.contextmanager

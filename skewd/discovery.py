@@ -29,6 +29,7 @@ import psutil
 
 from skewd.names import NAMES
 from skewd.ports import format_address, is_loopback, split_address
+from skewd.problems import Problem
 from skewd.quiet import QuietLog
 
 ADDRESSES_MAX = 1000
@@ -97,8 +98,8 @@ class Discovery:
         wait_s: float = WAIT_S,
     ) -> None:
         self.counters = dict.fromkeys(("resolved", "failed", "too_many", "without_key"), 0)
-        self.problem: str | None = None
-        """What is wrong with the DNS name now, in words; None if nothing is."""
+        self.problem: Problem | None = None
+        """What is wrong with the DNS name now; None if nothing is."""
         self._static, self._dns = tuple(static), dns
         self._found, self._keyed, self._listen_port = found, keyed, listen_port
         self._resolve, self._own_addresses, self._jitter = resolve, own_addresses, jitter
@@ -109,6 +110,10 @@ class Discovery:
         self._look = asyncio.Event()
         self._pending: asyncio.Future[Iterable[str]] | None = None
         self._log = QuietLog("skewd.discovery")
+
+    def problems(self) -> list[Problem]:
+        """What is wrong with the DNS name now."""
+        return [] if self.problem is None else [self.problem]
 
     @property
     def candidates(self) -> frozenset[str]:
@@ -171,8 +176,8 @@ class Discovery:
     def _failed(self, dns: str, why: str) -> bool:
         self.counters["failed"] += 1
         kept = f"the last {len(self._answer)} addresses stay" if self._answer else "no address is known yet"
-        self.problem = f"[mesh] dns {dns} can't be resolved ({why}); {kept}"
-        self._log.warning("discovery_dns_failed", name=dns, error=why, advice=self.problem)
+        self.problem = Problem("dns-unresolved", dns, f"[mesh] dns {dns} can't be resolved ({why})", kept)
+        self._log.warning("discovery_dns_failed", name=dns, error=why, advice=kept)
         return False
 
     def _usable(self, dns: str, texts: list[str], port: int) -> frozenset[str]:
@@ -189,14 +194,14 @@ class Discovery:
             addresses.add(format_address(plain, port))
         if far:
             self.counters["without_key"] += 1
-            self.problem = (
-                f"[mesh] dns {dns} has {min(far)}, beyond loopback, and there is no [mesh] key_file: not asked"
-            )
-            self._log.warning("discovery_needs_key", name=dns, advice=self.problem)
+            wrong = f"[mesh] dns {dns} has {min(far)}, beyond loopback, and there is no [mesh] key_file: not asked"
+            self.problem = Problem("dns-without-key", dns, wrong, "make a key with 'skewd keygen', and name it there")
+            self._log.warning("discovery_needs_key", name=dns, advice=self.problem.line)
         if len(addresses) > ADDRESSES_MAX:
             self.counters["too_many"] += 1
-            self.problem = f"[mesh] dns {dns} has {len(addresses)} addresses; the first {ADDRESSES_MAX} are used"
-            self._log.warning("discovery_too_many", name=dns, advice=self.problem)
+            wrong = f"[mesh] dns {dns} has {len(addresses)} addresses: the first {ADDRESSES_MAX} are used"
+            self.problem = Problem("dns-too-many", dns, wrong, "name fewer in DNS")
+            self._log.warning("discovery_too_many", name=dns, advice=self.problem.line)
             # Those that are in use stay, so that nothing changes from round to round.
             addresses = set(sorted(addresses, key=lambda text: (text not in self._answer, text))[:ADDRESSES_MAX])
         return frozenset(addresses)

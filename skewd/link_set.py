@@ -23,6 +23,8 @@ from skewd.keys import KeyFile, KeyRing
 from skewd.links.protocol import LinkProtocol, Proofs, Timebases
 from skewd.node import Node
 from skewd.ports import format_address
+from skewd.problems import Problem, of_error
+from skewd.status import LinkRow
 
 if TYPE_CHECKING:
     from skewd.links.aeron import AeronLink
@@ -33,9 +35,9 @@ if TYPE_CHECKING:
 UDP = "udp"
 
 _REFUSED = {
-    "wrong_key": "{count} messages came with another mesh key; all nodes of a mesh share one ([mesh] key_file)",
-    "bad_mac": "{count} messages failed authentication; they were altered, or made with another key",
-    "duplicate_name": "{count} messages came from another node with this node's name; change one [node] name",
+    "wrong_key": ("messages came with another mesh key", "all nodes of a mesh share one ([mesh] key_file)"),
+    "bad_mac": ("messages failed authentication", "they were altered, or made with another key"),
+    "duplicate_name": ("messages came from another node with this node's name", "change one [node] name"),
 }
 
 
@@ -208,23 +210,25 @@ class LinkSet:
             self._log.warning(self._key_file.complaint)
         self._key_complaint = self._key_file.complaint
 
-    def tell(self, told: dict[str, Any]) -> None:
-        """Adds the links to a status, and what is to be said of them."""
-        rows: list[dict[str, Any]] = [
-            {
-                "transport": link.transport,
-                "address": link.address,
-                "direction": link.direction,
-                "trouble": link.trouble(),
-                "counters": dict(link.counters()),
-            }
+    def rows(self) -> list[LinkRow]:
+        """The links, as a status tells of them."""
+        return [
+            LinkRow(link.transport, link.address, link.direction, link.trouble(), dict(link.counters()))
             for link in self._open
         ]
-        told["links"], messages = rows, told["messages"]
-        messages += [f"link {row['transport']} {row['address']}: {row['trouble']}" for row in rows if row["trouble"]]
-        for reason, text in _REFUSED.items():
-            count = sum(row["counters"].get(reason, 0) for row in rows)
+
+    def problems(self) -> list[Problem]:
+        """What is wrong with them."""
+        rows = self.rows()
+        found = []
+        for row in rows:
+            if row.trouble:
+                subject = f"{row.transport} {row.address}"
+                found.append(of_error("link-down", subject, f"link {subject}: {row.trouble}"))
+        for reason, (wrong, remedy) in _REFUSED.items():
+            count = sum(row.counters.get(reason, 0) for row in rows)
             if count:
-                messages.append(text.format(count=count))
+                found.append(Problem(reason.replace("_", "-"), "", f"{count} {wrong}", remedy))
         if self._key_complaint is not None:
-            messages.append(self._key_complaint)
+            found.append(of_error("key-file-refused", str(self._config.mesh.key_file), self._key_complaint))
+        return found

@@ -23,7 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from skewd.bounds.carry import Claim
 from skewd.bounds.compose import UTC as UTC_NAME
@@ -35,8 +35,10 @@ from skewd.fanout import Plan
 from skewd.hearsay import Heard, Known, MeshView, Wall
 from skewd.interval import Interval
 from skewd.links.protocol import Proofs, Self
+from skewd.problems import Problem
 from skewd.record_store import RecordStore
 from skewd.records import EDGES_MAX, Edge, Record, claimable, private_key, public_key_of, sign
+from skewd.status import MeshRow, TimescaleRow
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -381,61 +383,65 @@ class Membership:
         claim = Claim(known.offset, within, limit, math.ceil(wander) + 1)
         return claim if claimable(claim) else None
 
-    def messages(self) -> list[str]:
-        """What is wrong in the mesh, and what to do."""
+    def problems(self) -> list[Problem]:
+        """What is wrong in the mesh."""
         view, decision = self._view, self.decision
-        told = [
-            f"{name} is convicted of lying about clocks and left out; see what is wrong with it, or with its clock"
+        found = [
+            Problem(
+                "member-convicted",
+                name,
+                f"{name} is convicted of lying about clocks and left out",
+                "see what is wrong with it, or with its clock",
+            )
             for name in sorted(view.convicted)
         ]
         if view.disputed:
-            told.append(
-                f"members contradict each other, and nobody can be named ({', '.join(sorted(view.disputed))});"
-                " one of them is wrong about a clock, see their status"
+            wrong = f"members contradict each other, and nobody can be named ({', '.join(sorted(view.disputed))})"
+            found.append(Problem("members-disputed", "", wrong, "one of them is wrong about a clock, see their status"))
+        found += [
+            Problem(
+                "name-contested",
+                name,
+                f"two parties with different keys claim to be {name}",
+                "give each its own [node] name",
             )
-        told += [
-            f"two parties with different keys claim to be {name}; give each its own [node] name"
             for name in sorted(self.store.contested)
         ]
         if self._strangers:
             shown = ", ".join(sorted(self._strangers)[:8]) + (" and others" if len(self._strangers) > 8 else "")
-            told.append(
-                f"fewer than {self._liars + 1} members vouch for {shown}, so what they say does not count here;"
-                " give the nodes more [mesh] peers in common, or a lower [mesh] liars"
-            )
+            wrong = f"fewer than {self._liars + 1} members vouch for {shown}, so what they say does not count here"
+            remedy = "give the nodes more [mesh] peers in common, or a lower [mesh] liars"
+            found.append(Problem("members-unvouched", "", wrong, remedy))
         if decision is not None and decision.timescale is not None and not view.agreed:
-            told.append("not all members name the same reference (yet); it settles within a minute after a change")
-        return told
+            wrong = "not all members name the same reference (yet)"
+            remedy = "it settles within a minute after a change"
+            found.append(Problem("reference-disagreed", "", wrong, remedy))
+        return found
 
     # -- what is told --------------------------------------------------------------------------------------------
 
-    def told(self, now_raw_ns: int) -> dict[str, Any]:
-        """The mesh in ``skewd status --json``."""
+    def told(self, now_raw_ns: int) -> MeshRow:
+        """The mesh in a status."""
         decision, view = self.decision, self._view
         timescale = None if decision is None else decision.timescale
         records = self.store.records()
         ages = [self._age_ns(name, record, now_raw_ns) for name, record in records.items()]
-        return {
-            "members": len(records) + 1,
-            "bounded": sum(name in view.known for name in records),
-            "liars": self._liars,
-            "agreed": view.agreed,
-            "timescale": None
+        return MeshRow(
+            members=len(records) + 1,
+            bounded=sum(name in view.known for name in records),
+            liars=self._liars,
+            agreed=view.agreed,
+            timescale=None
             if timescale is None
-            else {
-                "origin": timescale.origin,
-                "epoch": timescale.epoch,
-                "keeper": timescale.keeper,
-                "carried": timescale.carried,
-            },
-            "epochs": view.epochs,
-            "asked": len(self.plan.chosen()),
-            "convicted": sorted(view.convicted),
-            "disputed": sorted(view.disputed),
-            "contested": sorted(self.store.contested),
-            "oldest_record_s": round(max(ages) / 1e9, 3) if ages else None,
-            "records": dict(self.store.counters),
-        }
+            else TimescaleRow(timescale.origin, timescale.epoch, timescale.keeper, timescale.carried),
+            epochs=view.epochs,
+            asked=len(self.plan.chosen()),
+            convicted=sorted(view.convicted),
+            disputed=sorted(view.disputed),
+            contested=sorted(self.store.contested),
+            oldest_record_s=round(max(ages) / 1e9, 3) if ages else None,
+            records=dict(self.store.counters),
+        )
 
 
 def _changed(decision: Decision, moved: bool) -> str:

@@ -49,6 +49,7 @@ from skewd.links.protocol import Proofs, Self
 from skewd.over_links import OverLinks, RttMinimum
 from skewd.pairing import OscillatorLimits, learn
 from skewd.resume import PAIRS_MAX, DriftPrior, Kept, KeptPeer, KeptSource, half_planes, plain
+from skewd.status import plain as plain_status
 from skewd.utc import Source, UtcSources
 from skewd.wall import STEER_PPB, WallMap
 
@@ -635,5 +636,6 @@ class Node:
         return self._knots.offset_applied(estimate, now_raw_ns)
 
     def status(self, now_raw_ns: int) -> dict[str, Any]:
-        """``skewd status --json``: see ``telling.status``."""
-        return telling.status(self, now_raw_ns)
+        """``skewd status --json``, as far as it is the node's: see ``telling.py``."""
+        told = telling.status(self, now_raw_ns)
+        return plain_status(told.with_problems(telling.problems(self, told, now_raw_ns)))

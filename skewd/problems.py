@@ -51,6 +51,11 @@ class Problem(NamedTuple):
         return CODES[self.code].severity
 
     @property
+    def line(self) -> str:
+        """``what is wrong; what to do``: for a line of text."""
+        return f"{self.text}; {self.remedy}" if self.remedy else self.text
+
+    @property
     def identity(self) -> tuple[str, str]:
         """What makes two tellings the same problem."""
         return self.code, self.subject
@@ -66,6 +71,12 @@ class Problem(NamedTuple):
         }
 
 
+def of_error(code: str, subject: str, error: object) -> Problem:
+    """The problem that an error's line tells of: ours all read ``what is wrong; what to do``."""
+    text, _, remedy = " ".join(str(error).split()).partition("; ")
+    return Problem(code, subject, text, remedy)
+
+
 class Code(NamedTuple):
     """What a code means; documentation is made of this."""
 
@@ -75,7 +86,53 @@ class Code(NamedTuple):
 
 _I, _W, _C = Severity.INFO, Severity.WARNING, Severity.CRITICAL
 
-CODES: dict[str, Code] = {}
+CODES: dict[str, Code] = {
+    "bad-mac": Code(_W, "messages failed authentication: they were altered, or made with another key"),
+    "bound-too-wide": Code(_C, "the bound on the reference is wider than [clock] max_uncertainty"),
+    "clockbound-off": Code(_W, "[clockbound] is enabled, and its segments cannot be written"),
+    "clockbound-unknown": Code(_W, "ClockBound's clients are told 'unknown': the reference is not this host's UTC"),
+    "clocks-contradict": Code(_W, "messages of the last hour excluded every state that the declared limits allow"),
+    "config-refused": Code(_W, "the configuration was read again and is refused; the one before is in force"),
+    "discipline-stopped": Code(_W, "another hand moved this clock, or it could not be set: skewd steers it no more"),
+    "discipline-unable": Code(_W, "[discipline] is configured, and this process cannot steer the clock"),
+    "discipline-waiting": Code(_W, "[discipline] is configured, and there is nothing to steer by, or another steers"),
+    "dns-too-many": Code(_W, "[mesh] dns has more addresses than are used"),
+    "dns-unresolved": Code(_W, "[mesh] dns cannot be resolved"),
+    "dns-without-key": Code(_W, "[mesh] dns has addresses beyond loopback, and there is no key"),
+    "drift-violated": Code(_W, "a pair of clocks drifts faster than declared, so bounds may be wrong"),
+    "duplicate-name": Code(_W, "another node has this node's name"),
+    "frequency-left": Code(_W, "a skewd that died left the kernel's frequency changed, and it could not be restored"),
+    "holdover": Code(_W, "the reference is silent; the bound holds and grows"),
+    "identity-damaged": Code(_W, "this node's signing key cannot be read: bounds from own exchanges only"),
+    "joining": Code(_I, "listening which reference the mesh follows; this takes some seconds"),
+    "kernel-alone": Code(_W, "UTC is known from the kernel's maxerror alone"),
+    "key-file-refused": Code(_W, "the key file changed and cannot be used; the keys of before are in force"),
+    "leap-announced": Code(_I, "a leap second is announced; around it the bound is as wide as both readings of UTC"),
+    "link-down": Code(_W, "a link does not work"),
+    "member-convicted": Code(_W, "a member lies about clocks and is left out"),
+    "members-disputed": Code(_W, "members contradict each other, and nobody can be named"),
+    "members-unvouched": Code(_W, "too few members vouch for some, so what those say does not count here"),
+    "mesh-extra-missing": Code(_W, "a library for signed records is missing: bounds from own exchanges only"),
+    "name-contested": Code(_W, "two parties with different keys claim one name"),
+    "nothing-to-compare": Code(_C, "no source and no peer is configured or found"),
+    "peers-unheard": Code(_C, "none of the configured peers was ever heard"),
+    "reference-disagreed": Code(_W, "not all members name the same reference (yet)"),
+    "reference-unheard": Code(_C, "there is no bound on the node that is the reference"),
+    "restart-needed": Code(_W, "something changed in the configuration that waits for a restart"),
+    "source-failing": Code(_W, "a source's last answer was no use, or did not come"),
+    "source-falseticker": Code(_W, "a source contradicts the majority"),
+    "source-leap-announced": Code(_I, "a source announces a leap second"),
+    "source-unreachable": Code(_W, "a source does not answer"),
+    "source-unusable": Code(_W, "no source is configured, and one found on this machine makes no claim"),
+    "sources-disagree": Code(_C, "no majority of the sources tells which is right"),
+    "sources-unheard": Code(_C, "no source has answered yet"),
+    "state-unwritable": Code(_W, "the state directory cannot be written: bounds will not survive a restart"),
+    "time-daemons-compete": Code(_W, "more than one time daemon may set this clock (said by the command line)"),
+    "utc-unknown": Code(_C, "the reference is utc, and neither this node nor enough others have it"),
+    "virtual-clock": Code(_W, "a test's clock: this node's times are not this machine's"),
+    "wander-violated": Code(_W, "a pair of clocks changes its rate faster than declared, so bounds may be wrong"),
+    "wrong-key": Code(_W, "messages came with another mesh key"),
+}
 """Every code there is. A code that was released is never given another meaning."""
 
 

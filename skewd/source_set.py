@@ -17,7 +17,10 @@ from typing import TYPE_CHECKING, Any
 from skewd.clock import NodeClock
 from skewd.config import Config, SourceConfig
 from skewd.failures import StartError
+from skewd.lean import msgspec
 from skewd.node import Node
+from skewd.problems import Problem, of_error
+from skewd.status import SourceRow
 
 if TYPE_CHECKING:
     from skewd.sources.claim import Claim
@@ -84,24 +87,35 @@ class SourceSet:
         for source in self._opened.values():
             self._node.on_source_state(source.name, source.state.value)
 
-    def tell(self, told: dict[str, Any]) -> None:
-        """Adds to a status what only the sources themselves know, and what is to be said of them."""
-        for row in told["sources"]:
-            if row["name"] in self._describe:
-                row |= self._describe[row["name"]]()
-            if row.get("leap") in ("insert", "delete"):
-                told["messages"].append(
-                    f"source {row['name']} announces a leap second ({row['leap']}) at the end of the UTC day"
-                )
-        chosen = {row["type"] for row in told["sources"] if row["state"] == "truechimer"}
-        if chosen == {"kernel"}:
-            told["messages"].append(
-                "UTC is known from the kernel's maxerror alone: what whoever steers this clock believes;"
-                " add [[source]] type = 'ntp', or let chronyd be asked"
-            )
-        told["found"] = self.found
-        told["messages"] += [f"source {one.name}: {one.reason}" for one in self._opened.values() if one.reason]
-        told["messages"] += [f"no source of UTC is configured, and {refused}" for refused in self._refusals]
+    def told(self, rows: list[SourceRow]) -> list[SourceRow]:
+        """The rows of a status with what only the sources themselves know."""
+        return [
+            msgspec.structs.replace(row, **self._describe[row.name]()) if row.name in self._describe else row
+            for row in rows
+        ]
+
+    def problems(self, rows: list[SourceRow]) -> list[Problem]:
+        """What is wrong with them.
+
+        Args:
+            rows: what the node says of each.
+        """
+        found = []
+        for row in rows:
+            if row.leap in ("insert", "delete"):
+                wrong = f"source {row.name} announces a leap second ({row.leap}) at the end of the UTC day"
+                found.append(Problem("source-leap-announced", row.name or "", wrong, ""))
+        if {row.type for row in rows if row.state == "truechimer"} == {"kernel"}:
+            wrong = "UTC is known from the kernel's maxerror alone: what whoever steers this clock believes"
+            remedy = "add [[source]] type = 'ntp', or let chronyd be asked"
+            found.append(Problem("kernel-alone", "", wrong, remedy))
+        for one in self._opened.values():
+            if one.reason:
+                found.append(of_error("source-failing", one.name, f"source {one.name}: {one.reason}"))
+        for refused in self._refusals:
+            kind = refused.partition(":")[0]
+            found.append(of_error("source-unusable", kind, f"no source of UTC is configured, and {refused}"))
+        return found
 
     async def _open(self, source: SourceConfig) -> None:
         if source.type != "ntp":

@@ -23,19 +23,12 @@ from skewd.background import DISK
 from skewd.discipline import Left, Look, Order, Pilot, Reference, State
 from skewd.kernel_clock import Adjuster, KernelClock, rate_ppb
 from skewd.node import Node
+from skewd.problems import Problem, of_error
 from skewd.state_file import StateFile
+from skewd.status import DisciplineRow
 from skewd.time_daemons import TimeDaemon
 
-OFF: dict[str, Any] = {
-    "mode": "off",
-    "state": State.OFF.value,
-    "reason": None,
-    "rate_ppb": None,
-    "learned_ppb": None,
-    "found_ppb": None,
-    "limit_ppb": 0,
-}
-"""What ``status --json`` says where it is not configured."""
+_CODES = {State.UNABLE: "discipline-unable", State.STOPPED: "discipline-stopped"}
 
 OWNERS_EVERY_S = 10.0
 KIND = "steering"
@@ -158,23 +151,26 @@ class Steering:
         elif begun and kernel is not None:
             self._forget()
 
-    def told(self) -> dict[str, Any]:
-        """For ``skewd status --json``."""
+    def told(self) -> DisciplineRow:
+        """For a status."""
         pilot = self._pilot
-        return {
-            "mode": "slew",
-            "state": pilot.state.value,
-            "reason": pilot.reason,
-            "rate_ppb": pilot.rate_ppb,
-            "learned_ppb": pilot.learned_ppb,
-            "found_ppb": None if pilot.found is None else pilot.found.rate_ppb,
-            "limit_ppb": pilot.announced_ppb,
-        }
+        return DisciplineRow(
+            mode="slew",
+            state=pilot.state.value,
+            reason=pilot.reason,
+            rate_ppb=pilot.rate_ppb,
+            learned_ppb=pilot.learned_ppb,
+            found_ppb=None if pilot.found is None else pilot.found.rate_ppb,
+            limit_ppb=pilot.announced_ppb,
+        )
 
-    def message(self) -> str | None:
-        """What keeps the clock from being steered, and what to do."""
-        reason = self._pilot.reason
-        return None if reason is None else f"[discipline] {self._pilot.state.value}: {reason}"
+    def problems(self) -> list[Problem]:
+        """What keeps the clock from being steered."""
+        state, reason = self._pilot.state, self._pilot.reason
+        if reason is None:
+            return []
+        code = _CODES.get(state, "discipline-waiting")
+        return [of_error(code, "", f"[discipline] {state.value}: {reason}")]
 
     # -- parts ---------------------------------------------------------------------------------------------------
 

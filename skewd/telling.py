@@ -1,7 +1,6 @@
 """What a node tells of itself: the status that ``skewd status``, the check, the metrics and the page are made of.
 
-``node.py`` knows; here it is put into words and rows. One dictionary serves every reader, so that they can't disagree.
-Its keys are promised to programs: one that is not known is None, none is ever left out.
+``node.py`` knows; here it becomes a :class:`~skewd.status.NodeStatus`, and what is wrong becomes problems.
 
 Of the members of a mesh each has one row. ``trust`` says what its bound rests on: own exchanges (``first-hand``) or
 f + 1 disjoint paths over what others say (``composed``); ``path`` lists the paths, and a first-hand row with more than
@@ -14,61 +13,58 @@ Limits: ``ROWS_MAX`` rows of members; ``peers_left_out`` counts the others. Pure
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from skewd.assumptions import violations
+from skewd import assumptions
 from skewd.bounds.compose import COMPOSED, FIRST_HAND
 from skewd.bounds.history import Status
 from skewd.durations import format_duration
+from skewd.lean import msgspec
+from skewd.problems import Problem
+from skewd.status import Assumptions, LinkUse, NodeStatus, PeerRow, SourceRow
 
 if TYPE_CHECKING:
     from skewd.estimate import Estimate
-    from skewd.node import Node
+    from skewd.node import Node, Peer
+    from skewd.utc import Source
 
 ROWS_MAX = 256
 """Rows of members told at most."""
 
 
-def status(node: Node, now_raw_ns: int) -> dict[str, Any]:
-    """``skewd status --json``: see docs for the fields; unknown is None."""
+def status(node: Node, now_raw_ns: int) -> NodeStatus:
+    """What the node knows, still without what is wrong: see docs for the fields; unknown is None."""
     estimate = node.reference_estimate(now_raw_ns)
     reference = node.reference_name()
-    told: dict[str, Any] = {
-        "node": node.name,
-        "era": node.wall.era,
-        "status": Status.UNSYNCHRONIZED.value,
-        "reference": None if reference is None else "utc" if reference == "utc" else f"node:{reference}",
-        "offset_ns": None,
-        "lower_ns": None,
-        "upper_ns": None,
-        "uncertainty_ns": None,
-        "drift_ppb": None,
-        "age_s": None,
-        "trust": None,
-        "path": [],
-    }
-    if estimate is not None:
-        offset = node.offset_applied(estimate, now_raw_ns)
-        uncertainty = estimate.bound.farthest(offset)
-        told |= {
-            "status": node.status_with(estimate, uncertainty).value,
-            "offset_ns": offset,
-            "lower_ns": estimate.bound.lo,
-            "upper_ns": estimate.bound.hi,
-            "uncertainty_ns": uncertainty,
-            "drift_ppb": estimate.drift_ppb.midpoint,
-            "age_s": round(max(estimate.age_ns, 0) / 1e9, 3),
-        }
-        told["trust"], told["path"] = _reference_trust(node, estimate, now_raw_ns)
-    told["peers"], told["peers_left_out"] = _member_rows(node, now_raw_ns)
-    told["sources"] = _source_rows(node, now_raw_ns)
-    told["links"] = []
-    told["mesh"] = None
-    told["virtual"] = node.virtual
-    told["contradictions"] = node.contradictions
-    told["uptime_s"] = round(node.uptime_ns(now_raw_ns) / 1e9, 3)
-    told["messages"] = _messages(node, told, now_raw_ns)
-    return told
+    peers, left_out = _member_rows(node, now_raw_ns)
+    told = NodeStatus(
+        node=node.name,
+        era=node.wall.era,
+        reference=None if reference is None else "utc" if reference == "utc" else f"node:{reference}",
+        peers=peers,
+        peers_left_out=left_out,
+        sources=_source_rows(node, now_raw_ns),
+        virtual=node.virtual,
+        contradictions=node.contradictions,
+        uptime_s=round(node.uptime_ns(now_raw_ns) / 1e9, 3),
+    )
+    if estimate is None:
+        return told
+    offset = node.offset_applied(estimate, now_raw_ns)
+    uncertainty = estimate.bound.farthest(offset)
+    trust, path = _reference_trust(node, estimate, now_raw_ns)
+    return msgspec.structs.replace(
+        told,
+        status=node.status_with(estimate, uncertainty).value,
+        offset_ns=offset,
+        lower_ns=estimate.bound.lo,
+        upper_ns=estimate.bound.hi,
+        uncertainty_ns=uncertainty,
+        drift_ppb=estimate.drift_ppb.midpoint,
+        age_s=round(max(estimate.age_ns, 0) / 1e9, 3),
+        trust=trust,
+        path=path,
+    )
 
 
 class _Basis(NamedTuple):
@@ -119,7 +115,7 @@ def _reference_trust(node: Node, estimate: Estimate, at_raw_ns: int) -> tuple[st
     return COMPOSED, [list(path) for path in dict.fromkeys(node.mesh.known["utc"].composed.paths)]
 
 
-def _member_rows(node: Node, now_raw_ns: int) -> tuple[list[dict[str, Any]], int]:
+def _member_rows(node: Node, now_raw_ns: int) -> tuple[list[PeerRow], int]:
     """The rows of all peers and of members that are known through the mesh only, and how many had no room.
 
     Own peers come first, then the others, by name.
@@ -131,31 +127,35 @@ def _member_rows(node: Node, now_raw_ns: int) -> tuple[list[dict[str, Any]], int
     return [_member_row(node, name, now_raw_ns) for name in shown], len(names) - len(shown)
 
 
-def _member_row(node: Node, name: str, now_raw_ns: int) -> dict[str, Any]:
+def _member_row(node: Node, name: str, now_raw_ns: int) -> PeerRow:
     peer, estimate = node.peers.get(name), node.peer_estimate(name, now_raw_ns)
     basis = _basis(node, name, now_raw_ns)
     own = peer is not None and basis.trust == FIRST_HAND
     lower_link, upper_link = peer.links.ends() if peer is not None and own else (None, None)
     age_ns = now_raw_ns - peer.heard_ns if peer is not None and own else None if estimate is None else estimate.age_ns
-    return {
-        "name": name,
-        "address": None if peer is None else peer.address,
-        "link": "+".join(sorted({link for link in (lower_link, upper_link) if link})) or (peer.link if peer else None),
-        "offset_ns": estimate.bound.midpoint if estimate else None,
-        "lower_ns": estimate.bound.lo if estimate else None,
-        "upper_ns": estimate.bound.hi if estimate else None,
-        "drift_ppb": estimate.drift_ppb.midpoint if estimate else None,
-        "rtt_min_ns": None if peer is None else peer.rtt.least_ns(),
-        "age_s": None if age_ns is None else round(max(age_ns, 0) / 1e9, 3),
-        "heard_s": None if peer is None else round(max(now_raw_ns - peer.heard_ns, 0) / 1e9, 3),
-        "trust": basis.trust,
-        "path": basis.path,
-        "state": _state(node, name, estimate, basis),
-        "lower_link": lower_link,
-        "upper_link": upper_link,
-        "links": [] if peer is None else peer.links.told(now_raw_ns),
-        "assumptions": None if peer is None else peer.observed.told(now_raw_ns),
-    }
+    return PeerRow(
+        name=name,
+        address=None if peer is None else peer.address,
+        link="+".join(sorted({link for link in (lower_link, upper_link) if link})) or (peer.link if peer else None),
+        offset_ns=estimate.bound.midpoint if estimate else None,
+        lower_ns=estimate.bound.lo if estimate else None,
+        upper_ns=estimate.bound.hi if estimate else None,
+        drift_ppb=estimate.drift_ppb.midpoint if estimate else None,
+        rtt_min_ns=None if peer is None else peer.rtt.least_ns(),
+        age_s=None if age_ns is None else round(max(age_ns, 0) / 1e9, 3),
+        heard_s=None if peer is None else round(max(now_raw_ns - peer.heard_ns, 0) / 1e9, 3),
+        trust=basis.trust,
+        path=basis.path,
+        state=_state(node, name, estimate, basis),
+        lower_link=lower_link,
+        upper_link=upper_link,
+        links=[] if peer is None else [LinkUse(**use) for use in peer.links.told(now_raw_ns)],
+        assumptions=None if peer is None else _observed(peer, now_raw_ns),
+    )
+
+
+def _observed(pair: Peer | Source, now_raw_ns: int) -> Assumptions:
+    return msgspec.convert(pair.observed.told(now_raw_ns), Assumptions)
 
 
 def _state(node: Node, name: str, estimate: Estimate | None, basis: _Basis) -> str:
@@ -172,10 +172,10 @@ def _state(node: Node, name: str, estimate: Estimate | None, basis: _Basis) -> s
     return "synchronized" if estimate.heard or kept_up else "holdover"
 
 
-def _source_rows(node: Node, now_raw_ns: int) -> list[dict[str, Any]]:
+def _source_rows(node: Node, now_raw_ns: int) -> list[SourceRow]:
     known, selection = node.utc_selection(now_raw_ns)
     bounds = {source.name: (bound, index) for index, (source, bound) in enumerate(known)}
-    statuses: list[dict[str, Any]] = []
+    rows: list[SourceRow] = []
     for source in node.sources.values():
         bound, index = bounds.get(source.name, (None, -1))
         if source.state == "unreachable":
@@ -186,65 +186,82 @@ def _source_rows(node: Node, now_raw_ns: int) -> list[dict[str, Any]]:
             state = "falseticker"
         else:
             state = "pending"
-        statuses.append(
-            {
-                "name": source.name,
-                "type": source.type,
-                "offset_ns": bound.midpoint if bound else None,
-                "lower_ns": bound.lo if bound else None,
-                "upper_ns": bound.hi if bound else None,
-                "rtt_min_ns": source.rtt.least_ns(),
-                "age_s": None if source.heard_ns is None else round((now_raw_ns - source.heard_ns) / 1e9, 3),
-                "state": state,
-                "leap": ("none", "insert", "delete")[source.leap],
-                "smear": source.smear,
-                "configured": not node.sources_found,
-                "assumptions": source.observed.told(now_raw_ns),
-            }
+        rows.append(
+            SourceRow(
+                name=source.name,
+                type=source.type,
+                offset_ns=bound.midpoint if bound else None,
+                lower_ns=bound.lo if bound else None,
+                upper_ns=bound.hi if bound else None,
+                rtt_min_ns=source.rtt.least_ns(),
+                age_s=None if source.heard_ns is None else round((now_raw_ns - source.heard_ns) / 1e9, 3),
+                state=state,
+                leap=("none", "insert", "delete")[source.leap],
+                smear=source.smear,
+                configured=not node.sources_found,
+                assumptions=_observed(source, now_raw_ns),
+            )
         )
-    return statuses
+    return rows
 
 
-def _messages(node: Node, told: dict[str, Any], now_raw_ns: int) -> list[str]:
-    """What is wrong, and what to do about it, in order of weight."""
-    messages: list[str] = []
-    reference = node.reference_name()
+def problems(node: Node, told: NodeStatus, now_raw_ns: int) -> list[Problem]:
+    """What is wrong, as far as the node itself knows.
+
+    Args:
+        told: the status at that instant.
+    """
+    found: list[Problem] = []
     if node.virtual:
-        messages.append("this is a VIRTUAL node: its clocks are a test's stand-ins, not this machine's")
+        wrong = "this is a VIRTUAL node: its clocks are a test's stand-ins, not this machine's"
+        found.append(Problem("virtual-clock", "", wrong, ""))
+    about_reference = _about_reference(node, told, now_raw_ns)
+    if about_reference is not None:
+        found.append(about_reference)
+    if any(source.leap_at_ns is not None for source in node.sources.values()):
+        wrong = "a leap second is announced: around it the bound is as wide as both readings of UTC"
+        found.append(Problem("leap-announced", "", wrong, ""))
+    for source in told.sources:
+        if source.state in ("falseticker", "unreachable"):
+            wrong = f"source {source.name} is {source.state}"
+            found.append(Problem(f"source-{source.state}", source.name or "", wrong, ""))
+    observed = [(row.name, row.assumptions) for row in told.peers]
+    observed += [(row.name, row.assumptions) for row in told.sources]
+    for name, pair in observed:
+        if pair is not None:
+            found += assumptions.problems(name or "", pair)
+    return found
+
+
+def _about_reference(node: Node, told: NodeStatus, now_raw_ns: int) -> Problem | None:
+    """Why there is no good bound on the reference."""
+    reference = node.reference_name()
     if reference is None and not node.sources and not node.peers:
         if node.config.mesh.peers:
-            messages.append("no peer has answered yet; check that they run, and that the key is the same")
-        else:
-            messages.append("nothing to compare this clock with; add [[source]] or [mesh] peers")
-    elif reference is None and node.mesh is not None:
-        messages.append("joining the mesh: listening which reference it follows; this takes some seconds")
-    elif told["offset_ns"] is None:
-        if reference == "utc" and not node.sources:
-            messages.append("the reference is utc, and neither this node nor enough others have it; add [[source]]")
-        elif reference == "utc":
-            messages.append(
-                "the sources disagree and no majority tells which is right; add a source"
-                if node.utc_selection(now_raw_ns)[0]
-                else "no source has answered yet"
-            )
-        else:
-            messages.append(f"no bound for the reference node '{reference}' yet; is it among [mesh] peers, and up?")
-    elif told["status"] == Status.UNSYNCHRONIZED.value:
+            remedy = "check that they run, and that the key is the same"
+            return Problem("peers-unheard", "", "no peer has answered yet", remedy)
+        wrong = "there is nothing to compare this clock with"
+        return Problem("nothing-to-compare", "", wrong, "add [[source]] or [mesh] peers")
+    if reference is None and node.mesh is not None:
+        wrong = "joining the mesh: listening which reference it follows"
+        return Problem("joining", "", wrong, "wait some seconds")
+    if told.offset_ns is None and reference == "utc":
+        if not node.sources:
+            wrong = "the reference is utc, and neither this node nor enough others have it"
+            return Problem("utc-unknown", "", wrong, "add [[source]]")
+        if node.utc_selection(now_raw_ns)[0]:
+            wrong = "the sources disagree and no majority tells which is right"
+            return Problem("sources-disagree", "", wrong, "add a source")
+        return Problem("sources-unheard", "", "no source has answered yet", "see what each source says")
+    if told.offset_ns is None:
+        wrong = f"no bound for the reference node '{reference}' yet"
+        return Problem("reference-unheard", reference or "", wrong, "see whether it is among [mesh] peers, and up")
+    if told.status == Status.UNSYNCHRONIZED.value:
         limit = format_duration(node.config.clock.max_uncertainty)
-        width = format_duration(told["uncertainty_ns"])
-        messages.append(f"the bound (+-{width}) is wider than [clock] max_uncertainty ({limit})")
-    elif told["status"] == Status.HOLDOVER.value:
-        messages.append(f"holdover: the reference was last heard {told['age_s']:.0f} s ago, the bound grows")
-    if any(source.leap_at_ns is not None for source in node.sources.values()):
-        messages.append("a leap second is announced; around it the bound is as wide as both readings of UTC")
-    for source in told["sources"]:
-        if source["state"] in ("falseticker", "unreachable"):
-            messages.append(f"source {source['name']} is {source['state']}")
-    for row in (*told["peers"], *told["sources"]):
-        messages += violations(row["name"], row["assumptions"]) if row["assumptions"] is not None else []
-    if node.contradictions:
-        messages.append(
-            f"{node.contradictions} contradictions: a clock moved by more than its declared limits"
-            " ([clock] max_drift_ppm, max_wander_ppb_per_s), or a raw clock jumped"
-        )
-    return messages
+        width = format_duration(told.uncertainty_ns or 0)
+        wrong = f"the bound (+-{width}) is wider than [clock] max_uncertainty ({limit})"
+        return Problem("bound-too-wide", "", wrong, "name a nearer source or peer, or raise that limit")
+    if told.status == Status.HOLDOVER.value:
+        wrong = f"holdover: the reference was last heard {told.age_s or 0:.0f} s ago, the bound grows"
+        return Problem("holdover", "", wrong, "see whether the reference runs and can be reached")
+    return None

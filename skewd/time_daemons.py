@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from skewd.problems import Problem
+
 NAMES = frozenset({"chronyd", "ntpd", "ntp-daemon", "systemd-timesyncd", "phc2sys", "ptp4l", "timemaster"})
 _SHORTENED = {name[:15]: name for name in NAMES if len(name) > 15}
 _CAP_SYS_TIME = 1 << 25
@@ -78,11 +80,12 @@ def steered_by(daemons: Sequence[TimeDaemon]) -> str:
     return "nobody seen here (chronyd, ntpd, systemd-timesyncd, phc2sys)"
 
 
-def too_many_hands(daemons: Sequence[TimeDaemon]) -> str | None:
-    """What is wrong where two of them may set one clock, and what to do; else None."""
+def too_many_hands(daemons: Sequence[TimeDaemon]) -> Problem | None:
+    """What is wrong where two of them may set one clock; else None."""
     hands = {daemon.name: daemon for daemon in daemons if daemon.may_set is not False and daemon.name != "ptp4l"}
     # timemaster runs the others and steers nothing itself.
     hands.pop("timemaster", None)
     if len(hands) < 2:
         return None
-    return f"{' and '.join(map(str, hands.values()))} may all set this clock; stop all but one"
+    wrong = f"{' and '.join(map(str, hands.values()))} may all set this clock"
+    return Problem("time-daemons-compete", "", wrong, "stop all but one")

@@ -26,7 +26,8 @@ from enum import IntEnum
 from typing import Any
 
 from skewd.check import describe, rounded_up, short
-from skewd.interval import Interval
+from skewd.problems import Severity
+from skewd.status import NodeStatus, decode
 
 GONE_S = 5.0
 """How long a daemon that was there may be away: a restart takes a second."""
@@ -48,45 +49,42 @@ class Readiness:
     reason: str
 
 
-def readiness(status: Mapping[str, Any], *, max_uncertainty_ns: int, may_hear: bool) -> Readiness:
-    """Judges a daemon's status (``status --json``).
+def readiness(told: NodeStatus | Mapping[str, Any], *, max_uncertainty_ns: int, may_hear: bool) -> Readiness:
+    """Judges a daemon's status, as read or as told.
 
     Args:
         max_uncertainty_ns: the largest uncertainty that is good enough.
         may_hear: whether the configuration names anything (a source, a peer, a link) that may still be heard.
+
+    Raises:
+        UnreadableStatus: it makes no sense.
     """
-    state, reference = status.get("status"), status.get("reference")
-    offset, lower, upper = (status.get(key) for key in ("offset_ns", "lower_ns", "upper_ns"))
-    known = isinstance(offset, int) and isinstance(lower, int) and isinstance(upper, int) and lower <= upper
-    if known:
-        assert isinstance(offset, int)
-        assert isinstance(lower, int)
-        assert isinstance(upper, int)
-        bound = Interval(lower, upper)
+    status = decode(told)
+    bound, offset, reference = status.bound, status.offset_ns, status.reference
+    if bound is not None and offset is not None:
         uncertainty = bound.farthest(offset)
-        if state == "synchronized" and uncertainty <= max_uncertainty_ns:
+        if status.status == "synchronized" and uncertainty <= max_uncertainty_ns:
             size, spread = describe(offset, bound)
             where = "" if offset == 0 else f"{size} {'ahead of' if offset < 0 else 'behind'} "
-            return Readiness(Outcome.READY, f"{status.get('node')}: {where or 'agrees with '}{reference} ({spread})")
-    if not may_hear and not status.get("sources") and not status.get("peers"):
+            return Readiness(Outcome.READY, f"{status.node}: {where or 'agrees with '}{reference} ({spread})")
+    if not may_hear and not status.sources and not status.peers:
         return Readiness(
             Outcome.NEVER, "there is no source and no peer to compare this clock with; add [[source]] or [mesh] peers"
         )
-    if not known:
+    if bound is None or offset is None:
         return Readiness(Outcome.WAIT, f"no bound on {reference or 'any reference'} yet{_said(status)}")
-    if state == "synchronized":
+    if status.status == "synchronized":
         return Readiness(
             Outcome.WAIT,
             f"the bound against {reference} is +-{short(rounded_up(uncertainty))}, wider than "
             f"--max-uncertainty {short(max_uncertainty_ns)}; a nearer source or peer narrows it",
         )
-    return Readiness(Outcome.WAIT, f"this node is {state}{_said(status)}")
+    return Readiness(Outcome.WAIT, f"this node is {status.status}{_said(status)}")
 
 
-def _said(status: Mapping[str, Any]) -> str:
-    """The first thing that the daemon finds wrong, apart from being a test's."""
-    messages = status.get("messages")
-    for message in messages if isinstance(messages, list) else []:
-        if "VIRTUAL" not in str(message):
-            return f" ({' '.join(str(message).split())[:200]})"
+def _said(status: NodeStatus) -> str:
+    """The gravest thing that the daemon finds wrong, apart from being a test's."""
+    for problem in status.problems:
+        if problem.code != "virtual-clock" and "VIRTUAL" not in problem.text and problem.severity != Severity.INFO:
+            return f" ({' '.join(problem.line.split())[:200]})"
     return ""

@@ -1,6 +1,6 @@
 """What ClockBound's clients are told: UTC and its bound, or that it is not known; never anything else.
 
-Segments that cannot be had, or must not be believed, are off or say "unknown", and ``message`` says why: no store
+Segments that cannot be had, or must not be believed, are off or say "unknown", and ``problem`` says why: no store
 barrier on this machine, another daemon in the directory, a time namespace or a virtual clock (clients read the
 host's), a reference that is not UTC.
 """
@@ -11,6 +11,7 @@ from skewd.config import Config
 from skewd.durations import format_duration
 from skewd.failures import StartError
 from skewd.node import Node
+from skewd.problems import Problem, of_error
 from skewd.publish import clockbound, clockbound_layout
 
 
@@ -25,26 +26,27 @@ class ClockBoundPublisher:
         StartError: the directory can't be written.
 
     Attributes:
-        message: what an operator should know; None while UTC is told, or nothing is wanted.
+        problem: what an operator should know; None while UTC is told, or nothing is wanted.
     """
 
     def __init__(self, config: Config, shift_ns: int) -> None:
         self._max_bound_ns = config.clock.max_uncertainty
         self._late_ns = clockbound.late_ns()
         self._segments: clockbound.ClockBoundSegments | None = None
-        self.message: str | None = None
+        self.problem: Problem | None = None
         if not config.clockbound.enabled:
             return
         if shift_ns:
-            self.message = (
+            wrong = (
                 "ClockBound segments are off: this daemon is in a time namespace, whose clocks are"
-                f" {format_duration(shift_ns)} off the host's and its clients'; run it outside"
+                f" {format_duration(shift_ns)} off the host's and its clients'"
             )
+            self.problem = Problem("clockbound-off", "", wrong, "run it outside")
             return
         try:
             self._segments = clockbound.ClockBoundSegments(config.clockbound.directory, clockbound.store_barrier())
         except clockbound.NoBarrier as error:
-            self.message = f"ClockBound segments are off: {error.strerror}"
+            self.problem = of_error("clockbound-off", "", f"ClockBound segments are off: {error.strerror}")
         except clockbound.ClockBoundError as error:
             raise StartError(str(error.strerror)) from error
 
@@ -61,14 +63,15 @@ class ClockBoundPublisher:
             return
         estimate = node.reference_estimate(raw_ns)
         said = clockbound_layout.unknown(as_of_ns)
-        self.message = None
+        self.problem = None
         if virtual:
-            self.message = (
-                "ClockBound clients are told 'unknown': they read the host's clock, and this node's is virtual"
-            )
+            wrong = "ClockBound clients are told 'unknown': they read the host's clock, and this node's is virtual"
+            self.problem = Problem("clockbound-unknown", "", wrong, "")
         elif estimate is None or estimate.name != "utc":
             other = "it knows no reference" if estimate is None else f"its reference is {estimate.name}"
-            self.message = f"ClockBound clients are told 'unknown': they ask for UTC, and {other}"
+            wrong = f"ClockBound clients are told 'unknown': they ask for UTC, and {other}"
+            remedy = "give the mesh a source of UTC, or disable [clockbound]"
+            self.problem = Problem("clockbound-unknown", "", wrong, remedy)
         else:
             said = clockbound_layout.claim(
                 estimate.bound,
@@ -83,7 +86,11 @@ class ClockBoundPublisher:
             self._segments.publish(said)
         except clockbound.ClockBoundError as error:
             self.close()
-            self.message = f"ClockBound segments are off: {error.strerror}"
+            self.problem = of_error("clockbound-off", "", f"ClockBound segments are off: {error.strerror}")
+
+    def problems(self) -> list[Problem]:
+        """What an operator should know now."""
+        return [] if self.problem is None else [self.problem]
 
     def close(self) -> None:
         """Leaves the segments behind, saying "unknown"."""

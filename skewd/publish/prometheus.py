@@ -11,7 +11,7 @@ to 1e-16 of their size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
@@ -19,125 +19,126 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from skewd.bounds.compose import FIRST_HAND
 from skewd.bounds.history import Status
 from skewd.discipline import State
+from skewd.status import DisciplineRow, MeshRow, NodeStatus, PeerRow, decode
+
+Told = NodeStatus | Mapping[str, Any]
 
 SOURCE_STATES = ("truechimer", "falseticker", "unreachable", "pending")
-
-
-def _seconds(ns: int | None) -> float | None:
-    return None if ns is None else ns / 1e9
 
 
 class NodeCollector(Collector):
     """Metrics of one node.
 
     Args:
-        status: gives the status dictionary, fresh.
+        status: gives the status, fresh, as made or as told.
         build: labels of ``skewd_build_info``.
         wall_seconds: this node's wall clock, for timestamps.
     """
 
-    def __init__(
-        self, status: Callable[[], dict[str, Any]], build: dict[str, str], wall_seconds: Callable[[], float]
-    ) -> None:
+    def __init__(self, status: Callable[[], Told], build: dict[str, str], wall_seconds: Callable[[], float]) -> None:
         self._status, self._build, self._wall_seconds = status, build, wall_seconds
 
     def collect(self) -> Iterable[Metric]:
-        told = self._status()
+        told = decode(self._status())
         yield from self._clock(told)
-        yield from self._discipline(told.get("discipline"))
-        yield from self._peers(told["peers"])
-        if told.get("mesh") is not None:
-            yield from self._mesh(told["mesh"])
+        yield self._problems(told)
+        if told.discipline is not None:
+            yield from self._discipline(told.discipline)
+        yield from self._peers(told.peers)
+        if told.mesh is not None:
+            yield from self._mesh(told.mesh)
         states = GaugeMetricFamily("skewd_source_state", "1 for the state a source is in.", labels=["source", "state"])
-        for source in told["sources"]:
+        for source in told.sources:
             for state in SOURCE_STATES:
-                states.add_metric([source["name"], state], float(source["state"] == state))
+                states.add_metric([source.name or "", state], float(source.state == state))
         yield states
         eras = CounterMetricFamily(
             "skewd_clock_eras", "Discontinuities of this node's clocks seen, the start included."
         )
-        eras.add_metric([], told["era"])
+        eras.add_metric([], told.era or 0)
         yield eras
         contradictions = CounterMetricFamily(
             "skewd_contradictions", "Times that messages excluded every state the declared limits allow."
         )
-        contradictions.add_metric([], told["contradictions"])
+        contradictions.add_metric([], told.contradictions)
         yield contradictions
         messages = CounterMetricFamily(
             "skewd_link_messages", "Messages of a link by outcome.", labels=["link", "address", "outcome"]
         )
-        for link in told["links"]:
-            for outcome, count in link["counters"].items():
-                messages.add_metric([link["transport"], link["address"], outcome], count)
+        for link in told.links:
+            for outcome, count in link.counters.items():
+                messages.add_metric([link.transport or "", link.address or "", outcome], count)
         yield messages
-        if (reloaded := told.get("config")) is not None:
+        if told.config is not None:
             yield GaugeMetricFamily(
                 "skewd_config_last_reload_successful",
                 "1 if the configuration was in order when it was last read, at the start or on SIGHUP.",
-                value=float(reloaded["last_reload_successful"]),
+                value=float(told.config.last_reload_successful),
             )
         build = GaugeMetricFamily("skewd_build_info", "What runs here.", labels=list(self._build))
         build.add_metric(list(self._build.values()), 1.0)
         yield build
 
     @staticmethod
-    def _clock(told: dict[str, Any]) -> Iterable[Metric]:
-        reference = told["reference"] or ""
-        offset = GaugeMetricFamily(
-            "skewd_clock_offset_seconds", "Reference minus this node's wall clock, as applied.", labels=["reference"]
-        )
-        if told["offset_ns"] is not None:
-            offset.add_metric([reference], told["offset_ns"] / 1e9)
-        yield offset
-        for name, key, text in (
-            ("skewd_clock_offset_lower_seconds", "lower_ns", "Lower end of the bound on the offset."),
-            ("skewd_clock_offset_upper_seconds", "upper_ns", "Upper end of the bound on the offset."),
-            ("skewd_clock_uncertainty_seconds", "uncertainty_ns", "Largest distance from the offset to either end."),
+    def _clock(told: NodeStatus) -> Iterable[Metric]:
+        # All of one subject have the same labels: in PromQL, a difference of others would be empty.
+        for name, value, text in (
+            ("offset_seconds", told.offset_ns, "Reference minus this node's wall clock, as applied."),
+            ("offset_lower_seconds", told.lower_ns, "Lower end of the bound on the offset."),
+            ("offset_upper_seconds", told.upper_ns, "Upper end of the bound on the offset."),
+            ("uncertainty_seconds", told.uncertainty_ns, "Largest distance from the offset to either end."),
+            ("drift_ratio", told.drift_ppb, "Rate of the offset, seconds per second."),
         ):
-            value = _seconds(told[key])
+            family = GaugeMetricFamily(f"skewd_clock_{name}", text, labels=["reference"])
             if value is not None:
-                yield GaugeMetricFamily(name, text, value=value)
-        if told["drift_ppb"] is not None:
-            yield GaugeMetricFamily(
-                "skewd_clock_drift_ratio", "Rate of the offset, seconds per second.", value=told["drift_ppb"] / 1e9
-            )
+                family.add_metric([told.reference or ""], value / 1e9)
+            yield family
         status = GaugeMetricFamily("skewd_clock_status", "1 for the status the clock is in.", labels=["status"])
         for known in Status:
-            status.add_metric([known.value], float(told["status"] == known.value))
+            status.add_metric([known.value], float(told.status == known.value))
         yield status
 
     @staticmethod
-    def _discipline(told: dict[str, Any] | None) -> Iterable[Metric]:
-        if told is None:
-            return
+    def _problems(told: NodeStatus) -> Metric:
+        """Present problems only; one code is one series, however many subjects it has."""
+        family = GaugeMetricFamily(
+            "skewd_problem", "1 for each code of a problem that there is now; see skewd status.", labels=["code"]
+        )
+        for code in sorted({problem.code for problem in told.problems if problem.code}):
+            family.add_metric([code], 1.0)
+        return family
+
+    @staticmethod
+    def _discipline(told: DisciplineRow) -> Iterable[Metric]:
         states = GaugeMetricFamily(
             "skewd_discipline_state", "1 for what becomes of steering this clock.", labels=["state"]
         )
         for known in State:
-            states.add_metric([known.value], float(told["state"] == known.value))
+            states.add_metric([known.value], float(told.state == known.value))
         yield states
-        if told["rate_ppb"] is not None:
+        if told.rate_ppb is not None:
             yield GaugeMetricFamily(
                 "skewd_discipline_rate_ratio",
                 "Rate that the wall clock is steered at against the raw clock, seconds per second.",
-                value=told["rate_ppb"] / 1e9,
+                value=told.rate_ppb / 1e9,
             )
 
-    def _peers(self, peers: list[dict[str, Any]]) -> Iterable[Metric]:
+    def _peers(self, peers: list[PeerRow]) -> Iterable[Metric]:
         now = self._wall_seconds()
         for name, key, text in (
-            ("skewd_peer_offset_seconds", "offset_ns", "Peer's wall clock minus this node's, middle of the bound."),
+            ("skewd_peer_offset_seconds", "applied_ns", "Peer's wall clock minus this node's, middle of the bound."),
             ("skewd_peer_offset_lower_seconds", "lower_ns", "Lower end of the bound on the peer's offset."),
             ("skewd_peer_offset_upper_seconds", "upper_ns", "Upper end of the bound on the peer's offset."),
             ("skewd_peer_rtt_min_seconds", "rtt_min_ns", "Smallest round trip of the last minute."),
         ):
             family = GaugeMetricFamily(name, text, labels=["peer"])
             for peer in peers:
-                value = _seconds(peer[key])
+                value = getattr(peer, key)
                 if value is not None:
-                    family.add_metric([peer["name"]], value)
+                    family.add_metric([peer.name or ""], value / 1e9)
             yield family
         exchanged = GaugeMetricFamily(
             "skewd_peer_last_exchange_timestamp_seconds", "When the peer was last heard, Unix time.", labels=["peer"]
@@ -148,51 +149,52 @@ class NodeCollector(Collector):
             labels=["peer"],
         )
         for peer in peers:
-            heard_s = peer.get("heard_s", peer["age_s"])
+            heard_s = peer.age_s if peer.heard_s is None and peer.trust == FIRST_HAND else peer.heard_s
             if heard_s is not None:
-                exchanged.add_metric([peer["name"]], now - heard_s)
-            first_hand.add_metric([peer["name"]], float(peer["trust"] == "first-hand"))
+                exchanged.add_metric([peer.name or ""], now - heard_s)
+            first_hand.add_metric([peer.name or ""], float(peer.trust == FIRST_HAND))
         yield exchanged
         yield first_hand
 
     @staticmethod
-    def _mesh(mesh: dict[str, Any]) -> Iterable[Metric]:
-        for name, key, text in (
-            ("skewd_mesh_members", "members", "Members of the mesh whose records are held, this node included."),
-            ("skewd_mesh_bounded_members", "bounded", "Other members on whose clock this node has a bound."),
-            ("skewd_mesh_agreed", "agreed", "1 if all members name the same reference, 0 if some do not (yet)."),
+    def _mesh(mesh: MeshRow) -> Iterable[Metric]:
+        for name, value, text in (
+            ("skewd_mesh_members", mesh.members, "Members of the mesh whose records are held, this node included."),
+            ("skewd_mesh_bounded_members", mesh.bounded, "Other members on whose clock this node has a bound."),
+            ("skewd_mesh_agreed", mesh.agreed, "1 if all members name the same reference, 0 if some do not (yet)."),
         ):
-            yield GaugeMetricFamily(name, text, value=float(mesh[key]))
+            if value is not None:
+                yield GaugeMetricFamily(name, text, value=float(value))
         convicted = GaugeMetricFamily(
             "skewd_mesh_convicted", "1 for each member that is convicted of lying about clocks.", labels=["peer"]
         )
-        for name in mesh["convicted"]:
+        for name in mesh.convicted:
             convicted.add_metric([name], 1.0)
         yield convicted
         yield GaugeMetricFamily(
             "skewd_mesh_disputed",
             "Members that contradict each other while nobody can be named.",
-            value=float(len(mesh["disputed"])),
+            value=float(len(mesh.disputed)),
         )
         records = CounterMetricFamily(
             "skewd_mesh_records", "Signed records that came, by what became of them.", labels=["outcome"]
         )
-        for outcome, count in mesh["records"].items():
+        for outcome, count in mesh.records.items():
             records.add_metric([str(outcome)], count)
         yield records
-        if mesh["oldest_record_s"] is not None:
+        if mesh.oldest_record_s is not None:
             yield GaugeMetricFamily(
-                "skewd_mesh_oldest_record_seconds", "Age of the oldest record held.", value=mesh["oldest_record_s"]
+                "skewd_mesh_oldest_record_seconds", "Age of the oldest record held.", value=mesh.oldest_record_s
             )
         epochs = CounterMetricFamily(
             "skewd_mesh_reference_epochs", "Changes of the reference after which published times may have jumped."
         )
-        epochs.add_metric([], mesh["epochs"])
+        epochs.add_metric([], mesh.epochs or 0)
         yield epochs
 
 
 def registry(
-    status: Callable[[], dict[str, Any]],
+    status: Callable[[], Told],
     build: dict[str, str],
     wall_seconds: Callable[[], float],
     *,

@@ -21,9 +21,10 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from skewd.bounds.history import Status
 from skewd.ports import PortTaken, describe_holder
+from skewd.problems import Severity
 from skewd.publish.prometheus import exposition
+from skewd.status import UNSYNCHRONIZED, NodeStatus, ToldProblem, encode, plain
 
 _BODY_MAX = 1024
 _SHUTDOWN_S = 1.0
@@ -38,13 +39,13 @@ def _application(routes: list[web.RouteDef]) -> web.AppRunner:
 class LocalApi:
     """The local API on a Unix socket: ``GET /v1/status``, ``GET /v1/now``."""
 
-    def __init__(self, status: Callable[[], dict[str, Any]], now: Callable[[], dict[str, Any]]) -> None:
-        self._status, self._now = status, now
+    def __init__(self, told: Callable[[], NodeStatus], now: Callable[[], dict[str, Any]]) -> None:
+        self._told, self._now = told, now
         self._path: Path | None = None
         self._runner = _application([web.get("/v1/status", self._get_status), web.get("/v1/now", self._get_now)])
 
     async def _get_status(self, _: web.Request) -> web.Response:
-        return web.json_response(self._status())
+        return web.Response(body=encode(self._told()), content_type="application/json")
 
     async def _get_now(self, _: web.Request) -> web.Response:
         return web.json_response(self._now())
@@ -67,8 +68,8 @@ class LocalApi:
 class Metrics:
     """``/metrics``, ``/healthz``, ``/readyz``, and a page at ``/``."""
 
-    def __init__(self, status: Callable[[], dict[str, Any]], registry: CollectorRegistry) -> None:
-        self._status, self._registry = status, registry
+    def __init__(self, told: Callable[[], NodeStatus], registry: CollectorRegistry) -> None:
+        self._told, self._registry = told, registry
         self._runner = _application(
             [
                 web.get("/", self._get_page),
@@ -112,22 +113,36 @@ class Metrics:
         return web.Response(text="ok\n")
 
     async def _get_ready(self, _: web.Request) -> web.Response:
-        status = self._status()["status"]
-        return web.Response(text=f"{status}\n", status=503 if status == Status.UNSYNCHRONIZED.value else 200)
+        status = self._told().status
+        return web.Response(text=f"{status}\n", status=503 if status == UNSYNCHRONIZED else 200)
 
     async def _get_page(self, _: web.Request) -> web.Response:
-        told = self._status()
+        status = self._told()
+        told = plain(status)
         rows = "".join(
             f"<tr><th>{html.escape(key)}</th><td>{html.escape(json.dumps(told[key]))}</td></tr>"
             for key in told
-            if key not in ("peers", "sources", "links", "messages")
+            if key not in ("peers", "sources", "links", "problems", "messages")
         )
         tables = "".join(_table(name, told[name]) for name in ("peers", "sources"))
-        wrong = "".join(f"<li>{html.escape(message)}</li>" for message in told["messages"])
+        wrong = "".join(_listed(one) for one in status.problems if one.severity != Severity.INFO)
+        known = "".join(_listed(one) for one in status.problems if one.severity == Severity.INFO)
         return web.Response(
-            text=_PAGE.format(node=html.escape(told["node"]), rows=rows, tables=tables, wrong=wrong),
+            text=_PAGE.format(
+                node=html.escape(status.node or ""),
+                wrong=f"<h2>what is wrong</h2><ul>{wrong}</ul>" if wrong else "<p>nothing is wrong</p>",
+                known=f"<h2>worth knowing</h2><ul>{known}</ul>" if known else "",
+                rows=rows,
+                tables=tables,
+            ),
             content_type="text/html",
         )
+
+
+def _listed(problem: ToldProblem) -> str:
+    remedy = f"<br>&rarr; {html.escape(problem.remedy)}" if problem.remedy else ""
+    code = html.escape(f"{problem.severity}: {problem.code}")
+    return f"<li><b>{code}</b> {html.escape(problem.text)}{remedy}</li>"
 
 
 def _table(name: str, rows: list[dict[str, Any]]) -> str:
@@ -143,6 +158,6 @@ def _table(name: str, rows: list[dict[str, Any]]) -> str:
 _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>skewd: {node}</title>
 <style>:root{{color-scheme:light dark}}body{{font:14px system-ui;margin:2em}}
 th,td{{text-align:left;padding:.2em .8em .2em 0}}</style>
-<h1>{node}</h1><ul>{wrong}</ul><table>{rows}</table>{tables}
+<h1>{node}</h1>{wrong}{known}<table>{rows}</table>{tables}
 <p><a href="/metrics">metrics</a></p></html>
 """

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
-from skewd.assumptions import judge, violations
+from skewd.assumptions import judge, problems
 from skewd.cli import main
+from skewd.problems import Problem
+from skewd.status import decode
 from tests.cli.fake_daemon import FakeDaemon, status_of
 from tests.cli.test_services import Service
 from tests.waiting import wait_until
@@ -133,11 +135,16 @@ def test_a_source_counts_too() -> None:
 
 
 def test_what_status_says_of_it() -> None:
-    (line,) = violations("producer", {"drift": BROKEN, "wander": WANDER})
-    assert line == (
-        "against producer: drift at least 312 ppm over 8 s (limit 200.02); raise [clock] max_drift_ppm "
-        "on the node whose clock it is, or replace that clock"
-    )
+    told = decode(status(("producer", BROKEN, WANDER))).peers[0].assumptions
+    assert told is not None
+    assert problems("producer", told) == [
+        Problem(
+            "drift-violated",
+            "producer",
+            "against producer: drift at least 312 ppm over 8 s (limit 200.02)",
+            "raise [clock] max_drift_ppm on the node whose clock it is, or replace that clock",
+        )
+    ]
 
 
 @pytest.fixture
@@ -182,7 +189,7 @@ def test_a_daemon_whose_clock_is_too_fast_is_found_out(tmp_path: Path, capsys: p
         assert "fast: violated against right: " in out
         assert "VIRTUAL CLOCK" in out
         assert main(["status", "--config", str(tmp_path / "fast.toml")]) == 0
-        assert "contradictions" in capsys.readouterr().out
+        assert "moved by more than its declared limits" in capsys.readouterr().out
     finally:
         for service in services:
             service.close()

@@ -37,7 +37,7 @@ def test_the_metrics_of_a_status(
     families = text_string_to_metric_families(capsys.readouterr().out)
     values = {(s.name, *s.labels.values()): s.value for family in families for s in family.samples}
     assert values["skewd_clock_offset_seconds", "node:producer"] == -0.005002
-    assert values["skewd_clock_offset_upper_seconds",] == -0.004912
+    assert values["skewd_clock_offset_upper_seconds", "node:producer"] == -0.004912
     assert values["skewd_peer_rtt_min_seconds", "producer"] == 0.0002
     assert values["skewd_clock_eras_total",] == 1
     assert values["skewd_build_info", "1.2", "false"] == 1
@@ -133,6 +133,10 @@ def test_hands_on_a_clock() -> None:
     assert steered_by([powerless]) == "nobody seen here; ntpd (pid 2, may not set the clock)"
     assert steered_by([chronyd, powerless]) == "chronyd (pid 1)"
     assert too_many_hands([chronyd, powerless, ptp4l]) is None
-    assert too_many_hands([chronyd, ptp4l, phc2sys]) == (
-        "chronyd (pid 1) and phc2sys (pid 4) may all set this clock; stop all but one"
+    wrong = too_many_hands([chronyd, ptp4l, phc2sys])
+    assert wrong is not None
+    assert (wrong.code, wrong.text, wrong.remedy) == (
+        "time-daemons-compete",
+        "chronyd (pid 1) and phc2sys (pid 4) may all set this clock",
+        "stop all but one",
     )

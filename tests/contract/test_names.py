@@ -229,10 +229,10 @@ def test_prometheus_names(told: dict[str, Any]) -> None:
     text = prometheus.exposition(prometheus.registry(lambda: told, build, lambda: 0.0)).decode()
     for series in (
         'skewd_clock_offset_seconds{reference="node:there"}',
-        "skewd_clock_offset_lower_seconds ",
-        "skewd_clock_offset_upper_seconds ",
-        "skewd_clock_uncertainty_seconds ",
-        "skewd_clock_drift_ratio ",
+        'skewd_clock_offset_lower_seconds{reference="node:there"} ',
+        'skewd_clock_offset_upper_seconds{reference="node:there"} ',
+        'skewd_clock_uncertainty_seconds{reference="node:there"} ',
+        'skewd_clock_drift_ratio{reference="node:there"} ',
         'skewd_clock_status{status="synchronized"} 1.0',
         'skewd_clock_status{status="holdover"} 0.0',
         'skewd_clock_status{status="unsynchronized"} 0.0',

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from skewd.bounds.history import History, Knot, Status
 from skewd.clock import WallSample
 from skewd.config import Config, MeshConfig, NodeConfig
@@ -192,7 +194,8 @@ class Lab:
             self.checks += 1
 
     def told(self) -> dict[str, Any]:
-        return self.steering.told()
+        told: dict[str, Any] = msgspec.to_builtins(self.steering.told())
+        return told
 
 
 def _config(name: str, reference: str) -> Config:

@@ -120,7 +120,9 @@ def test_another_hand_ends_it_at_once(tmp_path: Path, hand: dict[str, int], says
     told = lab.told()
     assert (told["state"], told["limit_ppb"]) == ("stopped", 0)
     assert says in told["reason"]
-    assert "restart skewd" in (lab.steering.message() or "")
+    (problem,) = lab.steering.problems()
+    assert problem.code == "discipline-stopped"
+    assert "restart skewd" in problem.line
     assert any(says in line for line in lab.log.lines)
     lab.run(60)  # and every bound holds
     # What is there is ours, and undone; or another's, and left alone.

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from skewd.problems import CODES
+
 CHECKOUT = Path(__file__).parent.parent.parent
 PAGES = sorted([*CHECKOUT.glob("*.md"), *CHECKOUT.glob("docs/**/*.md"), *CHECKOUT.glob("deploy/**/*.md")])
 
@@ -53,3 +55,9 @@ def test_the_map_is_complete_about_the_core_and_the_sidecar() -> None:
         for file in (CHECKOUT / package).rglob("*.py"):
             if not file.name.startswith("__"):
                 assert str(file.relative_to(CHECKOUT)) in named, f"docs/architecture.md does not say what {file} is"
+
+
+def test_every_code_of_a_problem_is_documented() -> None:
+    text = (CHECKOUT / "docs" / "operations.md").read_text()
+    rows = re.findall(r"^\| `([a-z0-9-]+)` \| (info|warning|critical) \| (.+) \|$", text, re.MULTILINE)
+    assert rows == [(code, severity.value, meaning) for code, (severity, meaning) in CODES.items()]

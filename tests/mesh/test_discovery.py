@@ -113,8 +113,8 @@ async def test_a_failing_dns_keeps_the_last_answer_and_says_so(error: Exception)
         await until(lambda: discovery.problem is not None)
         assert discovery.candidates == {"10.0.0.2:9957"}
         assert discovery.problem is not None
-        assert "skewd-peers:9957 can't be resolved" in discovery.problem
-        assert "the last 1 addresses stay" in discovery.problem
+        assert "skewd-peers:9957 can't be resolved" in discovery.problem.line
+        assert "the last 1 addresses stay" in discovery.problem.line
         assert discovery.counters["failed"] >= 1
         resolver.answer = ("10.0.0.5",)
         await until(lambda: discovery.candidates == {"10.0.0.5:9957"})
@@ -128,7 +128,7 @@ async def test_a_resolver_that_hangs_is_waited_for_once() -> None:
         await until(lambda: discovery.counters["failed"] >= 3)
         assert resolver.asked == 1, "no second one is started meanwhile"
         assert discovery.problem is not None
-        assert "no answer within" in discovery.problem
+        assert "no answer within" in discovery.problem.line
         resolver.hang.set()
         await until(lambda: discovery.candidates == {"10.0.0.2:9957"})
 
@@ -149,7 +149,7 @@ async def test_without_a_key_nothing_beyond_loopback_is_asked() -> None:
         await until(lambda: len(told) == 2)
         assert told[1] == {"127.0.0.2:9957"}
         assert discovery.problem is not None
-        assert "key_file" in discovery.problem
+        assert "key_file" in discovery.problem.line
 
 
 async def test_the_number_of_addresses_is_bounded_and_those_in_use_stay() -> None:
@@ -162,7 +162,7 @@ async def test_the_number_of_addresses_is_bounded_and_those_in_use_stay() -> Non
         await until(lambda: len(discovery.candidates) == ADDRESSES_MAX)
         assert "10.200.0.1:9957" in discovery.candidates
         assert discovery.problem is not None
-        assert f"the first {ADDRESSES_MAX} are used" in discovery.problem
+        assert f"the first {ADDRESSES_MAX} are used" in discovery.problem.line
 
 
 async def test_another_static_list_is_told_at_once_and_a_refused_one_changes_nothing() -> None:
