@@ -49,7 +49,7 @@ from skewd.problem_log import ProblemLog
 from skewd.problems import Problem, of_error
 from skewd.publish import clockbound, prometheus
 from skewd.publish.for_clockbound import ClockBoundPublisher
-from skewd.publish.segment import SegmentWriter
+from skewd.publish.segment import SegmentError, SegmentWriter
 from skewd.publish.web import LocalApi, Metrics
 from skewd.reload import plan
 from skewd.source_set import SourceSet
@@ -152,6 +152,7 @@ class Daemon:
         self._said: tuple[str, str | None] | None = None
         self._changes = ProblemLog(self._log)
         self._writer: SegmentWriter | None = None
+        self._segment_problem: Problem | None = None
         self._next_knot_ns = 0
         self._clockbound: ClockBoundPublisher | None = None
         self._steering: steering.Steering | None = None
@@ -240,7 +241,8 @@ class Daemon:
             found += self._clockbound.problems()
         if self._steering is not None:
             found += self._steering.problems()
-        found += [problem for problem in (self._frequency_left, self._state_problem) if problem is not None]
+        single = (self._segment_problem, self._frequency_left, self._state_problem)
+        found += [problem for problem in single if problem is not None]
         return found
 
     def _mesh_problems(self) -> list[Problem]:
@@ -304,10 +306,8 @@ class Daemon:
         runtime = config.node.runtime_dir
         async with contextlib.AsyncExitStack() as stack:
             stack.enter_context(locked(runtime))
-            self._writer = SegmentWriter(
-                config.segment_path, node=config.node.name, boot=self.node.boot, virtual=self.clock.virtual
-            )
-            stack.callback(self._writer.close)
+            self._writer = self._new_segment()
+            stack.callback(self._close_segment)
             self._clockbound = ClockBoundPublisher(config, self._facts.shift_ns)
             stack.callback(self._clockbound.close)
             self._open_steering(stack)
@@ -335,6 +335,37 @@ class Daemon:
             self.ticker = asyncio.create_task(self._tick_forever(), name="skewd-tick")
             stack.push_async_callback(_cancelled, self.ticker)
             yield ready
+
+    def _new_segment(self) -> SegmentWriter:
+        config = self.config
+        return SegmentWriter(
+            config.segment_path, node=config.node.name, boot=self.node.boot, virtual=self.clock.virtual
+        )
+
+    def _mend_segment(self) -> None:
+        """Makes another segment where somebody cut this one off or removed it."""
+        assert self._writer is not None
+        if self._writer.intact() and self._writer.trouble is None:
+            return
+        former = self._writer
+        try:
+            self._writer = self._new_segment()
+        except SegmentError as error:
+            self._segment_problem = Problem(
+                "segment-lost",
+                str(former.path),
+                f"the file that readers take the clock from was cut off or removed, and {error}",
+                "undo what removed it; another is made within a second once that is possible",
+            )
+            return
+        former.close()
+        self._segment_problem = None
+        self._next_knot_ns = 0
+        self._log.warning(f"{former.path} was cut off or removed, and is made anew")
+
+    def _close_segment(self) -> None:
+        assert self._writer is not None
+        self._writer.close()
 
     def _open_steering(self, stack: contextlib.AsyncExitStack) -> None:
         """Undoes what a daemon that died left in the kernel; and steers this clock, if that is configured."""
@@ -533,6 +564,7 @@ class Daemon:
             if now >= next_source_ns:
                 next_source_ns = now + 1_000_000_000
                 self._source = hostclock.clock_source()
+                self._mend_segment()
             if now >= next_minute_ns:
                 next_minute_ns = now + 10_000_000_000
                 self.reload_keys(anyway=False)
@@ -580,7 +612,8 @@ class Daemon:
             self._member.turn(now)
         if stepped or now >= self._next_knot_ns:
             self._publish(now)
-        self._writer.heartbeat()
+        # As of the look, not of now: a sleep in between must not be taken for one that was seen.
+        self._writer.heartbeat(self._facts.suspended_ns.hi)
         if self._steering is not None and steers:
             self._steering.act()  # only now: the bounds that allow for it are out
 

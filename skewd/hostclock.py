@@ -33,6 +33,7 @@ from skewd.kernel_clock import (
     VMCLOCK_BYTES,
     KernelClock,
     RawFacts,
+    boottime_shift_ns,
     disruption_marker,
     is_new_generation,
     is_vmclock,
@@ -362,10 +363,20 @@ def clock_source() -> str | None:
 
 def shift_ns() -> int:
     """How far this process's CLOCK_MONOTONIC and _RAW are ahead of the host's: 0 outside of time namespaces."""
+    return monotonic_shift_ns(_time_namespace())
+
+
+def slept_shift_ns() -> int:
+    """How much longer this process's clocks say that the host has slept than the host's do: 0 as a rule."""
+    told = _time_namespace()
+    return boottime_shift_ns(told) - monotonic_shift_ns(told)
+
+
+def _time_namespace() -> str:
     try:
-        return monotonic_shift_ns(Path("/proc/self/timens_offsets").read_text())
+        return Path("/proc/self/timens_offsets").read_text()
     except OSError:
-        return 0
+        return ""
 
 
 def raw_rate_basis() -> str:

@@ -195,9 +195,18 @@ def continued(before: RawFacts, now: RawFacts) -> RawFacts:
 
 def monotonic_shift_ns(timens_offsets: str) -> int:
     """The shift of CLOCK_MONOTONIC (and _RAW) that ``/proc/self/timens_offsets`` tells; 0 for what isn't it."""
+    return _shift_ns(timens_offsets, ("monotonic", "1"))
+
+
+def boottime_shift_ns(timens_offsets: str) -> int:
+    """The same of CLOCK_BOOTTIME."""
+    return _shift_ns(timens_offsets, ("boottime", "7"))
+
+
+def _shift_ns(timens_offsets: str, names: tuple[str, str]) -> int:
     for line in timens_offsets.splitlines():
         words = line.split()
-        if len(words) == 3 and words[0] in ("monotonic", "1"):
+        if len(words) == 3 and words[0] in names:
             try:
                 return int(words[1]) * 1_000_000_000 + int(words[2])
             except ValueError:

@@ -119,6 +119,7 @@ CODES: dict[str, Code] = {
     "reference-disagreed": Code(_W, "not all members name the same reference (yet)"),
     "reference-unheard": Code(_C, "there is no bound on the node that is the reference"),
     "restart-needed": Code(_W, "something changed in the configuration that waits for a restart"),
+    "segment-lost": Code(_C, "the file that readers take the clock from is gone, and can't be made anew"),
     "source-failing": Code(_W, "a source's last answer was no use, or did not come"),
     "source-falseticker": Code(_W, "a source contradicts the majority"),
     "source-leap-announced": Code(_I, "a source announces a leap second"),

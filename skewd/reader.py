@@ -6,12 +6,17 @@ instant; since then the raw clock ran on, at a rate known within the knot's drif
 
 Asking is cheap, because almost every question meets the same knot as the one before: it stays the newest while the
 segment's count stands, and usable while the daemon's last sign of life is young. So what is kept of it is one tuple
-of integers, and an answer is one clock reading, one look at the count, and a few multiplications.
+of integers, and an answer is two clock readings, one look at the count, and a few multiplications.
 ``benchmarks/reading_now.py`` measures it.
 
-Limits: a knot that is tightened in place is seen with the next one, a quarter of a second later. The runtime directory
-is the default one unless ``SKEWD_NODE__RUNTIME_DIR`` names another. On a virtual node (a test's) this process must be
-on the same virtual clock, which ``SKEWD_VIRTUAL_CLOCK`` tells in the words of ``--virtual-clock``.
+The count is read by a system call, not from a mapped page: the process that asks is somebody else's, and must not die
+of a file that was cut off. The second clock is CLOCK_BOOTTIME: after a sleep of the machine it has moved away from the
+raw clock, and what was kept is dropped (``publish/segment.py`` tells why).
+
+Limits: a sleep shorter than ``AWAKE_NS`` is not noticed here. A knot that is tightened in place is seen with the next
+one, a quarter of a second later. The runtime directory is the default one unless ``SKEWD_NODE__RUNTIME_DIR`` names
+another. On a virtual node (a test's) this process must be on the same virtual clock, which ``SKEWD_VIRTUAL_CLOCK``
+tells in the words of ``--virtual-clock``.
 """
 
 from __future__ import annotations
@@ -23,23 +28,31 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from skewd import hostclock
 from skewd.bounds.history import Knot, Status, carried
 from skewd.clock import Clock, HostClock, clock_from_option
 from skewd.interval import Interval
-from skewd.publish.segment import COUNT_WORD, NAME, SegmentReader
+from skewd.publish.segment import COUNT_AT, COUNT_BYTES, NAME, SegmentReader
 
 _PPB = 1_000_000_000
 _SCALE_BITS = 70
 # HostClock.raw_ns() without a Python frame of its own; bound at import, as there.
 _host_raw_ns: Callable[[], int] = partial(time.clock_gettime_ns, time.CLOCK_MONOTONIC_RAW)
+_boottime_ns: Callable[[], int] = partial(time.clock_gettime_ns, time.CLOCK_BOOTTIME)
+_pread = os.pread
+
+AWAKE_NS = 200_000
+"""CLOCK_BOOTTIME may move so far from the raw clock by slewing alone; then the segment is looked at anew."""
+
 # An Interval's fields, past the constructor's check and the frozen class's setter: both ends are known to be in order.
 _new = object.__new__
 _set_lo = Interval.__dict__["lo"].__set__
 _set_hi = Interval.__dict__["hi"].__set__
-# Usable until a raw instant; the segment's words and the count that must stand; the knot's raw instant and reference
-# time; the ends of its drift, and half its wander, per nanosecond and scaled by 2 ** _SCALE_BITS.
-_Kept = tuple[int, memoryview, int, int, int, int, int, int, int]
-_NOTHING: _Kept = (-(1 << 63), memoryview(b""), 0, 0, 0, 0, 0, 0, 0)
+# Usable until a raw instant, and while CLOCK_BOOTTIME is not farther ahead of raw than this; what holds the segment
+# open, its descriptor, and the count that must stand; the knot's raw instant and reference time; the ends of its drift,
+# and half its wander, per nanosecond and scaled by 2 ** _SCALE_BITS.
+_Kept = tuple[int, int, object, int, bytes, int, int, int, int, int, int]
+_NOTHING: _Kept = (-(1 << 63), 0, None, -1, b"", 0, 0, 0, 0, 0, 0)
 
 
 class NoBound(RuntimeError):
@@ -90,8 +103,9 @@ class Now:
             NoBound: no daemon writes, or it has no bound; the message says what to do.
         """
         raw = self._raw()
-        until, words, count, knot_raw, lo, hi, rate_lo, rate_hi, bend = self._kept
-        if raw >= until or words[COUNT_WORD] != count:
+        # ``_opened`` is held here, so that no other thread's descriptor can get this number meanwhile.
+        until, awake, _opened, descriptor, count, knot_raw, lo, hi, rate_lo, rate_hi, bend = self._kept
+        if raw >= until or _boottime_ns() - raw > awake or _pread(descriptor, COUNT_BYTES, COUNT_AT) != count:
             return self._anew()
         # reference_time(), written out: calls and small objects would cost more than the arithmetic, and a shift
         # costs less than a division. Each rate was rounded so that the result is outward, by a nanosecond at most.
@@ -116,13 +130,18 @@ class Now:
                 raise NoBound(f"no daemon writes {self._reader.path}; start 'skewd run' on this node")
             if self._reader.virtual and not self._clock.virtual:
                 raise NoBound("this node's clock is virtual and this process is not on it; set SKEWD_VIRTUAL_CLOCK")
-            knot, left_ns, words, count = found
-            answer = reference_time(knot, self._raw())
+            knot = found.knot
+            instant, ahead = self._raw(), _boottime_ns()
+            answer = reference_time(knot, instant)
             assert knot.bound is not None, "reference_time() refuses such a knot"
+            if hostclock.suspended_ns().lo > found.awake_ns:
+                raise NoBound("this machine slept a moment ago; ask again in a second")
             self._kept = (
-                raw + left_ns * 9 // 10,  # a raw clock and CLOCK_MONOTONIC differ by less, a virtual one too
-                words,
-                count,
+                raw + found.left_ns * 9 // 10,  # a raw clock and CLOCK_MONOTONIC differ by less, a virtual one too
+                ahead - instant + AWAKE_NS,
+                found.file,
+                found.file.descriptor,
+                found.counted,
                 knot.raw_ns,
                 knot.wall_ns + knot.bound.lo,
                 knot.wall_ns + knot.bound.hi,

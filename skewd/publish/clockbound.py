@@ -13,8 +13,9 @@ command is a full barrier for its caller. Where the kernel refuses that, or the 
 real barrier, and segments are off: ``NoBarrier`` says so.
 
 Limits: one writer per directory. A second skewd is refused by a lock; AWS's own daemon takes no lock, so before each
-write the generation must be as we left it and the name must still be our file's, else we stop (``Taken``). The file
-stays on exit, with the status unknown: clients that have it mapped see the next daemon's claims in it.
+write the generation must be as we left it and the name must still be our file's, else we stop (``Taken``). A file that
+is cut off in the microseconds between that look and the write ends this process: its clients' protocol needs stores in
+a map. The file stays on exit, with the status unknown: clients that have it mapped see the next daemon's claims in it.
 """
 
 from __future__ import annotations
@@ -169,6 +170,7 @@ class Segment:
             ):
                 self._lock(descriptor)
                 os.fchmod(descriptor, 0o644)
+                os.posix_fallocate(descriptor, 0, self._layout.size)  # a hole without room to fill it would end us
                 return descriptor
         except BaseException:
             os.close(descriptor)

@@ -1,6 +1,6 @@
 """The node's clock knowledge in shared memory, for any number of readers that never wait.
 
-The daemon writes knots (see ``bounds/history.py``) into a ring of fixed records in a mapped file, one writer, no
+The daemon writes knots (see ``bounds/history.py``) into a ring of fixed records in a file in memory, one writer, no
 locks. A reader copies records out and checks each one's sequence number and CRC-32: a record caught half-written
 fails the check and is read again at the next refresh. Records of the last seconds are rewritten in place when later
 messages tightened them; a reader re-reads that many each time. So a reader sees the past get better, and never a
@@ -19,25 +19,36 @@ A daemon sees a step when it next looks, or when the kernel told it and it got t
 clock before. A reader that is given this node's clocks compares them with the newest knot before it answers, and sees
 such a step itself (``bounds/unseen.py``).
 
+**Nobody maps the file.** Whoever touches a mapped page that is no longer there, since somebody cut the file off or the
+file system is full, is ended by a signal and says nothing. So the writer has all blocks of the file before it has its
+name, and both sides read and write it by system calls, which fail in words. A file that is cut off or removed is told
+(``intact``), and the daemon makes another.
+
+**A heartbeat from before a sleep is none.** CLOCK_MONOTONIC stands still while the machine sleeps, so to a reader that
+wakes first, the heartbeat of a daemon that has not run yet looks young; and what it published is wrong by all that was
+slept. So beside the heartbeat stands how long the machine had slept by then, and a reader that finds that it slept
+longer believes nothing until the daemon has looked.
+
 A process in another time namespace has other monotonic and raw clocks than the daemon: it refuses the segment and
 says why (``problem``).
 
 Limits: ``CAPACITY`` records (15 minutes and more at 4 a second), names up to 63 bytes. When the heartbeat is older than
 ``STALE_NS``, stamps later than the last knot's reach are unsynchronized, since a step would have gone unnoticed. A
-heartbeat from the future (a file that outlived a reboot, another time namespace) is none. Any number of processes may
-read, also forked ones; one :class:`SegmentReader` serves one thread at a time.
+heartbeat from the future (a file that outlived a reboot, another time namespace) is none. A sleep of less than
+``SLEPT_NS`` is not seen by readers. A segment of a version that does not tell sleeps is read as it was. Any number of
+processes may read, also forked ones; one :class:`SegmentReader` serves one thread at a time.
 """
 
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 import secrets
 import struct
 import time
 import zlib
 from pathlib import Path
+from typing import NamedTuple
 
 from skewd import hostclock
 from skewd.bounds.history import UNSYNCHRONIZED, Correction, History, Knot, Status
@@ -57,21 +68,29 @@ TIGHTENED_MAX = 48
 STALE_NS = 2_000_000_000
 """A heartbeat older than this: the daemon does not run."""
 
+SLEPT_NS = 1_000_000
+"""Less is what two readings of the clocks may be apart."""
+
 # magic, version, flags, header size, record size, capacity, boot id, identity, node; then the CRC-32 of these
 _HEADER = struct.Struct("<8sHHIII16s16s64s")
 _HEADER_BYTES = 192
-# Aligned words, stored whole: records written so far; the last sign of life in CLOCK_MONOTONIC ns.
-_COUNT, _HEARTBEAT = 20, 21
-COUNT_WORD = _COUNT
-"""Index of the record count among the segment's 64-bit words: it changes with every new record."""
+# Aligned words: records written so far; the last sign of life in CLOCK_MONOTONIC ns; by how much the writer's
+# CLOCK_MONOTONIC and _RAW are ahead of the host's (time namespaces), 0 as a rule; how long the host had slept at that
+# sign of life, if the flag says that it is told.
+_WORDS = struct.Struct("<4q")
+_WORDS_AT = 160
+_WORD = struct.Struct("<q")
+COUNT_AT, COUNT_BYTES = _WORDS_AT, 8
+"""Where the record count stands in the file: it changes with every new record."""
+
+_HEARTBEAT_AT, _SLEPT_AT = _WORDS_AT + 8, _WORDS_AT + 24
 
 _ENDED = -(1 << 62)
 """In place of a heartbeat: the daemon ended in order."""
 
-# By how much the writer's CLOCK_MONOTONIC and _RAW are ahead of the host's (time namespaces); 0 as a rule.
-_SHIFT = 22
 _MAGIC = b"skewdseg"
 _FLAG_VIRTUAL = 1
+_FLAG_TELLS_SLEEP = 2
 
 _RECORD = struct.Struct("<QIBBHqqqqqqqqqqq64s")
 _RECORD_BYTES = 184
@@ -85,9 +104,18 @@ _READINGS = 3
 
 _monotonic_ns = time.monotonic_ns  # bound at import: see skewd.clock on virtual nodes
 
+_CUT_OFF = "was cut off; the daemon makes another within seconds, if there is room"
+_ASLEEP = "is from before this machine slept; its daemon looks at the clocks within a second"
+
 
 class SegmentError(OSError):
-    """The segment cannot be used; the message says why."""
+    """The segment cannot be made; the message says why and what to do."""
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
+_FILE_BYTES = _HEADER_BYTES + CAPACITY * _RECORD_BYTES
 
 
 def _pack(number: int, knot: Knot) -> bytes:
@@ -116,7 +144,7 @@ def _pack(number: int, knot: Knot) -> bytes:
 def _unpack(number: int, data: bytes) -> Knot | None:
     """The knot of one record; None when it is not (or not yet, or no longer) record ``number``."""
     body = data[: _RECORD.size]
-    if _CRC.unpack_from(data, _RECORD.size)[0] != zlib.crc32(body):
+    if len(data) < _RECORD.size + _CRC.size or _CRC.unpack_from(data, _RECORD.size)[0] != zlib.crc32(body):
         return None
     found, era, status, known, epoch, *times, name = _RECORD.unpack(body)
     if found != number:
@@ -149,16 +177,21 @@ def _problem(head: bytes, size: int) -> str | None:
     if _CRC.unpack_from(head, _HEADER.size)[0] != zlib.crc32(head[: _HEADER.size]):
         return "is damaged; restart the daemon, which makes a new one"
     shape = (header_bytes, record_bytes, capacity, size)
-    if shape != (_HEADER_BYTES, _RECORD_BYTES, CAPACITY, _HEADER_BYTES + CAPACITY * _RECORD_BYTES):
+    if shape[:3] == (_HEADER_BYTES, _RECORD_BYTES, CAPACITY) and size < _FILE_BYTES:
+        return _CUT_OFF
+    if shape != (_HEADER_BYTES, _RECORD_BYTES, CAPACITY, _FILE_BYTES):
         return "is damaged; restart the daemon, which makes a new one"
     return None
 
 
 class SegmentWriter:
-    """The daemon's side. Makes the file under a temporary name and renames it into place.
+    """The daemon's side. Makes the file, with all its blocks, under a temporary name and renames it into place.
+
+    Attributes:
+        trouble: why the last write failed, in words; None if it did not.
 
     Raises:
-        OSError: the directory cannot be written.
+        SegmentError: the directory cannot be written, or has no room; the message names the file and the fix.
         ValueError: the node's name is longer than 63 bytes.
     """
 
@@ -167,32 +200,37 @@ class SegmentWriter:
         if len(name) > 63:
             raise ValueError(f"the node's name {node!r} is longer than 63 bytes")
         self.path = Path(path)
+        self.trouble: str | None = None
         self._count = 0
         self._recent: dict[tuple[int, int], int] = {}
-        size = _HEADER_BYTES + CAPACITY * _RECORD_BYTES
+        self._slept_ns = 0
+        self._slept_shift_ns = hostclock.slept_shift_ns()
         temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}")
-        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
         try:
-            os.fchmod(descriptor, 0o644)  # readers are other users' processes, whatever the umask
-            os.ftruncate(descriptor, size)
-            self._memory = mmap.mmap(descriptor, size)
-            flags = _FLAG_VIRTUAL if virtual else 0
+            self._descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise _not_made(self.path, error) from error
+        try:
+            os.fchmod(self._descriptor, 0o644)  # readers are other users' processes, whatever the umask
+            # All of it now: a file system that is full later has nothing to refuse.
+            os.posix_fallocate(self._descriptor, 0, _FILE_BYTES)
+            flags = _FLAG_TELLS_SLEEP | (_FLAG_VIRTUAL if virtual else 0)
             header = _HEADER.pack(
                 _MAGIC, VERSION, flags, _HEADER_BYTES, _RECORD_BYTES, CAPACITY, boot, secrets.token_bytes(16), name
             )
-            self._memory[: len(header)] = header
-            self._memory[len(header) : len(header) + 4] = _CRC.pack(zlib.crc32(header))
-            self._words = memoryview(self._memory).cast("q")
-            self._words[_SHIFT] = hostclock.shift_ns()
-            self.heartbeat()
+            os.pwrite(self._descriptor, header + _CRC.pack(zlib.crc32(header)), 0)
+            self._slept_ns = self._slept()
+            words = _WORDS.pack(0, _monotonic_ns(), hostclock.shift_ns(), self._slept_ns)
+            os.pwrite(self._descriptor, words, _WORDS_AT)
             os.rename(temporary, self.path)
-            status = os.fstat(descriptor)
+            status = os.fstat(self._descriptor)
             self._file = (status.st_dev, status.st_ino)
-        except BaseException:
+        except BaseException as error:
+            os.close(self._descriptor)
             temporary.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                raise _not_made(self.path, error) from error
             raise
-        finally:
-            os.close(descriptor)
 
     def publish(self, knot: Knot) -> None:
         """Adds the newest knot."""
@@ -202,7 +240,7 @@ class SegmentWriter:
         if len(self._recent) > TIGHTENED_MAX - 8:  # a margin for readers that refresh while knots are added
             del self._recent[next(iter(self._recent))]
         self._count = number + 1
-        self._words[_COUNT] = self._count  # after the record: a reader that sees the count finds the record
+        self._put(_WORD.pack(self._count), COUNT_AT)  # after the record: who sees the count finds the record
 
     def tighten(self, knot: Knot) -> None:
         """Rewrites a recent knot in place; one that is no longer recent stays as it is."""
@@ -210,23 +248,89 @@ class SegmentWriter:
         if number is not None:
             self._write(number, knot)
 
-    def heartbeat(self) -> None:
-        """Says that the daemon runs and that the wall clock was just looked at."""
-        self._words[_HEARTBEAT] = _monotonic_ns()
+    def heartbeat(self, slept_ns: int | None = None) -> None:
+        """Says that the daemon runs and that the clocks were just looked at.
+
+        Args:
+            slept_ns: how long this host had slept since its boot when they were (``hostclock.suspended_ns``, its
+                later end): a sleep since then is one that the daemon does not know of. None: now.
+        """
+        slept_ns = self._slept() if slept_ns is None else slept_ns - self._slept_shift_ns
+        if abs(slept_ns - self._slept_ns) > SLEPT_NS // 4:
+            self._slept_ns = slept_ns
+            self._put(_WORD.pack(slept_ns), _SLEPT_AT)
+        self._put(_WORD.pack(_monotonic_ns()), _HEARTBEAT_AT)
+
+    def intact(self) -> bool:
+        """Whether the file is there as it was made: whole, and under its name."""
+        try:
+            named, held = self.path.stat(), os.fstat(self._descriptor)
+        except OSError:
+            return False
+        return (named.st_dev, named.st_ino) == self._file and held.st_size == _FILE_BYTES
+
+    def _slept(self) -> int:
+        return hostclock.suspended_ns().hi - self._slept_shift_ns
 
     def _write(self, number: int, knot: Knot) -> None:
-        at = _HEADER_BYTES + (number % CAPACITY) * _RECORD_BYTES
-        self._memory[at : at + _RECORD_BYTES] = _pack(number, knot)
+        self._put(_pack(number, knot), _HEADER_BYTES + (number % CAPACITY) * _RECORD_BYTES)
+
+    def _put(self, data: bytes, at: int) -> None:
+        try:
+            os.pwrite(self._descriptor, data, at)
+        except OSError as error:  # it was cut off, and now there is no room
+            self.trouble = error.strerror
+        else:
+            self.trouble = None
 
     def close(self) -> None:
-        """Ends the heartbeat, unmaps and removes the file, if it is still ours."""
-        self._words[_HEARTBEAT] = _ENDED
+        """Ends the heartbeat and removes the file, if it is still ours."""
+        self._put(_WORD.pack(_ENDED), _HEARTBEAT_AT)
         with contextlib.suppress(OSError):
             status = self.path.stat()
             if (status.st_dev, status.st_ino) == self._file:
                 self.path.unlink()
-        self._words.release()
-        self._memory.close()
+        os.close(self._descriptor)
+
+
+def _not_made(path: Path, error: OSError) -> SegmentError:
+    return SegmentError(
+        error.errno,
+        f"{path} ({_FILE_BYTES // 1024 + 1} KiB) can't be made: {error.strerror}; make room in {path.parent}, let this"
+        " user write there, or choose another [node] runtime_dir",
+    )
+
+
+class _Opened:
+    """A descriptor that is closed when nobody holds this any more: no other thread reads another file by its number."""
+
+    __slots__ = ("descriptor",)
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = -1
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+
+    def __del__(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+
+
+class Newest(NamedTuple):
+    """The newest knot alone.
+
+    Attributes:
+        knot: it.
+        left_ns: for how long it may be used without looking at the heartbeat again.
+        file: what holds the file open; its ``descriptor`` is good for as long as this is held.
+        counted: the bytes at ``COUNT_AT`` while it is the newest.
+        awake_ns: while this process's ``hostclock.suspended_ns`` does not exceed this, the machine has not slept since.
+    """
+
+    knot: Knot
+    left_ns: int
+    file: _Opened
+    counted: bytes
+    awake_ns: int
 
 
 class SegmentReader:
@@ -258,8 +362,10 @@ class SegmentReader:
         self._stamps = stamps
         self._max_uncertainty_ns = max_uncertainty_ns
         self._node = node
-        self._memory: mmap.mmap | None = None
+        self._opened: _Opened | None = None
         self._next_open_ns = 0
+        self._slept_shift_ns = 0
+        self._tells_sleep = False
         self.virtual = False
         self.problem: str | None = None
         """Why the segment found last cannot be used, and what to do; None when it can, or when there is none."""
@@ -276,7 +382,7 @@ class SegmentReader:
     @property
     def node(self) -> str:
         """The node's name: the segment's, once there is one."""
-        if self._memory is None:
+        if self._opened is None:
             self._open()
         return self._node
 
@@ -325,15 +431,16 @@ class SegmentReader:
 
     def refresh(self) -> bool:
         """Takes in what the daemon wrote since; False when no daemon is writing."""
-        if self._memory is None and not self._open():
+        if self._opened is None and not self._open():
             return False
-        assert self._memory is not None
-        count, heartbeat = self._words[_COUNT], self._words[_HEARTBEAT]
-        if heartbeat != self._seen:
-            self._take(count)
-            self._seen = heartbeat
-        if abs(_monotonic_ns() - heartbeat) <= STALE_NS:
-            return True
+        words = self._words()
+        if words is not None:
+            count, heartbeat, _, slept = words
+            if heartbeat != self._seen:
+                self._take(count)
+                self._seen = heartbeat
+            if self._left_ns(heartbeat, slept) > 0:
+                return True
         # Perhaps a new daemon has replaced the file.
         if _monotonic_ns() >= self._next_open_ns and self._replaced():
             self.close()
@@ -341,32 +448,57 @@ class SegmentReader:
             return self._open() and self.refresh()
         return False
 
-    def newest(self) -> tuple[Knot, int, memoryview, int] | None:
-        """The newest knot alone, for readers that need no past; None when no daemon writes, or it wrote nothing yet.
-
-        Returns:
-            the knot; for how many nanoseconds it may be used without looking at the heartbeat again; the segment's
-            64-bit words and the count among them (``COUNT_WORD``) that the knot belongs to.
-        """
+    def newest(self) -> Newest | None:
+        """The newest knot alone, for readers that need no past; None when no daemon writes, or it wrote nothing yet."""
         for _ in range(4):  # once more for a new file, or a record that is being tightened
-            if self._memory is None and not self._open():
+            if self._opened is None and not self._open():
                 return None
-            assert self._memory is not None
-            count, heartbeat = self._words[_COUNT], self._words[_HEARTBEAT]
-            left = STALE_NS - abs(_monotonic_ns() - heartbeat)
+            assert self._opened is not None
+            words = self._words()
+            count, heartbeat, _, slept = (0, 0, 0, 0) if words is None else words
+            left = 0 if words is None else self._left_ns(heartbeat, slept)
             if left <= 0:
                 if _monotonic_ns() < self._next_open_ns or not self._replaced():
                     return None
-                self._memory = None  # not close(): another thread may be looking at the words it was given
+                self.close()
                 self._next_open_ns = 0
-            elif count == 0:
+            elif count <= 0:
                 return None
             else:
                 at = _HEADER_BYTES + ((count - 1) % CAPACITY) * _RECORD_BYTES
-                knot = _unpack(count - 1, self._memory[at : at + _RECORD_BYTES])
+                knot = _unpack(count - 1, os.pread(self._opened.descriptor, _RECORD_BYTES, at))
                 if knot is not None:
-                    return knot, left, self._words, count
+                    awake_ns = slept + self._slept_shift_ns + SLEPT_NS if self._tells_sleep else 1 << 62
+                    return Newest(knot, left, self._opened, _WORD.pack(count), awake_ns)
         return None
+
+    def _words(self) -> tuple[int, int, int, int] | None:
+        """The count, the heartbeat, the shift and the time slept; None where they are not there any more.
+
+        Each is written and read by one call, which the processor may cut in two, however rarely: what would end an
+        answer (:meth:`_left_ns`) is read twice, and a count is believed for the record that it leads to.
+        """
+        assert self._opened is not None
+        data = os.pread(self._opened.descriptor, _WORDS.size, _WORDS_AT)
+        if len(data) < _WORDS.size:
+            self.problem = _CUT_OFF
+            return None
+        words = _WORDS.unpack(data)
+        if self._left_ns(words[1], words[3]) <= 0:
+            again = os.pread(self._opened.descriptor, _WORDS.size, _WORDS_AT)
+            words = _WORDS.unpack(again) if len(again) == _WORDS.size else words
+        return words
+
+    def _left_ns(self, heartbeat: int, slept_ns: int) -> int:
+        """For how long a heartbeat counts from now on; not positive: it does not."""
+        # The least that it can have slept: an interruption while the clocks are read is no sleep.
+        slept_now_ns = hostclock.suspended_ns().lo - self._slept_shift_ns
+        if self._tells_sleep and slept_now_ns - slept_ns > SLEPT_NS:
+            self.problem = _ASLEEP
+            return 0
+        if self.problem is _ASLEEP:
+            self.problem = None
+        return STALE_NS - abs(_monotonic_ns() - heartbeat)
 
     def _replaced(self) -> bool:
         self._next_open_ns = _monotonic_ns() + self._REOPEN_NS
@@ -374,65 +506,64 @@ class SegmentReader:
             found = self.path.stat()
         except OSError:
             return False
-        return (found.st_dev, found.st_ino) != self._file
+        return (found.st_dev, found.st_ino) != self._file or found.st_size != _FILE_BYTES
 
     def _open(self) -> bool:
         now = _monotonic_ns()
         if now < self._next_open_ns:
             return False
+        self._next_open_ns = now + self._REOPEN_NS
         try:
-            descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            opened = _Opened(self.path)
         except OSError:
             self.problem = None
-            self._next_open_ns = now + self._REOPEN_NS
             return False
         try:
-            status = os.fstat(descriptor)
-            self.problem = _problem(os.pread(descriptor, _HEADER.size + _CRC.size, 0), status.st_size)
-            if self.problem is not None:
-                self._next_open_ns = now + self._REOPEN_NS
-                return False
-            memory = mmap.mmap(descriptor, status.st_size, prot=mmap.PROT_READ)
-        except (OSError, ValueError):  # gone in between, or not a file
-            self._next_open_ns = now + self._REOPEN_NS
+            status = os.fstat(opened.descriptor)
+            head = os.pread(opened.descriptor, _HEADER.size + _CRC.size, 0)
+            words = os.pread(opened.descriptor, _WORDS.size, _WORDS_AT)
+        except OSError:  # not a file
             return False
-        finally:
-            os.close(descriptor)
-        words = memoryview(memory).cast("q")
-        ahead = hostclock.shift_ns() - words[_SHIFT]
+        self.problem = _problem(head, status.st_size)
+        if self.problem is None and len(words) < _WORDS.size:
+            self.problem = _CUT_OFF
+        if self.problem is not None:
+            return False
+        ahead = hostclock.shift_ns() - _WORDS.unpack(words)[2]
         if ahead:
             # Neither the heartbeat nor any raw instant in it can be compared with a clock of this process.
-            words.release()
-            memory.close()
             self.problem = (
                 f"is of another time namespace than this process, whose raw clock is off by {ahead / 1e9:g} s;"
                 " run both in one, or a daemon in this one"
             )
-            self._next_open_ns = now + self._REOPEN_NS
             return False
-        _, _, flags, _, _, _, _, _, name = _HEADER.unpack_from(memory)
-        self._memory, self._file = memory, (status.st_dev, status.st_ino)
-        self._words = words
+        _, _, flags, _, _, _, _, _, name = _HEADER.unpack_from(head)
+        self._next_open_ns = 0
+        self._opened, self._file = opened, (status.st_dev, status.st_ino)
         self._node = name.rstrip(b"\0").decode()
         self.virtual = bool(flags & _FLAG_VIRTUAL)
+        self._tells_sleep = bool(flags & _FLAG_TELLS_SLEEP)
+        self._slept_shift_ns = hostclock.slept_shift_ns()
         self._reset()
         return True
 
     def _take(self, count: int) -> None:
         """Reads the new records, and the recent ones again."""
-        assert self._memory is not None
         first = max(self._read - TIGHTENED_MAX, count - CAPACITY, 0)
+        if first >= count:
+            return
+        data = self._records(first, count)
         for number in range(first, count):
-            at = _HEADER_BYTES + (number % CAPACITY) * _RECORD_BYTES
-            data = self._memory[at : at + _RECORD_BYTES]
-            if data == self._recent.get(number):
+            at = (number - first) * _RECORD_BYTES
+            record = data[at : at + _RECORD_BYTES]
+            if record == self._recent.get(number):
                 continue  # most heartbeats bring nothing else
-            knot = _unpack(number, data)
+            knot = _unpack(number, record)
             if knot is None:
                 if number >= self._read:
                     return  # being written; the next refresh will have it
                 continue
-            self._recent[number] = data
+            self._recent[number] = record
             if number < self._read:
                 self._history.tighten((knot,))
             else:
@@ -441,9 +572,18 @@ class SegmentReader:
         for number in [number for number in self._recent if number < count - TIGHTENED_MAX]:
             del self._recent[number]
 
+    def _records(self, first: int, end: int) -> bytes:
+        """The records from ``first`` to before ``end``, which the ring may hold in two pieces."""
+        assert self._opened is not None
+        data, number = b"", first
+        while number < end:
+            place = number % CAPACITY
+            several = min(end - number, CAPACITY - place)
+            at, size = _HEADER_BYTES + place * _RECORD_BYTES, several * _RECORD_BYTES
+            data += os.pread(self._opened.descriptor, size, at).ljust(size, b"\0")
+            number += several
+        return data
+
     def close(self) -> None:
-        """Unmaps the segment."""
-        if self._memory is not None:
-            self._words.release()
-            self._memory.close()
-            self._memory = None
+        """Lets go of the file."""
+        self._opened = None

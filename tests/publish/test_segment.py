@@ -180,8 +180,6 @@ def test_damage_is_survived(path: Path, damage: str) -> None:
         else:
             file.seek({"magic": 0, "header": 40, "record": segment._HEADER_BYTES + 20}[damage])
             file.write(b"\xff\xee")
-    if damage == "short":
-        writer._words.release()  # the writer's own map would fault; only the reader is asked here
     assert SegmentReader(path).at(knot(0).wall_ns) == UNSYNCHRONIZED
 
 
