@@ -4,8 +4,9 @@ All thinking is elsewhere (``node.py``, ``bounds/``, ``links/protocol.py``); her
 and timers run. The kernel tells at once when the wall clock is set (``hostclock.SetWatch``), and a virtual node's page
 likewise (``VirtualPage.watch``); besides, every
 ``TICK_S`` it is compared with the raw clock, and more often where nobody tells. A step is published as soon
-as it is seen; four times a second a knot is published. Nothing a network sends can end this loop: links count what
-they refuse.
+as it is seen; four times a second a knot is published. Nothing a network sends can end this loop: what no clock shows
+is refused where it is decoded (``limits.py``), links count what they refuse, and a fault of skewd's own in mesh code, a
+source or a link stays there and is said (``faults.py``).
 
 Limits: one daemon per runtime directory (a lock file says whose). A step is noticed when the kernel told and this
 process got to run, or up to ``POLL_S`` after it happened; a span that is exported within that time is judged by the
@@ -36,6 +37,7 @@ from skewd.clock import NodeClock, VirtualClock, Watch, read_wall
 from skewd.config import Config
 from skewd.durations import format_duration
 from skewd.failures import StartError
+from skewd.faults import Faults
 from skewd.kernel_clock import Adjuster, KernelClock, RawFacts, continued, disturbance
 from skewd.knots import KNOT_PERIOD_NS
 from skewd.lean import msgspec, structlog
@@ -122,6 +124,7 @@ class Daemon:
     def __init__(self, config: Config, clock: NodeClock) -> None:
         self.config = config
         self.clock = clock
+        self._faults = Faults()
         self._log = structlog.get_logger().bind(node=config.node.name)
         self._plan = new_plan(config, random.random)
         self._member: Membership | None = None
@@ -143,8 +146,10 @@ class Daemon:
                 " or a hypervisor's, or not told"
             )
         self.node = self._resumed_node()
-        self._sources = SourceSet(self.node, clock, self._log)
-        self._links = LinkSet(config, self.node, clock, self._on_proofs, self._attach, self._plan, self._log)
+        self._sources = SourceSet(self.node, clock, self._log, self._faults)
+        self._links = LinkSet(
+            config, self.node, clock, self._on_proofs, self._attach, self._plan, self._log, self._faults
+        )
         self._source = self._facts.clock_source
         self._set_watch: Watch | None = None
         self._pause: asyncio.Future[None] | None = None
@@ -174,14 +179,17 @@ class Daemon:
                 kept, node=node.name, boot=boot, facts=self._facts, limits=limits, now_raw_ns=now
             )
             if objection is None:
-                node.resume(kept)
-                self._log.info("bounds of before are resumed", peers=len(kept.peers), sources=len(kept.sources))
+                with self._faults.guard("state", "resume"):
+                    node.resume(kept)
+                    self._log.info("bounds of before are resumed", peers=len(kept.peers), sources=len(kept.sources))
+                node.forget_unusable(now)
             else:
                 self._log.info(f"bounds of before are not used: {objection}")
             if clock.drift_over_reboot and not self.clock.virtual:
-                node.take_drift(
-                    resume.drift_priors(kept, node=node.name, boot=boot, limits=limits, basis=self._rate_basis)
-                )
+                with self._faults.guard("state", "drift of before"):
+                    node.take_drift(
+                        resume.drift_priors(kept, node=node.name, boot=boot, limits=limits, basis=self._rate_basis)
+                    )
         return node
 
     def _keep(self) -> None:
@@ -217,6 +225,7 @@ class Daemon:
             metrics=self._metrics_address,
             version=skewd.__version__,
             found=self._sources.found,
+            faults=dict(self._faults.counts),
             config=ConfigRow(self._reload_problem is None, list(self._needs_restart)),
             discipline=DisciplineRow() if self._steering is None else self._steering.told(),
         )
@@ -237,6 +246,7 @@ class Daemon:
         found += self._mesh_problems()
         found += self._sources.problems(told.sources)
         found += self._config_problems()
+        found += self._faults.problems()
         if self._clockbound is not None:
             found += self._clockbound.problems()
         if self._steering is not None:
@@ -304,6 +314,7 @@ class Daemon:
         """
         config = self.config
         runtime = config.node.runtime_dir
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: self._faults.on_loop_error(context))
         async with contextlib.AsyncExitStack() as stack:
             stack.enter_context(locked(runtime))
             self._writer = self._new_segment()
@@ -457,7 +468,18 @@ class Daemon:
         self._links.reload_keys(anyway=anyway)
 
     def _attach(self, peer: str | None, max_bytes: int) -> bytes:
-        return b"" if self._member is None else self._member.attach(peer, max_bytes)
+        attached = b""  # if this fails, the exchange itself, which bounds rest on, goes on
+        with self._faults.guard("mesh", "attach"):
+            if self._member is not None:
+                attached = self._member.attach(peer, max_bytes)
+        return attached
+
+    def _mesh_failed(self) -> None:
+        """Mesh code has failed: go on with first-hand bounds, and without what they can't be had of."""
+        for name in self.node.forget_unusable(self.clock.raw_ns()):
+            self._log.warning(f"what was known of {name} could not be used, and begins anew")
+        if self._member is not None:
+            self._member.first_hand_only()
 
     def _join_mesh(self) -> None:
         """Makes this node a member, once there is anybody else. Without signatures it knows its own peers only."""
@@ -486,8 +508,10 @@ class Daemon:
             plan=self._plan,
             first_sequence=identity.first_sequence,
             say=lambda text, warning: self._log.warning(text) if warning else self._log.info(text),
+            on_fault=lambda where, error: self._faults.failed("mesh", where, error),
         )
-        self._member.begin(self.clock.raw_ns())
+        with self._faults.guard("mesh", "begin"):
+            self._member.begin(self.clock.raw_ns())
 
     def _keep_pins(self) -> None:
         if self._member is None or self._pins is None:
@@ -502,7 +526,8 @@ class Daemon:
 
     def _on_proofs(self, proofs: Proofs) -> None:
         now = self.clock.raw_ns()
-        self.node.on_proofs(proofs, now)
+        with self._faults.guard("mesh", "proofs", lambda: self.node.forget_peer(proofs.peer.name)):
+            self.node.on_proofs(proofs, now)
         # The plan's requests go over UDP: who asks over another link, slower perhaps, spares none of them.
         if proofs.asked and proofs.link == UDP:
             self._plan.asked_by(proofs.peer.name, round(asyncio.get_running_loop().time() * 1e9))
@@ -512,7 +537,8 @@ class Daemon:
             except StartError as error:  # its identity is damaged: it goes on with its own peers, and says so
                 self._mesh_problem = of_error("identity-damaged", "", error)
         if self._member is not None:
-            self._member.heard(proofs, now)
+            with self._faults.guard("mesh", "records"):
+                self._member.heard(proofs, now)
         else:
             self._plan.answered(proofs.address, proofs.peer.name)
         if self._pause is not None and not self._pause.done() and time.monotonic_ns() >= self._early_ns:
@@ -564,19 +590,31 @@ class Daemon:
             if now >= next_source_ns:
                 next_source_ns = now + 1_000_000_000
                 self._source = hostclock.clock_source()
-                self._mend_segment()
+                with self._faults.guard("publish", "segment"):
+                    self._mend_segment()
             if now >= next_minute_ns:
                 next_minute_ns = now + 10_000_000_000
-                self.reload_keys(anyway=False)
-                self.node.forget_departed(self.clock.raw_ns())
-                self._keep()
-                self._keep_pins()
-                if self._discovery is not None and self._plan.anyone_silent():
-                    self._discovery.look_again()
-                self._say()
+                self._tidy()
             longest_s = TICK_S if self._set_watch is not None else POLL_S
             knot_s = (self._next_knot_ns - self.clock.raw_ns()) / 1e9
             await self._pausing(min(longest_s, knot_s) if knot_s > 0 else longest_s)
+
+    def _tidy(self) -> None:
+        """What is done now and then; none of it keeps the rest, or the clocks, from being looked at."""
+        guard = self._faults.guard
+        with guard("link", "keys"):
+            self.reload_keys(anyway=False)
+        with guard("mesh", "departed", self._mesh_failed):
+            self.node.forget_departed(self.clock.raw_ns())
+        with guard("state", "bounds", self._mesh_failed):
+            self._keep()
+        with guard("state", "pins"):
+            self._keep_pins()
+        with guard("mesh", "discovery"):
+            if self._discovery is not None and self._plan.anyone_silent():
+                self._discovery.look_again()
+        with guard("status", "log", self._mesh_failed):
+            self._say()
 
     async def _pausing(self, longest_s: float) -> None:
         """Until the next look at the clocks is due, or a message has woken this process late enough to take it now."""
@@ -590,7 +628,15 @@ class Daemon:
             timer.cancel()
 
     def tick(self) -> None:
-        """Reads the clocks; publishes at once after a step, and otherwise when a knot is due."""
+        """Reads the clocks; publishes at once after a step, and otherwise when a knot is due.
+
+        Whatever fails in it by a fault of skewd's own, the next tick comes; and what is published then says that
+        nothing is known, if what is known can't be made out.
+        """
+        with self._faults.guard("publish", "tick", self._publish_nothing):
+            self._tick()
+
+    def _tick(self) -> None:
         assert self._writer is not None
         stepped = set_by_hand = False
         facts = RawFacts(self._source, hostclock.suspended_ns(), self._machine.marker(), self._facts.shift_ns)
@@ -605,29 +651,61 @@ class Daemon:
             if self.node.on_wall(read_wall(self.clock), self._rate_ppb()):
                 self._log.warning("the wall clock was stepped", by=format_duration(self.node.wall.last_step_ns or 0))
                 stepped = set_by_hand = True
-        steers = self._steering is not None and self._steering.look(self.clock.raw_ns(), set_by_hand)
+        steers = False
+        with self._faults.guard("discipline", "look", self._steering_failed):
+            steers = self._steering is not None and self._steering.look(self.clock.raw_ns(), set_by_hand)
         stepped |= self.node.slew_began or steers
         now = self.clock.raw_ns()
         if self._member is not None:
-            self._member.turn(now)
+            with self._faults.guard("mesh", "turn", self._mesh_failed):
+                self._member.turn(now)
         if stepped or now >= self._next_knot_ns:
             self._publish(now)
         # As of the look, not of now: a sleep in between must not be taken for one that was seen.
         self._writer.heartbeat(self._facts.suspended_ns.hi)
         if self._steering is not None and steers:
-            self._steering.act()  # only now: the bounds that allow for it are out
+            with self._faults.guard("discipline", "act", self._steering_failed):
+                self._steering.act()  # only now: the bounds that allow for it are out
 
     def _publish(self, now: int) -> None:
         assert self._writer is not None
         self._next_knot_ns = now + KNOT_PERIOD_NS
+        try:
+            self._publish_knots(now)
+        except Exception as error:
+            # Perhaps by what others said: once more without it.
+            self._faults.failed("publish", "knot", error)
+            with self._faults.guard("publish", "first-hand", self._publish_nothing):
+                self._mesh_failed()
+                self._publish_knots(now)
+        if self._clockbound is not None:
+            with self._faults.guard("clockbound", "publish", self._clockbound.unknown):
+                as_of = clockbound.as_of_ns()
+                self._clockbound.publish(self.node, self.clock.raw_ns(), virtual=self.clock.virtual, as_of_ns=as_of)
+
+    def _publish_knots(self, now: int) -> None:
+        assert self._writer is not None
         knot = self.node.knot(now)
         if knot is not None:
             self._writer.publish(knot)
         for better in self.node.tightened():
             self._writer.tighten(better)
+
+    def _publish_nothing(self) -> None:
+        """Says that nothing is known; if even that fails the heartbeat stays away, and readers see that."""
+        if self._writer is None:
+            return
+        knot = self.node.no_knot(self.clock.raw_ns())
+        if knot is not None:
+            self._writer.publish(knot)
+        self._writer.heartbeat(self._facts.suspended_ns.hi)
         if self._clockbound is not None:
-            as_of = clockbound.as_of_ns()
-            self._clockbound.publish(self.node, self.clock.raw_ns(), virtual=self.clock.virtual, as_of_ns=as_of)
+            self._clockbound.unknown()
+
+    def _steering_failed(self) -> None:
+        """The steering has failed by its own fault: what it found is restored, and it is over."""
+        if self._steering is not None:
+            self._steering.abandon(lambda: self._publish(self.clock.raw_ns()))
 
     def _say(self) -> None:
         """Log lines for what has changed, and the service manager's status text."""

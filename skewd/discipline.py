@@ -486,7 +486,7 @@ class Left(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     boot: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
     found: Annotated[int, msgspec.Meta(ge=-32_768_000, le=32_768_000)]
     ours: Annotated[tuple[int, ...], msgspec.Meta(max_length=2)]
-    tick_us: int
+    tick_us: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
     version: Annotated[int, msgspec.Meta(ge=1, le=1)] = 1
 
 

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from skewd.lean import msgspec
+from skewd.limits import RESERVED_NAMES
 from skewd.links.wire import is_name
 from skewd.record_store import PINS_MAX, Pin
 from skewd.records import PUBLIC_KEY_BYTES, private_key, public_key_of
@@ -138,7 +139,7 @@ class _KeptPin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     public_key: Annotated[bytes, msgspec.Meta(min_length=PUBLIC_KEY_BYTES, max_length=PUBLIC_KEY_BYTES)]
     first_hand: bool
-    sequence: Annotated[int, msgspec.Meta(ge=-1)]
+    sequence: Annotated[int, msgspec.Meta(ge=-1)]  # MessagePack has none above 2^64 - 1, nor has a record
     boot: Annotated[bytes, msgspec.Meta(max_length=16)]
 
 
@@ -156,7 +157,7 @@ class PinsFile:
             kept = msgspec.msgpack.decode(content, type=list[_KeptPin])
         except (OSError, msgspec.MsgspecError):
             return {}
-        found = [pin for pin in kept if is_name(pin.name)][-PINS_MAX:]
+        found = [pin for pin in kept if is_name(pin.name) and pin.name not in RESERVED_NAMES][-PINS_MAX:]
         return {pin.name: Pin(pin.public_key, pin.first_hand, pin.sequence, pin.boot) for pin in found}
 
     def write(self, pins: Mapping[str, Pin]) -> None:

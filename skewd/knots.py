@@ -113,10 +113,7 @@ class Knots:
             return None  # within an era knots only go forwards
         estimate = self._estimate_at(at_raw)
         if estimate is None:
-            if self._key is None:
-                return None
-            self._key = None
-            return self._remember(at_raw, at_wall, None)
+            return self._nothing(at_raw, at_wall)
         key = (self._wall.era, *estimate.epoch)
         same = self._line is not None and key == self._key
         # Another clock carries the timescale on: what was said of the former one is not said of it, but times go on.
@@ -130,6 +127,22 @@ class Knots:
             self._line = applied.begin(at_wall, estimate.bound, estimate.drift_ppb)
         self._key, self._scale, self._era = key, estimate.scale, self._wall.era
         return self._remember(at_raw, at_wall, estimate)
+
+    def unknown(self, now_raw_ns: int) -> Knot | None:
+        """A knot that says that nothing is known, whatever is; None if that was said, or nothing before it."""
+        at_raw = now_raw_ns + LEAD_NS
+        at_wall = at_raw + self._wall.wall_minus_raw(at_raw).midpoint
+        self._recent.clear()
+        self._widened = self._improved = False
+        if self._last_wall_ns is not None and self._last_wall_ns >= (self._wall.era, at_wall):
+            at_raw, at_wall = at_raw + self._last_wall_ns[1] + 1 - at_wall, self._last_wall_ns[1] + 1
+        return self._nothing(at_raw, at_wall)
+
+    def _nothing(self, at_raw: int, at_wall: int) -> Knot | None:
+        if self._key is None:
+            return None
+        self._key = None
+        return self._remember(at_raw, at_wall, None)
 
     def tightened(self) -> list[Knot]:
         """Recent knots that what arrived since has made narrower, and the one that a slew has made wider."""

@@ -19,6 +19,7 @@ from skewd.clock import NodeClock
 from skewd.config import Config, LinkConfig
 from skewd.failures import StartError
 from skewd.fanout import Plan
+from skewd.faults import Faults
 from skewd.keys import KeyFile, KeyRing
 from skewd.links.protocol import LinkProtocol, Proofs, Timebases
 from skewd.node import Node
@@ -63,6 +64,7 @@ class LinkSet:
         attach: what goes along with a message to a peer, in at most so many bytes.
         plan: who is asked when.
         log: told when the keys change.
+        faults: told of a fault of skewd's own in a message's handling.
     """
 
     def __init__(
@@ -74,7 +76,9 @@ class LinkSet:
         attach: Callable[[str | None, int], bytes],
         plan: Plan,
         log: Any,
+        faults: Faults | None = None,
     ) -> None:
+        self._faults = faults or Faults()
         self._config = config
         self._node = node
         self._clock = clock
@@ -189,6 +193,7 @@ class LinkSet:
 
     def _protocol(self, link: str) -> LinkProtocol:
         return LinkProtocol(
+            on_fault=lambda error: self._faults.failed("link", link, error),
             link=link,
             key=self._keys,
             describe=self._node.describe,

@@ -30,10 +30,12 @@ from skewd.bounds.compose import UTC as UTC_NAME
 from skewd.bounds.compose import Composed, FirstHand, Here, clock_tag, compose, judge
 from skewd.bounds.history import SPAN_NS
 from skewd.bounds.pair import pair_limits
+from skewd.election import UTC as UTC_SCALE
 from skewd.election import Decision, Election, Member, Own, Timescale, Timing
 from skewd.fanout import Plan
 from skewd.hearsay import Heard, Known, MeshView, Wall
 from skewd.interval import Interval
+from skewd.limits import RAW_OFFSET_MAX_NS, SCALE_MAX_NS, within
 from skewd.links.protocol import Proofs, Self
 from skewd.problems import Problem
 from skewd.record_store import RecordStore
@@ -63,6 +65,9 @@ NEWS_EVERY_NS = 10_000_000_000
 Say = Callable[[str, bool], None]
 """A line for a person, and whether it is a warning."""
 
+OnFault = Callable[[str, Exception], None]
+"""Where it was, and what was raised."""
+
 
 class Membership:
     """One member. It reads ``node`` and sets ``node.mesh``.
@@ -73,6 +78,8 @@ class Membership:
         key: signs this node's own (``identity.py``); ``first_sequence`` is where their sequences begin.
         plan: whom this node asks.
         say: told what a person should know: news of keys, convictions, changes of timescale.
+        on_fault: told where this code failed by a fault of its own, and how; without it such a fault is raised. The
+            turn goes on without what failed: without bounds by others, or on the timescale of before.
     """
 
     def __init__(
@@ -84,8 +91,10 @@ class Membership:
         plan: Plan,
         first_sequence: int = 0,
         say: Say = lambda text, warning: None,
+        on_fault: OnFault | None = None,
     ) -> None:
         mesh = node.config.mesh
+        self._on_fault = on_fault
         self.node, self.store = node, store
         self.plan = plan
         self.decision: Decision | None = None
@@ -173,8 +182,18 @@ class Membership:
                 every = COMPOSE_EVERY_MET if met.issuperset(records) else COMPOSE_EVERY
                 wait_ns = max(wait_ns, self._interval_ns * every)
             self._compose_at_ns, self._composed_of = now_raw_ns + wait_ns, of
-            self._compose(records, now_raw_ns)
-        decision = self.decision = self._decide(records, now_raw_ns)
+            try:
+                self._compose(records, now_raw_ns)
+            except Exception as error:
+                self._fault("compose", error)
+                self._view = replace(self._view, at_raw_ns=now_raw_ns, known={})
+        try:
+            decision = self.decision = self._decide(records, now_raw_ns)
+        except Exception as error:
+            self._fault("election", error)
+            self.first_hand_only()
+            self._publish(self._view.timescale, now_raw_ns)
+            return
         if decision.changed is not None:
             moved = decision.new_epoch and decision.epochs > 1
             self._say(_changed(decision, moved), moved)
@@ -195,6 +214,21 @@ class Membership:
         self.store.urgent = keeper
         self.plan.always(frozenset() if keeper in (None, UTC_NAME, self.node.name) else frozenset({str(keeper)}))
         self._publish(decision.timescale, now_raw_ns)
+
+    def _fault(self, where: str, error: Exception) -> None:
+        if self._on_fault is None:
+            raise error
+        self._on_fault(where, error)
+
+    def first_hand_only(self) -> None:
+        """Until the next turn that succeeds nothing of others is used: bounds are those that this node measures.
+
+        The timescale stays; where there is none yet, UTC by sources of one's own is one.
+        """
+        scale = self._view.timescale
+        if scale is None and self.node.claims_utc and self.node.config.mesh.reference in ("auto", UTC_NAME):
+            scale = UTC_SCALE
+        self.node.mesh = self._view = replace(self._view, timescale=scale, known={}, agreed=False, alive=False)
 
     def _note_unconfirmed(self, records: Mapping[str, Record], timing: Timing, now_raw_ns: int) -> None:
         """Members that too few vouch for have no vote. But this node does not say over their heads that all agree."""
@@ -287,7 +321,9 @@ class Membership:
 
         def bound(timescale: Timescale) -> Interval | None:
             found = node.raw_estimate(timescale, now_raw_ns)
-            return None if found is None or found.offset.width > 2 * limit else found.offset
+            if found is None or found.offset.width > 2 * limit or not within(found.offset, SCALE_MAX_NS):
+                return None
+            return found.offset
 
         utc = node.utc_raw(now_raw_ns, own=True)
         own = Own(
@@ -347,7 +383,7 @@ class Membership:
             wall_slew_ppb=me.wall_slew_ppb,
             max_drift_ppm=me.max_drift_ppm,
             max_wander_ppb_per_s=me.max_wander_ppb_per_s,
-            utc=None if utc is None else self._claim(utc, 0, 0),
+            utc=None if utc is None else self._claim(utc, 0, 0, SCALE_MAX_NS),
             timescale=timescale,
             edges=edges,
         )
@@ -373,7 +409,9 @@ class Membership:
                 break
         return tuple(edges)
 
-    def _claim(self, known: Heard, drift_ppm: int, wander_ppb_per_s: int) -> Claim | None:
+    def _claim(
+        self, known: Heard, drift_ppm: int, wander_ppb_per_s: int, most_ns: int = RAW_OFFSET_MAX_NS
+    ) -> Claim | None:
         clock = self.node.config.clock
         drift, wander = pair_limits(clock.max_drift_ppm, clock.max_wander_ppb_per_s, drift_ppm, wander_ppb_per_s)
         limit = math.ceil(drift * 1000) + 1
@@ -381,7 +419,7 @@ class Membership:
         if within is None:
             return None
         claim = Claim(known.offset, within, limit, math.ceil(wander) + 1)
-        return claim if claimable(claim) else None
+        return claim if claimable(claim, most_ns) else None
 
     def problems(self) -> list[Problem]:
         """What is wrong in the mesh."""

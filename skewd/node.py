@@ -45,6 +45,7 @@ from skewd.hearsay import Heard, MeshView, Wall
 from skewd.interval import Interval
 from skewd.kernel_clock import RawFacts
 from skewd.knots import Knots
+from skewd.limits import TOLD_MAX_NS, within
 from skewd.links.protocol import Proofs, Self
 from skewd.over_links import OverLinks, RttMinimum
 from skewd.pairing import OscillatorLimits, learn
@@ -295,6 +296,38 @@ class Node:
             self._contradictions_of_departed += peer.pair.contradictions
             del self._peers[name]
 
+    def forget_peer(self, name: str) -> None:
+        """Drops what is known of one peer, and what was kept of it: its next message begins anew."""
+        gone = self._peers.pop(name, None)
+        self._kept.pop(name, None)
+        if gone is not None:
+            self._contradictions_of_departed += gone.pair.contradictions
+
+    def forget_source(self, name: str) -> None:
+        """Drops what one source said: its next answer begins anew."""
+        self._utc.forget(name)
+
+    def forget_unusable(self, now_raw_ns: int) -> list[str]:
+        """Drops every peer and source whose own bound can't be had, by a fault of the program; their names.
+
+        One such would spoil what follows from all of them, and be kept over a restart.
+        """
+        names: list[str] = []
+        for name, peer in list(self._peers.items()):
+            try:
+                peer.pair.offset(now_raw_ns), peer.pair.drift(now_raw_ns), peer.pair.proofs()
+                self.peer_estimate(name, now_raw_ns)
+            except Exception:
+                self.forget_peer(name)
+                names.append(name)
+        for name, source in self.sources.items():
+            try:
+                source.pair.offset(now_raw_ns), source.pair.drift(now_raw_ns), source.pair.proofs()
+            except Exception:
+                self.forget_source(name)
+                names.append(name)
+        return names
+
     # -- kept over a restart -------------------------------------------------------------------------------------
 
     def keep(self, facts: RawFacts, now_raw_ns: int, rate_basis: str = "") -> Kept:
@@ -430,7 +463,7 @@ class Node:
         return self.config.mesh.interval * max(members, DIRECT_MAX) // DIRECT_MAX
 
     def peer_estimate(self, name: str, at_raw_ns: int) -> Estimate | None:
-        """Peer's wall - own wall at an own raw instant; None while unknown."""
+        """Peer's wall - own wall at an own raw instant; None while unknown, or where it is nothing that can be told."""
         found = self._raw_offset(name, at_raw_ns)
         if found is None:
             return None
@@ -438,6 +471,8 @@ class Node:
         peer = self._peers.get(name)
         there = known.offset.shift(at_raw_ns)
         bound = self.wall.from_raw(known.offset + wall.minus_raw_at(there), at_raw_ns)
+        if not within(bound, TOLD_MAX_NS):
+            return None
         return Estimate(
             bound,
             self.wall.drift_from_raw(known.drift_ppb, wall.slew_ppb),
@@ -571,7 +606,11 @@ class Node:
         )
 
     def reference_estimate(self, at_raw_ns: int) -> Estimate | None:
-        """reference - own wall at an own raw instant."""
+        """reference - own wall at an own raw instant; None too where that is nothing that can be told."""
+        estimate = self._reference_estimate(at_raw_ns)
+        return estimate if estimate is not None and within(estimate.bound, TOLD_MAX_NS) else None
+
+    def _reference_estimate(self, at_raw_ns: int) -> Estimate | None:
         if self.mesh is not None and self.mesh.timescale is not None:
             return self._timescale_estimate(self.mesh.timescale, at_raw_ns)
         name = self.reference_name()
@@ -601,6 +640,10 @@ class Node:
         following = None if self.mesh is None else self.mesh.timescale
         self._knot_reference = self.reference_name() if following is None else following.keeper
         return self._knots.next(now_raw_ns)
+
+    def no_knot(self, now_raw_ns: int) -> Knot | None:
+        """A knot that says that nothing is known; None where nothing else was said before."""
+        return self._knots.unknown(now_raw_ns)
 
     def applied_ns(self, at_raw_ns: int) -> int | None:
         """What is published as reference - own raw at an own raw instant; None when nothing is."""

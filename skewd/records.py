@@ -6,7 +6,8 @@ declared limits, UTC if it has sources, the timescale it follows, and up to ``ED
 withhold it and nothing else. Old records stay true: a claim about an instant is carried to now by whoever uses it.
 
 Which of them are kept and passed on is ``record_store.py``'s affair. Limits: ``BYTES_MAX`` bytes each; what no record
-can carry is a :class:`RecordError`, whatever bytes came. Pure; ``cryptography`` computes signatures (``skewd[mesh]``).
+can carry, and what no clock shows (``skewd/limits.py``), is a :class:`RecordError`, whatever bytes came. Pure;
+``cryptography`` computes signatures (``skewd[mesh]``).
 
 Layout (big-endian, version 1): version u8 | flags u8 (1 UTC, 2 timescale, 4 its k) | owner: length u8, bytes |
 boot 16 | raw era u32 | era u32 | sequence u64 | raw i64 | wall - raw: low i64, width u48 | slew ppb u32 |
@@ -24,9 +25,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from skewd.bounds.carry import Claim
-from skewd.bounds.compose import TAG_BYTES, UTC, clock_tag
+from skewd.bounds.compose import TAG_BYTES, clock_tag
 from skewd.election import Timescale
 from skewd.interval import Interval
+from skewd.limits import RAW_MAX_NS, RAW_OFFSET_MAX_NS, RESERVED_NAMES, SCALE_MAX_NS, WIDTH_MAX_NS, sayable
 from skewd.links.wire import (
     MAX_DRIFT_PPM,
     MAX_NAME_BYTES,
@@ -51,9 +53,8 @@ _HAS_UTC, _HAS_TIMESCALE, _HAS_K = 1, 2, 4
 _CLOCK = struct.Struct(">16sIIQqqHIIII")
 _CLAIM = struct.Struct(">qHIiiII")
 _SCALE = struct.Struct(">16sI")
-_U32, _U48, _U64, _I64 = (1 << 32) - 1, (1 << 48) - 1, (1 << 64) - 1, 1 << 63
+_U32, _U64 = (1 << 32) - 1, (1 << 64) - 1
 _SECOND_NS = 1_000_000_000
-_RESERVED = frozenset((UTC, "auto"))
 
 
 class MeshExtraMissing(RuntimeError):
@@ -113,7 +114,7 @@ class Record:
     """The tag of the owner's raw clock."""
 
     def __post_init__(self) -> None:
-        if not is_name(self.owner) or self.owner in _RESERVED:
+        if not is_name(self.owner) or self.owner in RESERVED_NAMES:
             raise RecordError(f"'{self.owner[:80]}' can't own a record: it is no node's name")
         _sized("public key", self.public_key, PUBLIC_KEY_BYTES)
         _sized("boot id", self.boot, 16)
@@ -126,15 +127,15 @@ class Record:
             ("max_wander_ppb_per_s", self.max_wander_ppb_per_s, MAX_WANDER_PPB_PER_S),
         ):
             _within(name, value, 0, most)
-        _within("raw_ns", self.raw_ns, -_I64, _I64 - 1)
-        _interval("wall_minus_raw", self.wall_minus_raw)
+        _within("raw_ns", self.raw_ns, -RAW_MAX_NS, RAW_MAX_NS)
+        _interval("wall_minus_raw", self.wall_minus_raw, SCALE_MAX_NS)
         if self.utc is not None:
-            _interval("utc", self.utc.offset)
+            _interval("utc", self.utc.offset, SCALE_MAX_NS)
         if len(self.edges) > EDGES_MAX:
             raise RecordError(f"a record has at most {EDGES_MAX} edges, not {len(self.edges)}")
         for edge in self.edges:
             _sized("clock's tag", edge.clock, TAG_BYTES)
-            _interval("edge", edge.claim.offset)
+            _interval("edge", edge.claim.offset, RAW_OFFSET_MAX_NS)
         if len({edge.clock for edge in self.edges}) < len(self.edges):
             raise RecordError("a record has two edges to one clock; keep the narrower one")
         scale = self.timescale
@@ -145,7 +146,7 @@ class Record:
             if not is_name(scale.origin) or not is_name(scale.keeper):
                 raise RecordError(f"a timescale's origin and keeper are names, not {(scale.origin, scale.keeper)}")
             if scale.k_ns is not None:
-                _within("k_ns", scale.k_ns, -_I64, _I64 - 1)
+                _within("k_ns", scale.k_ns, -SCALE_MAX_NS, SCALE_MAX_NS)
         object.__setattr__(self, "clock", clock_tag(self.owner, self.public_key, self.boot, self.raw_era))
 
     def wall_minus_raw_at(self, raw_ns: Interval) -> Interval:
@@ -154,9 +155,13 @@ class Record:
         return self.wall_minus_raw.widen(-(-self.wall_slew_ppb * longest // _SECOND_NS))
 
 
-def claimable(claim: Claim) -> bool:
-    """Whether a record can carry it; one wider than three days is worth nothing anyway."""
-    return claim.offset.width <= _U48 and claim.offset.lo >= -_I64 and claim.offset.hi < _I64
+def claimable(claim: Claim, most_ns: int = RAW_OFFSET_MAX_NS) -> bool:
+    """Whether a record can carry it; one wider than three days is worth nothing anyway.
+
+    Args:
+        most_ns: how far from zero it may be: of two raw clocks, or ``SCALE_MAX_NS`` of UTC and a raw clock.
+    """
+    return sayable(claim.offset, most_ns)
 
 
 def _within(name: str, value: int, least: int, most: int) -> None:
@@ -169,10 +174,10 @@ def _sized(name: str, value: bytes, size: int) -> None:
         raise RecordError(f"a record's {name} has {size} bytes, not {len(value)}")
 
 
-def _interval(name: str, value: Interval) -> None:
-    _within(f"{name}'s lower end", value.lo, -_I64, _I64 - 1)
-    _within(f"{name}'s upper end", value.hi, -_I64, _I64 - 1)
-    _within(f"{name}'s width", value.width, 0, _U48)
+def _interval(name: str, value: Interval, most_ns: int) -> None:
+    _within(f"{name}'s lower end", value.lo, -most_ns, most_ns)
+    _within(f"{name}'s upper end", value.hi, -most_ns, most_ns)
+    _within(f"{name}'s width", value.width, 0, WIDTH_MAX_NS)
 
 
 # -- signing -----------------------------------------------------------------------------------------------------

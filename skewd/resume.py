@@ -25,7 +25,9 @@ the boot before, widened by w x the whole time in between. It holds if three thi
 So it is an assumption of its own, and off unless ``[clock] drift_over_reboot`` declares it. It serves UTC alone, where
 round trips are long and a drift takes hours to learn; against a near peer it is learned within a minute.
 
-The file is a magic word with the version, a BLAKE2s digest of the rest, and MessagePack. Limits: ``BYTES_MAX``; a
+The file is a magic word with the version, a BLAKE2s digest of the rest, and MessagePack, each number within what a
+clock can show (``skewd/limits.py``): what an older version kept of a member that said more is not taken up. Limits:
+``BYTES_MAX``; a
 digest finds accidents, not forgeries: whoever can write the daemon's own directory is trusted as the daemon is. What
 happened and was undone while no daemon ran (a clock source changed and changed back, a restore from a snapshot that
 no device told of) is not noticed here; a jump larger than the bound contradicts the first messages. Pure.
@@ -42,6 +44,7 @@ from skewd.bounds.pair import CONSTRAINTS_MAX, PairBound, Proof, pair_limits
 from skewd.interval import Interval
 from skewd.kernel_clock import RawFacts, disturbance
 from skewd.lean import msgspec
+from skewd.limits import DRIFT_MAX_PPM, RAW_MAX_NS, SCALE_MAX_NS, WANDER_MAX_PPB_PER_S, is_raw
 
 BYTES_MAX = 1 << 20
 PAIRS_MAX = 512
@@ -49,7 +52,14 @@ _MAGIC = b"skewdbd1"
 _DIGEST_BYTES = 16
 _HEAD = len(_MAGIC) + _DIGEST_BYTES
 
-Proofs = Annotated[tuple[tuple[bool, int, int], ...], msgspec.Meta(max_length=2 * CONSTRAINTS_MAX)]
+_Raw = Annotated[int, msgspec.Meta(ge=-RAW_MAX_NS, le=RAW_MAX_NS)]
+_Scale = Annotated[int, msgspec.Meta(ge=-SCALE_MAX_NS, le=SCALE_MAX_NS)]
+_Wall = Annotated[int, msgspec.Meta(ge=-(SCALE_MAX_NS + RAW_MAX_NS), le=SCALE_MAX_NS + RAW_MAX_NS)]
+_Era = Annotated[int, msgspec.Meta(ge=0, le=(1 << 32) - 2)]
+_DriftPpm = Annotated[float, msgspec.Meta(ge=0, le=DRIFT_MAX_PPM)]
+_WanderPpb = Annotated[float, msgspec.Meta(ge=0, le=WANDER_MAX_PPB_PER_S)]
+
+Proofs = Annotated[tuple[tuple[bool, _Raw, _Scale], ...], msgspec.Meta(max_length=2 * CONSTRAINTS_MAX)]
 """(upper, local_ns, limit_ns) each: :class:`~skewd.bounds.pair.Proof`."""
 
 
@@ -58,10 +68,10 @@ class KeptPeer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     name: Annotated[str, msgspec.Meta(max_length=63)]
     boot: Annotated[bytes, msgspec.Meta(max_length=16)]
-    raw_era: int
-    max_drift_ppm: float
-    max_wander_ppb_per_s: float
-    heard_ns: int
+    raw_era: _Era
+    max_drift_ppm: _DriftPpm
+    max_wander_ppb_per_s: _WanderPpb
+    heard_ns: _Raw
     proofs: Proofs
 
 
@@ -71,7 +81,7 @@ class KeptSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     name: str
     type: str
     address: str | None
-    heard_ns: int
+    heard_ns: _Raw
     proofs: Proofs
     smear: bool = False
 
@@ -81,15 +91,15 @@ class Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
 
     node: str
     boot: Annotated[bytes, msgspec.Meta(max_length=16)]
-    raw_era: int
+    raw_era: _Era
     clock_source: str | None
-    suspended_ns: tuple[int, int]
+    suspended_ns: tuple[_Raw, _Raw]
     machine: int | None
-    shift_ns: int
-    max_drift_ppm: float
-    max_wander_ppb_per_s: float
-    at_raw_ns: int
-    at_wall_ns: int
+    shift_ns: _Raw
+    max_drift_ppm: _DriftPpm
+    max_wander_ppb_per_s: _WanderPpb
+    at_raw_ns: _Raw
+    at_wall_ns: _Wall
     peers: Annotated[tuple[KeptPeer, ...], msgspec.Meta(max_length=PAIRS_MAX)]
     sources: Annotated[tuple[KeptSource, ...], msgspec.Meta(max_length=PAIRS_MAX)]
     rate_basis: str = ""
@@ -102,7 +112,9 @@ class Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
 
 
 def plain(proofs: tuple[Proof, ...]) -> tuple[tuple[bool, int, int], ...]:
-    """Half-planes as they are kept."""
+    """Half-planes as they are kept; none, where one says what no clock shows (``skewd/limits.py``)."""
+    if not all(is_raw(proof.local_ns) and abs(proof.limit_ns) <= SCALE_MAX_NS for proof in proofs):
+        return ()
     return tuple((proof.upper, proof.local_ns, proof.limit_ns) for proof in proofs)
 
 

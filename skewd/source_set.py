@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from skewd.clock import NodeClock
 from skewd.config import Config, SourceConfig
 from skewd.failures import StartError
+from skewd.faults import Faults
 from skewd.lean import msgspec
 from skewd.node import Node
 from skewd.problems import Problem, of_error
@@ -38,10 +39,12 @@ class SourceSet:
         node: gets what they say.
         clock: this node's clocks.
         log: told when one is found.
+        faults: told of a fault of skewd's own in what a source said; that source then begins anew.
     """
 
-    def __init__(self, node: Node, clock: NodeClock, log: Any) -> None:
+    def __init__(self, node: Node, clock: NodeClock, log: Any, faults: Faults | None = None) -> None:
         self._node = node
+        self._faults = faults or Faults()
         self._clock = clock
         self._log = log
         self._config: Config | None = None
@@ -117,6 +120,11 @@ class SourceSet:
             found.append(of_error("source-unusable", kind, f"no source of UTC is configured, and {refused}"))
         return found
 
+    def _take(self, name: str, proofs: tuple[tuple[int, int], tuple[int, int]], leap: int) -> None:
+        outgoing, incoming = proofs
+        with self._faults.guard("source", name, lambda: self._node.forget_source(name)):
+            self._node.on_utc(name, [outgoing], [incoming], self._clock.raw_ns(), leap)
+
     async def _open(self, source: SourceConfig) -> None:
         if source.type != "ntp":
             try:
@@ -129,8 +137,7 @@ class SourceSet:
         from skewd.sources.ntp import NtpSample, NtpSource
 
         def on_sample(sample: NtpSample) -> None:
-            outgoing, incoming = sample.proofs()
-            self._node.on_utc(source.name, [outgoing], [incoming], self._clock.raw_ns(), sample.leap)
+            self._take(source.name, sample.proofs(), sample.leap)
 
         opened = await NtpSource.open(
             source.name,
@@ -148,8 +155,7 @@ class SourceSet:
         from skewd.sources.local import LocalSource, Reader
 
         def on_claim(claim: Claim) -> None:
-            outgoing, incoming = claim.proofs()
-            self._node.on_utc(source.name, [outgoing], [incoming], self._clock.raw_ns(), claim.leap)
+            self._take(source.name, claim.proofs(), claim.leap)
 
         assert self._config is not None, "use() comes first"
         limits, directory = self._config.clock, self._config.node.runtime_dir

@@ -257,6 +257,7 @@ class NodeStatus(_Bounded, frozen=True, kw_only=True):
     metrics: str | None = None
     version: str | None = None
     found: str | None = None
+    faults: dict[str, int] = field(default_factory=dict)
     config: ConfigRow | None = None
     discipline: DisciplineRow | None = None
 

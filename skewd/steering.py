@@ -151,6 +151,15 @@ class Steering:
         elif begun and kernel is not None:
             self._forget()
 
+    def abandon(self, publish: Callable[[], None]) -> None:
+        """It failed by a fault of the program's own: restores what was found, as at the end, and is over."""
+        try:
+            self.close(publish)
+        finally:
+            self._pilot.failed("an error of skewd's own, see its log; restart it to begin anew")
+            self._node.steer_limit_ppb = 0
+            self._order = None
+
     def told(self) -> DisciplineRow:
         """For a status."""
         pilot = self._pilot

@@ -24,6 +24,7 @@ from skewd.bounds.select import Selection, majority, select
 from skewd.config import Config, SourceConfig
 from skewd.estimate import Estimate
 from skewd.interval import Interval
+from skewd.limits import TOLD_MAX_NS, within
 from skewd.over_links import RttMinimum
 from skewd.pairing import OscillatorLimits, learn
 from skewd.resume import LEAP_AHEAD_NS, DriftPrior, Kept, KeptSource, half_planes, may_have_leapt, plain
@@ -134,6 +135,18 @@ class UtcSources:
             limits = _utc_limits(source.smear)
             source.pair, source.observed = self._limits.filter_with(*limits), self._limits.watch_with(*limits)
             source.heard_ns = None
+
+    def forget(self, name: str) -> None:
+        """What one source said so far is void."""
+        source = self.by_name.get(name)
+        if source is not None:
+            self._drift_priors.pop(name, None)
+            limits = _utc_limits(source.smear)
+            self._contradictions_of_departed += source.pair.contradictions
+            source.pair, source.observed = self._limits.filter_with(*limits), self._limits.watch_with(*limits)
+            source.rtt, source.heard_ns = RttMinimum(), None
+            source.leap, source.leap_due, source.leap_at_ns = 0, 0, None
+            source.begun += 1
 
     # -- what comes in -------------------------------------------------------------------------------------------
 
@@ -259,7 +272,9 @@ class UtcSources:
                 if source.leaping(at_raw_ns + utc.hi):
                     # An inserted second makes UTC read one second less after it, a deleted one more.
                     utc = utc.hull(utc.shift(-_PPB if source.leap_due == 1 else _PPB))
-                known.append((source, self._wall.from_raw(utc, at_raw_ns)))
+                bound = self._wall.from_raw(utc, at_raw_ns)
+                if within(bound, TOLD_MAX_NS):
+                    known.append((source, bound))
         return known, select([bound for _, bound in known])
 
     def estimate(self, at_raw_ns: int) -> Estimate | None:

@@ -249,6 +249,7 @@ class LinkProtocol:
         max_peers: peers kept at once; more are refused until one has been silent for ``peer_lifetime_ns``.
         request_lifetime_ns: an answer that comes later is not used.
         reply_lifetime_ns: how long a peer may take to its next request, for it to give us a round trip.
+        on_fault: told by the shell what was raised, by a fault of the program's own, in the handling of a message.
     """
 
     def __init__(
@@ -266,8 +267,10 @@ class LinkProtocol:
         request_lifetime_ns: int = 10 * _SECOND,
         reply_lifetime_ns: int = 120 * _SECOND,
         peer_lifetime_ns: int = 300 * _SECOND,
+        on_fault: Callable[[Exception], None] | None = None,
     ) -> None:
         self.link = link
+        self.on_fault = on_fault
         # Whoever does the I/O counts here too, so that one place tells all of a link.
         self.counters: dict[str, int] = dict.fromkeys(
             (

@@ -10,6 +10,7 @@ it.
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable, Hashable
 from typing import Protocol
 
@@ -185,4 +186,8 @@ class Shell:
     def failed(self) -> None:
         """Something of our own broke (called from an ``except``): say it, count it, go on."""
         self.count("internal_errors")
-        self.log.warning("link_internal_error", exc_info=True)
+        error = sys.exc_info()[1]
+        if self.protocol.on_fault is not None and isinstance(error, Exception):
+            self.protocol.on_fault(error)
+        else:
+            self.log.warning("link_internal_error", exc_info=True)

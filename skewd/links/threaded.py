@@ -40,7 +40,7 @@ class Handover(Generic[T]):
     """From one thread to the event loop in which this was made.
 
     Args:
-        take: called in the loop with each item, in order. It must not raise.
+        take: called in the loop with each item, in order. What it raises is the loop's affair, and drops the item.
         limit: how many may wait.
     """
 
@@ -83,7 +83,10 @@ class Handover(Generic[T]):
                     self._called = False
                     return
                 item = self._items.popleft()
-            self._take(item)
+            try:
+                self._take(item)
+            except Exception as error:  # the next item must still be taken, whatever this one was
+                self._loop.call_exception_handler({"message": "a link could not take a message", "exception": error})
         self._loop.call_soon(self._drain)
 
 

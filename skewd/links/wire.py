@@ -17,7 +17,8 @@ that the reply may carry as much as it without ever being larger.
     272 attachment's length u16 | number of answers u8 | zeros, room for later fields
     320 answers: nonce 16 | received i64, each | attachment | zeros | the last 16 bytes: keyed BLAKE2b over all before
 
-Big-endian; stamps are nanoseconds of the sender's *raw* clock, any epoch. A request or reply answers one message at
+Big-endian; stamps are nanoseconds of the sender's *raw* clock, any epoch. A field that says what no clock shows
+(``skewd/limits.py``) makes the whole message malformed. A request or reply answers one message at
 most, in the base. A one-way message may be meant for many, so it brings a list of answers instead.
 
 Limits: the MAC tells members of the mesh from strangers, not one member from another. Nothing is encrypted: names,
@@ -36,6 +37,17 @@ from hashlib import blake2b
 
 from skewd.interval import Interval
 from skewd.keys import SECRET_BYTES, KeyRing, MeshKey
+from skewd.limits import (
+    DRIFT_MAX_PPM,
+    RAW_MAX_NS,
+    RESERVED_NAMES,
+    SCALE_MAX_NS,
+    SLEW_MAX_PPB,
+    WANDER_MAX_PPB_PER_S,
+    WIDTH_MAX_NS,
+    is_raw,
+    sayable,
+)
 
 MAGIC = b"skwd"
 VERSION = 2
@@ -66,12 +78,11 @@ _SELF_AT = _HEADER.size + _EXCHANGE.size
 _AFTER_SELF_AT = _SELF_AT + _SELF.size
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,63}")
 _PERSON = b"skewd-l2"
-_I64 = 1 << 63
 _U32 = 1 << 32
 
-MAX_DRIFT_PPM = 100_000
-MAX_WANDER_PPB_PER_S = 1_000_000_000
-MAX_SLEW_PPB = 1_000_000_000
+MAX_DRIFT_PPM = DRIFT_MAX_PPM
+MAX_WANDER_PPB_PER_S = WANDER_MAX_PPB_PER_S
+MAX_SLEW_PPB = SLEW_MAX_PPB
 
 
 class Kind(IntEnum):
@@ -98,7 +109,7 @@ class Self:
     """What a node says about itself in every message.
 
     Attributes:
-        name: the node's name, its identity in the mesh: 1 to 63 of ``A-Z a-z 0-9 . _ -``.
+        name: the node's name, its identity in the mesh: 1 to 63 of ``A-Z a-z 0-9 . _ -``; not ``utc`` or ``auto``.
         boot: 16 bytes, new for every boot; ``raw_era`` counts discontinuities of the raw clock within it. The two
             together name one unbroken raw clock; no proof spans two of them.
         era: counts every discontinuity, wall steps included.
@@ -125,6 +136,8 @@ class Self:
             raise ValueError(
                 f"'{self.name[:80]}' is not a node name; use 1 to {MAX_NAME_BYTES} letters, digits, '.', '_', '-'"
             )
+        if self.name in RESERVED_NAMES:
+            raise ValueError(f"'{self.name}' names a timescale and no node; choose another [node] name")
         if len(self.boot) != 16:
             raise ValueError(f"a boot id has 16 bytes, this one {len(self.boot)}")
         if not (
@@ -135,9 +148,11 @@ class Self:
             and 0 <= self.max_wander_ppb_per_s <= MAX_WANDER_PPB_PER_S
         ):
             self._complain()
-        wall = self.wall_minus_raw
-        if not (wall.lo >= -_I64 and wall.hi < _I64 and -_I64 <= self.wall_raw_at_ns < _I64):
-            raise ValueError(f"{wall} ns at {self.wall_raw_at_ns} ns does not fit 64 bits")
+        if not (sayable(self.wall_minus_raw, SCALE_MAX_NS) and is_raw(self.wall_raw_at_ns)):
+            raise ValueError(
+                f"{self.wall_minus_raw} at {self.wall_raw_at_ns} ns is nothing that a clock shows: wall - raw is within"
+                f" {SCALE_MAX_NS} ns and {WIDTH_MAX_NS} ns wide at most, a raw clock within {RAW_MAX_NS} ns"
+            )
 
     def _complain(self) -> None:
         for field, limit in (
@@ -317,7 +332,8 @@ def decode(data: bytes, secrets: Mapping[int, bytes]) -> Message:
     begin = BASE_BYTES + ANSWER_BYTES * count
     one_way = kind == Kind.ONE_WAY
     if (
-        length > MAX_NAME_BYTES
+        not is_raw(sent_ns, received_ns, told_ns)
+        or length > MAX_NAME_BYTES
         or peer_length > MAX_NAME_BYTES
         or nonce == NO_NONCE
         or count > (MAX_ANSWERS if one_way else 0)
@@ -331,7 +347,7 @@ def decode(data: bytes, secrets: Mapping[int, bytes]) -> Message:
     others: tuple[Answer, ...] = ()
     if count:
         others = tuple(_ANSWER.iter_unpack(view[BASE_BYTES:begin]))
-        if max(at_ns for _, at_ns in others) > sent_ns:
+        if max(at_ns for _, at_ns in others) > sent_ns or not is_raw(*(at_ns for _, at_ns in others)):
             raise Refused("malformed")
     try:
         sender = Self(

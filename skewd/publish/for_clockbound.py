@@ -92,6 +92,18 @@ class ClockBoundPublisher:
         """What an operator should know now."""
         return [] if self.problem is None else [self.problem]
 
+    def unknown(self) -> None:
+        """Tells the clients that nothing is known."""
+        if self._segments is None:
+            return
+        try:
+            self._segments.publish(clockbound_layout.unknown(clockbound.as_of_ns()))
+            wrong = "ClockBound clients are told 'unknown': what they should be told could not be made out"
+            self.problem = Problem("clockbound-unknown", "", wrong, "")
+        except clockbound.ClockBoundError as error:
+            self.close()
+            self.problem = of_error("clockbound-off", "", f"ClockBound segments are off: {error.strerror}")
+
     def close(self) -> None:
         """Leaves the segments behind, saying "unknown"."""
         if self._segments is not None:

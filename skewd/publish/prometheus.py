@@ -65,6 +65,12 @@ class NodeCollector(Collector):
         )
         contradictions.add_metric([], told.contradictions)
         yield contradictions
+        faults = CounterMetricFamily(
+            "skewd_faults", "Faults of skewd's own code that were contained, by the part that failed.", labels=["part"]
+        )
+        for part, count in told.faults.items():
+            faults.add_metric([part], count)
+        yield faults
         messages = CounterMetricFamily(
             "skewd_link_messages", "Messages of a link by outcome.", labels=["link", "address", "outcome"]
         )

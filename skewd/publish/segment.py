@@ -150,6 +150,8 @@ def _unpack(number: int, data: bytes) -> Knot | None:
     if found != number:
         return None
     begin, end, raw, wall, lo, hi, drift_lo, drift_hi, wander, applied, slope = times
+    if status >= len(_STATUSES) or lo > hi or drift_lo > drift_hi or wander < 0 or not name.isascii():
+        return None  # no writer of ours wrote it
     return Knot(
         era=era,
         era_begin_wall_ns=begin,
@@ -540,7 +542,7 @@ class SegmentReader:
         _, _, flags, _, _, _, _, _, name = _HEADER.unpack_from(head)
         self._next_open_ns = 0
         self._opened, self._file = opened, (status.st_dev, status.st_ino)
-        self._node = name.rstrip(b"\0").decode()
+        self._node = name.rstrip(b"\0").decode("ascii", "replace")
         self.virtual = bool(flags & _FLAG_VIRTUAL)
         self._tells_sleep = bool(flags & _FLAG_TELLS_SLEEP)
         self._slept_shift_ns = hostclock.slept_shift_ns()
@@ -567,7 +569,8 @@ class SegmentReader:
             if number < self._read:
                 self._history.tighten((knot,))
             else:
-                self._history.append(knot)
+                with contextlib.suppress(ValueError):  # out of order: no writer of ours wrote it
+                    self._history.append(knot)
                 self._read = number + 1
         for number in [number for number in self._recent if number < count - TIGHTENED_MAX]:
             del self._recent[number]

@@ -22,6 +22,7 @@ import struct
 from dataclasses import dataclass
 
 from skewd.interval import Interval
+from skewd.limits import SCALE_MAX_NS, within
 from skewd.sources.claim import DELETE, ERROR_MAX_NS, INSERT, NO_LEAP, PPM, Refused
 
 REPLY_BYTES = 104
@@ -117,4 +118,8 @@ def parse(data: bytes) -> Tracking:
     if (root_delay.hi + 1) // 2 + root_dispersion.hi > ERROR_MAX_NS:
         raise Refused("chronyd's own error is above 16 s; see chronyc tracking")
     seconds = (0 if high == _NO_HIGH_SECONDS else high << 32) + low
-    return Tracking(number_ns(correction), root_delay.hi, root_dispersion.hi, seconds * _S + ns, stratum, leap)
+    reference_ns, corrected = seconds * _S + ns, number_ns(correction)
+    # Of an age beyond a century nothing could be said of the clock that grew since.
+    if not within(corrected, SCALE_MAX_NS) or not 0 <= reference_ns <= SCALE_MAX_NS:
+        raise Refused("chronyd's report is of another century; see chronyc tracking")
+    return Tracking(corrected, root_delay.hi, root_dispersion.hi, reference_ns, stratum, leap)

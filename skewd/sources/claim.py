@@ -24,11 +24,12 @@ from dataclasses import dataclass
 
 from skewd.clock import WallSample
 from skewd.interval import Interval
+from skewd.limits import ERROR_MAX_NS, SCALE_MAX_NS, is_raw, within
 from skewd.wall import passage, rates_ppb
 
+__all__ = ["DELETE", "ERROR_MAX_NS", "INSERT", "NO_LEAP", "PPM", "Claim", "Look", "Refused", "between"]
+
 PPM = 1_000_000
-ERROR_MAX_NS = 16_000_000_000
-"""A claim wider than this says nothing (RFC 5905's MAXDISP)."""
 
 NO_LEAP, INSERT, DELETE = 0, 1, 2
 
@@ -42,11 +43,18 @@ class Claim:
     """UTC - raw lay in ``utc_minus_raw`` at the raw instant ``raw_ns``.
 
     ``leap``: 0 none announced, 1 the day's last minute has 61 seconds, 2 it has 59.
+
+    Raises:
+        Refused: no clock shows that (``skewd/limits.py``).
     """
 
     raw_ns: int
     utc_minus_raw: Interval
     leap: int = NO_LEAP
+
+    def __post_init__(self) -> None:
+        if not (is_raw(self.raw_ns) and within(self.utc_minus_raw, SCALE_MAX_NS)):
+            raise Refused("what it says puts UTC more than a century from this machine's clocks; see its own status")
 
     def proofs(self) -> tuple[tuple[int, int], tuple[int, int]]:
         """The outgoing and the incoming proof of ``NtpSample.proofs``, both about the one instant."""

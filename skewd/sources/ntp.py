@@ -196,7 +196,13 @@ class NtpSource:
 
     async def _run(self) -> None:
         while True:
-            outcome = await self._ask()
+            outcome: NtpSample | NtpRefused | OSError | None
+            try:
+                outcome = await self._ask()
+            except Exception:
+                self.counters["failed"] += 1
+                self._quiet.warning("ntp_internal_error", source=self.name, exc_info=True)
+                outcome = OSError("an error of skewd's own, see its log")
             if outcome is None:
                 return
             await asyncio.sleep(self._take(outcome) if isinstance(outcome, NtpSample) else self._refused(outcome))
@@ -343,6 +349,10 @@ class NtpSource:
         except NtpRefused as refused:
             self.counters[refused.reason] += 1
             return refused
+        except Exception:  # a fault of our own must not end the wait for the true answer
+            self.counters["malformed"] += 1
+            self._quiet.warning("ntp_internal_error", source=self.name, exc_info=True)
+            return NtpRefused("malformed", "an answer that skewd failed to read; report it with the log")
         self.counters["kernel_sent"] += sent is not None
         self.counters["kernel_received"] += received is not None
         return sample

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 
 import ntplib
 
+from skewd.limits import ERROR_MAX_NS
+
 PACKET_BYTES = 48
 MAX_PACKET_BYTES = 1024
 NONCE_BYTES = 8
@@ -33,7 +35,6 @@ _ERA_S = 1 << 32
 _STAMPS = struct.Struct("!8sQQ")
 _STAMPS_AT = 24
 _MAX_PRECISION = 6
-_MAX_DISTANCE_NS = 16 * _SECOND
 _SERVER_MODE = 4
 
 
@@ -163,8 +164,13 @@ def parse(data: bytes, *, nonce: bytes, sent_raw_ns: int, received_raw_ns: int, 
         poll=packet.poll,
         reference_id=packet.ref_id,
     )
-    if sample.root_delay_ns // 2 + sample.root_dispersion_ns >= _MAX_DISTANCE_NS:
+    if sample.root_delay_ns // 2 + sample.root_dispersion_ns >= ERROR_MAX_NS:
         raise NtpRefused("unsynchronized", "the server is farther than 16 s from its own source, by its own account")
+    # It held the question for less than no time, or for longer than was waited for the answer: by so much its own
+    # stamps contradict each other, or ours.
+    held_ns = sample.server_transmit_ns - sample.server_receive_ns
+    if held_ns < -ERROR_MAX_NS or sample.delay_ns < -ERROR_MAX_NS:
+        raise NtpRefused("malformed", f"the server's two stamps are {held_ns} ns apart, which no server's are")
     return sample
 
 

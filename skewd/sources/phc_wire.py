@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from skewd.interval import Interval
+from skewd.limits import SCALE_MAX_NS
 from skewd.sources.claim import Look
 from skewd.wall import passage, rates_ppb
 
@@ -97,7 +98,10 @@ def crossing(way: Ways, answer: bytes | bytearray) -> Crossing | None:
 def _time(data: bytes | bytearray, at: int) -> int | None:
     """A ``struct ptp_clock_time`` in ns; None for what is none."""
     seconds, nanoseconds, _ = _TIME.unpack_from(data, at)
-    return None if nanoseconds >= _SECOND_NS or not seconds | nanoseconds else seconds * _SECOND_NS + nanoseconds
+    if nanoseconds >= _SECOND_NS or not seconds | nanoseconds:
+        return None
+    time_ns = int(seconds * _SECOND_NS + nanoseconds)
+    return time_ns if 0 <= time_ns <= SCALE_MAX_NS else None
 
 
 def raw_of(found: Crossing, before: Look, after: Look) -> Interval | None:

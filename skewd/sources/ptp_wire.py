@@ -26,6 +26,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from skewd.interval import Interval
+from skewd.limits import RAW_MAX_NS, SCALE_MAX_NS
 from skewd.sources.claim import DELETE, INSERT, NO_LEAP, PPM, Refused
 
 TIME_STATUS_NP = 0xC000
@@ -147,8 +148,8 @@ def measurement(bodies: dict[int, bytes]) -> Measurement:
         raise Refused("the grandmaster tells no TAI, and what a hardware clock holds then is not defined")
     name = bodies[PORT_PROPERTIES_NP][_PORT.size : _PORT.size + size].decode("ascii", "replace")
     error = -(-abs(delay) >> 16) + 1 + _ACCURACY_NS[accuracy - 0x20]
-    if error > _PATH_MAX_NS or abs(offset) > 1 << 60:
-        raise Refused("ptp4l's mean path delay or offset makes no sense")
+    if error > _PATH_MAX_NS or abs(offset) > RAW_MAX_NS or not 0 < ingress <= SCALE_MAX_NS:
+        raise Refused("ptp4l's mean path delay, offset or time makes no sense")
     # With a hardware clock the offset is TAI's; where ptp4l steers the wall clock it has subtracted it already.
     utc_minus_clock = -offset - (utc_offset * _S if tai and hardware else 0)
     leap = INSERT if flags & _LEAP_61 else DELETE if flags & _LEAP_59 else NO_LEAP

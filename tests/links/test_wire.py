@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from skewd.interval import Interval
 from skewd.keys import KeyRing, MeshKey
+from skewd.limits import RAW_MAX_NS, SCALE_MAX_NS, WIDTH_MAX_NS
 from skewd.links import wire
 from skewd.links.wire import Kind, Refused, Self
 from tests.links.link_bench import KEY, OTHER_KEY, described
 
-I64 = st.integers(-(1 << 63), (1 << 63) - 1)
+RAW = st.integers(-RAW_MAX_NS, RAW_MAX_NS)
 U32 = st.integers(0, (1 << 32) - 1)
 NAMES = st.from_regex(r"[A-Za-z0-9._-]{1,63}", fullmatch=True)
 SELVES = st.builds(
@@ -23,8 +24,12 @@ SELVES = st.builds(
     boot=st.binary(min_size=16, max_size=16),
     raw_era=U32,
     era=U32,
-    wall_minus_raw=st.tuples(I64, I64).map(lambda ends: Interval(min(ends), max(ends))),
-    wall_raw_at_ns=I64,
+    wall_minus_raw=st.builds(
+        lambda low, width: Interval(low, min(low + width, SCALE_MAX_NS)),
+        st.integers(-SCALE_MAX_NS, SCALE_MAX_NS),
+        st.integers(0, WIDTH_MAX_NS),
+    ),
+    wall_raw_at_ns=RAW,
     wall_slew_ppb=st.integers(0, wire.MAX_SLEW_PPB),
     max_drift_ppm=st.integers(0, wire.MAX_DRIFT_PPM),
     max_wander_ppb_per_s=st.integers(0, wire.MAX_WANDER_PPB_PER_S),
@@ -57,7 +62,7 @@ def reason(data: bytes, key: KeyRing | MeshKey | None = KEY) -> str:
     st.sampled_from((Kind.REQUEST, Kind.REPLY)),
     NONCES,
     NONCES,
-    st.tuples(I64, I64),
+    st.tuples(RAW, RAW),
     st.one_of(st.just(""), NAMES),
 )
 def test_what_was_written_is_read(
@@ -148,13 +153,32 @@ def test_an_authentic_message_of_random_content_never_raises_anything_else(data:
         ("max_drift_ppm", wire.MAX_DRIFT_PPM + 1),
         ("max_wander_ppb_per_s", -1),
         ("wall_slew_ppb", -1),
-        ("wall_raw_at_ns", 1 << 63),
-        ("wall_minus_raw", Interval(0, 1 << 63)),
+        ("wall_raw_at_ns", RAW_MAX_NS + 1),
+        ("wall_raw_at_ns", -RAW_MAX_NS - 1),
+        ("wall_minus_raw", Interval(0, SCALE_MAX_NS + 1)),
+        ("wall_minus_raw", Interval(-(1 << 63), -(1 << 63))),
+        ("wall_minus_raw", Interval(0, WIDTH_MAX_NS + 1)),
     ],
 )
 def test_a_node_cannot_describe_itself_so(field: str, value: object) -> None:
     with pytest.raises(ValueError, match=r".+"):
         described("a", **{field: value})
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"sent_ns": RAW_MAX_NS + 1},
+        {"sent_ns": (1 << 63) - 1},
+        {"received_ns": -RAW_MAX_NS - 1},
+        {"received_ns": -(1 << 63), "answers": wire.NO_NONCE},
+        {"told": (b"t" * 16, -(1 << 63))},
+        {"kind": Kind.ONE_WAY, "answers": wire.NO_NONCE, "others": [(b"o" * 16, -RAW_MAX_NS - 1)]},
+    ],
+    ids=str,
+)
+def test_a_stamp_that_no_raw_clock_shows_makes_the_message_malformed(said: dict[str, Any]) -> None:
+    assert reason(message(**said)) == "malformed"
 
 
 def test_whom_a_message_claims_to_be_from_can_be_read_before_it_is_checked() -> None:

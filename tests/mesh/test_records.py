@@ -15,6 +15,7 @@ from skewd.bounds.carry import Claim
 from skewd.bounds.compose import clock_tag
 from skewd.election import Timescale
 from skewd.interval import Interval
+from skewd.limits import RAW_MAX_NS, RAW_OFFSET_MAX_NS, SCALE_MAX_NS, WIDTH_MAX_NS
 from skewd.record_store import PINS_MAX, Accepted, Pin, Reason, RecordStore, Refused
 from skewd.records import (
     BYTES_MAX,
@@ -35,7 +36,6 @@ from tests.mesh.gossip import ROOM, Gossip
 pytest.importorskip("cryptography", reason="skewd[mesh] is not installed")
 
 SECOND = 1_000_000_000
-I64 = 1 << 63
 BOOT = bytes(range(16))
 
 
@@ -84,20 +84,25 @@ def reason(outcome: Accepted | Refused) -> str:
 # -- layout ------------------------------------------------------------------------------------------------------
 
 names = st.from_regex(r"[A-Za-z0-9._-]{1,63}", fullmatch=True).filter(lambda name: name not in ("utc", "auto"))
-stamps = st.integers(-I64, I64 - (1 << 48) - 1)
+stamps = st.integers(-RAW_MAX_NS, RAW_MAX_NS)
 u32 = st.integers(0, (1 << 32) - 1)
-intervals = st.builds(lambda low, width: Interval(low, low + width), stamps, st.integers(0, (1 << 48) - 1))
+
+
+def intervals(most_ns: int) -> st.SearchStrategy[Interval]:
+    lows = st.integers(-most_ns, most_ns - WIDTH_MAX_NS)
+    return st.builds(lambda low, width: Interval(low, low + width), lows, st.integers(0, WIDTH_MAX_NS))
 
 
 @st.composite
-def claims(draw: st.DrawFn) -> Claim:
+def claims(draw: st.DrawFn, most_ns: int = RAW_OFFSET_MAX_NS) -> Claim:
     limit = draw(st.integers(0, 250_000_000))
     low, high = sorted((draw(st.integers(-limit, limit)), draw(st.integers(-limit, limit))))
-    return Claim(draw(intervals), Interval(low, high), limit, draw(u32))
+    return Claim(draw(intervals(most_ns)), Interval(low, high), limit, draw(u32))
 
 
+scale_times = st.none() | st.integers(-SCALE_MAX_NS, SCALE_MAX_NS)
 timescales = st.builds(
-    Timescale, u32, names, names, st.binary(min_size=16, max_size=16), u32, st.none() | st.integers(-I64, I64 - 1)
+    Timescale, u32, names, names, st.binary(min_size=16, max_size=16), u32, scale_times
 )
 KEY = private_key(bytes(range(32)))
 
@@ -113,11 +118,11 @@ def any_record(draw: st.DrawFn) -> Record:
         era=draw(u32),
         sequence=draw(st.integers(0, (1 << 64) - 1)),
         raw_ns=draw(stamps),
-        wall_minus_raw=draw(intervals),
+        wall_minus_raw=draw(intervals(SCALE_MAX_NS)),
         wall_slew_ppb=draw(st.integers(0, 1_000_000_000)),
         max_drift_ppm=draw(st.integers(0, 100_000)),
         max_wander_ppb_per_s=draw(st.integers(0, 1_000_000_000)),
-        utc=draw(st.none() | claims()),
+        utc=draw(st.none() | claims(SCALE_MAX_NS)),
         timescale=draw(st.none() | timescales),
         edges=tuple(Edge(tag, draw(claims())) for tag in tags),
     )
@@ -135,13 +140,14 @@ def test_a_record_is_read_as_it_was_written_and_stays_small(record: Record) -> N
 
 def test_the_largest_record_fits_into_a_message() -> None:
     name = "n" * 63
-    claim = Claim(Interval(-I64, -I64 + (1 << 48) - 1), Interval(-5, 5), 250_000_000, (1 << 32) - 1)
+    farthest = Interval(-RAW_OFFSET_MAX_NS, WIDTH_MAX_NS - RAW_OFFSET_MAX_NS)
+    claim = Claim(farthest, Interval(-5, 5), 250_000_000, (1 << 32) - 1)
     record = replace(
         Owner(name).record(),
         owner=name,
         public_key=public_key_of(KEY),
         utc=claim,
-        timescale=Timescale(1, name, name, BOOT, 1, -I64),
+        timescale=Timescale(1, name, name, BOOT, 1, -SCALE_MAX_NS),
         edges=tuple(Edge(bytes([index] * 12), claim) for index in range(EDGES_MAX)),
     )
     data = sign(record, KEY)
@@ -183,7 +189,7 @@ def test_what_no_record_can_carry_is_an_error_when_it_is_made() -> None:
         ({"owner": "utc"}, "node's name"),
         ({"sequence": -1}, "sequence"),
         ({"boot": b""}, "boot"),
-        ({"raw_ns": I64}, "raw_ns"),
+        ({"raw_ns": RAW_MAX_NS + 1}, "raw_ns"),
         ({"wall_minus_raw": Interval(0, 1 << 48)}, "width"),
         ({"edges": tuple(Edge(bytes([index] * 12), claim) for index in range(13))}, "at most 12"),
         ({"edges": (Edge(bytes(12), claim),) * 2}, "two edges"),
