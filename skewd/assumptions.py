@@ -36,30 +36,37 @@ def judge(
     peer: str | None = None,
     strict: bool = False,
     max_age_s: float = MAX_AGE_S,
+    said: str = "",
 ) -> CheckResult:
-    """The verdict on a daemon's status, as read or as told, on all pairs or on the one with ``peer``."""
+    """The verdict on a daemon's status, as read or as told, on all pairs or on the one with ``peer``.
+
+    ``said``: what is wrong beside the clocks, a mistake in the configuration; it changes no verdict.
+    """
     try:
         status = decode(told)
     except UnreadableStatus as error:
-        return _result(UNKNOWN, str(error), [], NodeStatus(), strict)
+        return _result(UNKNOWN, f"{error}{f' [{said}]' if said else ''}", [], NodeStatus(), strict)
+    code, text, rows = _verdict_on(status, peer, strict, max_age_s)
+    return _result(code, f"{text}{f' [{said}]' if said else ''}", rows, status, strict)
+
+
+def _verdict_on(status: NodeStatus, peer: str | None, strict: bool, max_age_s: float) -> tuple[int, str, list[_Pair]]:
     rows = _pairs(status, peer, max_age_s)
     by_verdict = {verdict: [row for row in rows if row.verdict == verdict] for verdict in _WORST_FIRST}
     if not rows or len(by_verdict["stale"]) == len(rows):
         what = f"nothing was heard of '{peer[:63]}'" if peer is not None else "no peer and no source was heard"
         message = f"cannot tell: {what} {'lately' if rows else 'yet'}; 'skewd status' says why"
-        return _result(UNKNOWN, message, rows, status, strict)
+        return UNKNOWN, message, rows
     if by_verdict["violated"]:
         broken = by_verdict["violated"]
         whose = ""
         if len(broken) > 1 and len(broken) == len(rows):
             whose = "; it is so against all, so this node's clock is the likely one"
-        return _result(CRITICAL, f"violated {_named(broken, _broken)}{whose}", rows, status, strict)
+        return CRITICAL, f"violated {_named(broken, _broken)}{whose}", rows
     unclear = by_verdict["unknown"] + by_verdict["stale"]
     if unclear:
-        return _result(
-            CRITICAL if strict else WARNING, f"cannot tell yet {_named(unclear, _unclear)}", rows, status, strict
-        )
-    return _result(OK, f"within the limits {_named(by_verdict['within'], _seen)}", rows, status, strict)
+        return CRITICAL if strict else WARNING, f"cannot tell yet {_named(unclear, _unclear)}", rows
+    return OK, f"within the limits {_named(by_verdict['within'], _seen)}", rows
 
 
 _WORST_FIRST = ("violated", "stale", "unknown", "within")

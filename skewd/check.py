@@ -69,6 +69,8 @@ class _Question(NamedTuple):
     peer: str | None
     strict: bool
     max_age_s: float
+    said: str = ""
+    thresholds_known: bool = True
 
 
 class _Facts(NamedTuple):
@@ -96,10 +98,16 @@ def judge(
     peer: str | None = None,
     strict: bool = False,
     max_age_s: float = MAX_AGE_S,
+    said: str = "",
+    thresholds_known: bool = True,
 ) -> CheckResult:
     """The verdict on a daemon's status, as read or as told: on this node against the reference, or against ``peer``.
 
-    ``told`` None means that no daemon answered. ``strict`` makes what cannot be proven CRITICAL.
+    Args:
+        told: None means that no daemon answered.
+        strict: what cannot be proven is CRITICAL.
+        said: what is wrong beside the clock, a mistake in the configuration: it is said, and changes no verdict.
+        thresholds_known: whether the thresholds are what was asked for; otherwise nothing is OK.
 
     Raises:
         ValueError: the thresholds are not 0 < warning <= critical.
@@ -108,7 +116,7 @@ def judge(
         raise ValueError(
             f"the warning ({short(warning_ns)}) must be above zero and not above the critical ({short(critical_ns)})"
         )
-    question = _Question(warning_ns, critical_ns, peer, strict, max_age_s)
+    question = _Question(warning_ns, critical_ns, peer, strict, max_age_s, said, thresholds_known)
     if told is None:
         return _unknown(
             "no daemon answers; start one with 'skewd run', or name its configuration with --config", question
@@ -125,10 +133,15 @@ def judge(
 
 
 def unknown(
-    reason: str, *, warning_ns: int | None = None, critical_ns: int | None = None, peer: str | None = None
+    reason: str,
+    *,
+    warning_ns: int | None = None,
+    critical_ns: int | None = None,
+    peer: str | None = None,
+    said: str = "",
 ) -> CheckResult:
     """UNKNOWN for a reason of the caller's: no daemon, a configuration that is refused, a wrong command line."""
-    return _unknown(reason, _Question(warning_ns or 0, critical_ns or 0, peer, False, MAX_AGE_S))
+    return _unknown(reason, _Question(warning_ns or 0, critical_ns or 0, peer, False, MAX_AGE_S, said))
 
 
 def _facts(status: NodeStatus, question: _Question) -> _Facts:
@@ -226,6 +239,8 @@ def _known(facts: _Facts, question: _Question, status: NodeStatus) -> CheckResul
         code, text = WARNING, f"{_cannot_prove(warning, facts)}; {where}, within {short(critical)}"
     if question.peer is None:
         code, text = _at_least(code, text, status)
+    if code == OK and not question.thresholds_known:
+        code, text = WARNING, f"{text}, but [check] cannot be read, so this may not be the limit that was meant"
     return _result(code, text, facts.notes, question, facts, status)
 
 
@@ -255,6 +270,7 @@ def _result(
     status: NodeStatus | None,
 ) -> CheckResult:
     # A '|' would begin performance data, and a plugin's first line is all that most screens show.
+    notes = (*notes, question.said) if question.said else notes
     message = " ".join(f"{text}{''.join(f' [{note}]' for note in notes)}".replace("|", "/").split())
     line = f"{WORDS[code]}: {message}"
     perfdata = _perfdata(facts, question)

@@ -26,6 +26,10 @@ from typing import Any, NamedTuple
 
 from skewd.durations import parse_duration_ns
 
+TYPE_CHECKING = False  # as in typing, without what it costs
+if TYPE_CHECKING:
+    from skewd.config import Salvaged
+
 EX_USAGE = 64
 EX_INTERRUPTED = 130
 
@@ -87,6 +91,7 @@ class _Option(NamedTuple):
     help: str
     metavar: str = ""
     duration: bool = False
+    short: str = ""
 
     @property
     def key(self) -> str:
@@ -100,11 +105,13 @@ _COMMON = (
 _CHECK = (
     *_COMMON,
     _Option("--peer", "judge against this peer instead of the reference", "NAME"),
-    _Option("--warning", "default: [check] warning, 1ms", "D", duration=True),
-    _Option("--critical", "default: [check] critical, 3ms", "D", duration=True),
+    _Option("--warning", "default: [check] warning, 1ms; a bare number is seconds", "D", duration=True, short="-w"),
+    _Option("--critical", "default: [check] critical, 3ms", "D", duration=True, short="-c"),
     _Option("--strict", "CRITICAL, not WARNING, if --critical cannot be proven"),
     _Option("--max-age", "UNKNOWN if last heard longer ago; default 60s or 4 intervals", "D", duration=True),
     _Option("--assumptions", "judge whether clocks keep to their declared drift and wander"),
+    _Option("--timeout", "UNKNOWN if the daemon has not answered by then; default 2s", "D", duration=True, short="-t"),
+    _Option("--version", "print the version and end", short="-V"),
 )
 
 
@@ -121,7 +128,7 @@ def _parsed(command: str, description: str, known: Sequence[_Option], words: Seq
 
 def _plainly(known: Sequence[_Option], words: Sequence[str]) -> SimpleNamespace | None:
     """The values, where all words are known options written out; None for everything else."""
-    by_name = {option.name: option for option in known}
+    by_name = {name: option for option in known for name in (option.name, option.short) if name}
     values: dict[str, Any] = {option.key: None if option.metavar else False for option in known}
     left = list(words)
     while left:
@@ -158,15 +165,20 @@ def _carefully(command: str, description: str, known: Sequence[_Option], words: 
 
     parser = Parser(prog=f"skewd {command}", description=description, allow_abbrev=False)
     for option in known:
+        names = [name for name in (option.short, option.name) if name]
         if option.metavar:
             kind = duration if option.duration else str
-            parser.add_argument(option.name, metavar=option.metavar, help=option.help, type=kind)
+            parser.add_argument(*names, metavar=option.metavar, help=option.help, type=kind)
         else:
-            parser.add_argument(option.name, help=option.help, action="store_true")
+            parser.add_argument(*names, help=option.help, action="store_true")
     return parser.parse_args(words)
 
 
 def _duration(text: str) -> int:
+    """A duration above zero; monitoring plugins write bare numbers, and mean seconds."""
+    bare = text.strip()
+    if bare.replace(".", "", 1).isdecimal():
+        text = f"{'0' if bare.startswith('.') else ''}{bare.rstrip('.')}s"
     value = parse_duration_ns(text)
     if value <= 0:
         raise ValueError(f"'{text}' is not above zero; write one that is, as 1ms")
@@ -178,6 +190,11 @@ def check(words: Sequence[str]) -> int:
     from skewd.check import UNKNOWN, unknown
 
     as_json = "--json" in words
+    if "-V" in words or "--version" in words:
+        from skewd import __version__
+
+        print(f"skewd {__version__}")
+        return 0
     try:
         result = _judge(words)
     except _UsageError as error:
@@ -194,20 +211,24 @@ def check(words: Sequence[str]) -> int:
 
 
 def _judge(words: Sequence[str]) -> Any:
-    from skewd.api_client import NoDaemonError, get_status
+    from skewd.api_client import TIMEOUT_S, NoDaemonError, get_status
     from skewd.check import judge, short, unknown
-    from skewd.config import ConfigError, load_config
 
     options = _parsed("check", CHECK_HELP, _CHECK, words)
     if options.assumptions and (options.warning or options.critical):
         raise _UsageError(
             "--assumptions has no --warning or --critical; the limits are [clock] max_drift_ppm and so on"
         )
+    from skewd.config import ConfigError
+
     try:
-        config = load_config(options.config, os.environ)
+        config, problems, doubtful = in_force(options.config)
     except ConfigError as error:
-        more = f" (and {len(error.problems) - 1} more; see 'skewd config check')" if len(error.problems) > 1 else ""
-        return unknown(f"{error.problems[0]}{more}", peer=options.peer)
+        return unknown(error.problems[0], peer=options.peer)
+    said = ""
+    if problems:
+        more = f" and {len(problems) - 1} more, see 'skewd config check'" if problems[1:] else ""
+        said = f"configuration: {problems[0]}{more}"
     warning_ns = options.warning or config.check.warning
     critical_ns = options.critical or config.check.critical
     if warning_ns > critical_ns:
@@ -217,13 +238,13 @@ def _judge(words: Sequence[str]) -> Any:
     longest_ns = max([config.mesh.interval, *(source.interval for source in config.source)])
     max_age_s = (options.max_age or max(60_000_000_000, 4 * longest_ns)) / 1e9
     try:
-        status = get_status(config.socket_path)
+        status = get_status(config.socket_path, timeout_s=(options.timeout or round(TIMEOUT_S * 1e9)) / 1e9)
     except NoDaemonError as error:
-        return unknown(str(error), warning_ns=warning_ns, critical_ns=critical_ns, peer=options.peer)
+        return unknown(str(error), warning_ns=warning_ns, critical_ns=critical_ns, peer=options.peer, said=said)
     if options.assumptions:
         from skewd import assumptions
 
-        return assumptions.judge(status, peer=options.peer, strict=options.strict, max_age_s=max_age_s)
+        return assumptions.judge(status, peer=options.peer, strict=options.strict, max_age_s=max_age_s, said=said)
     return judge(
         status,
         warning_ns=warning_ns,
@@ -231,20 +252,40 @@ def _judge(words: Sequence[str]) -> Any:
         peer=options.peer,
         strict=options.strict,
         max_age_s=max_age_s,
+        said=said,
+        thresholds_known="check" not in doubtful or bool(options.warning and options.critical),
     )
+
+
+def in_force(path: str | os.PathLike[str] | None) -> Salvaged:
+    """What a running daemon was configured with, as far as that can be read now, and what is wrong with it.
+
+    A mistake in a file that the daemon has not read yet must not hide the daemon from those who ask it.
+
+    Raises:
+        ConfigError: a file is named that does not exist.
+    """
+    from skewd.config import ConfigError, Salvaged, load_config, salvage
+
+    try:
+        return Salvaged(load_config(path, os.environ), (), frozenset())
+    except ConfigError as error:
+        return salvage(path, os.environ, error)
 
 
 def now(words: Sequence[str]) -> int:
     """``skewd now``: exit 0 with a time and its bound, 1 without."""
     from skewd.api_client import NoDaemonError, get_now
-    from skewd.config import ConfigError, load_config
+    from skewd.config import ConfigError
 
     try:
         options = _parsed("now", NOW_HELP, _COMMON, words)
-        config = load_config(options.config, os.environ)
+        config, problems, _ = in_force(options.config)
     except (_UsageError, ConfigError) as error:
         print(f"skewd now: {error}", file=sys.stderr)
         return EX_USAGE
+    for problem in problems:
+        print(f"skewd now: {problem}", file=sys.stderr)
     said: dict[str, Any] = {}
     try:
         said = get_now(config.socket_path)

@@ -22,7 +22,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from skewd import __version__, cli
-from skewd.config import ConfigError, Loaded, load_with_origins, not_yet
+from skewd.config import ConfigError, Loaded, Salvaged, load_with_origins, not_yet
 from skewd.durations import parse_duration_ns
 from skewd.refused import RefusedError as _RefusedError
 
@@ -150,7 +150,7 @@ def status(
     if form not in (None, *_FORMS) or (as_json and form not in (None, "json")):
         raise _RefusedError(f"--format: '{form}' is unknown here; write one of {', '.join(_FORMS)}", cli.EX_USAGE)
     form = "json" if as_json else form or "plain"
-    socket_path = _load(config).config.socket_path
+    socket_path = _in_force(config).config.socket_path
 
     def screen() -> tuple[str, int]:
         try:
@@ -222,7 +222,12 @@ def discipline_restore(
     from skewd.failures import StartError
     from skewd.state_file import StateFile
 
-    node = _load(config).config.node
+    found = _in_force(config)
+    if "node" in found.doubtful:
+        raise _RefusedError(
+            "what is wrong with [node] may hide what was left; mend it, and run this again", cli.EX_USAGE
+        )
+    node = found.config.node
     try:
         clock = clock_from_option(virtual_clock)
     except (ValueError, OSError) as error:
@@ -248,37 +253,39 @@ def waitsync(
     """Wait until this clock is known well enough: exit 0 ready, 1 not in time, 2 it can never be."""
     from skewd.api_client import TIMEOUT_S, NoDaemonError, SlowDaemonError, get_status
     from skewd.status import UnreadableStatus
-    from skewd.waitsync import GONE_S, Outcome, readiness
+    from skewd.waitsync import Outcome, readiness
 
     limit_ns = _above_zero("--max-uncertainty", max_uncertainty)
     timeout_s = _above_zero("--timeout", timeout) / 1e9
-    in_force = _load(config).config
-    may_hear = bool(in_force.source or in_force.mesh.peers or in_force.mesh.dns or in_force.link)
-    begun = time.monotonic()
-    deadline, seen_s, lacking = begun + timeout_s, None, "nothing was heard from the daemon"
+    in_force = _in_force(config)
+    names = in_force.config
+    may_hear = bool(names.source or names.mesh.peers or names.mesh.dns or names.link or in_force.problems)
+    deadline = time.monotonic() + timeout_s
+    outcome, lacking = Outcome.NEVER, "nothing was heard from the daemon"
     while (left := deadline - time.monotonic()) > 0:
         try:
             found = readiness(
-                get_status(in_force.socket_path, timeout_s=min(TIMEOUT_S, left)),
+                get_status(names.socket_path, timeout_s=min(TIMEOUT_S, left)),
                 max_uncertainty_ns=limit_ns,
                 may_hear=may_hear,
             )
         except NoDaemonError as error:
+            # It may be starting, or being restarted; one that is there and slow, or was there, is no "never".
             lacking = str(error)
-            gone = not isinstance(error, SlowDaemonError)
-            if gone and (seen_s is None or time.monotonic() - seen_s > GONE_S):
-                raise _RefusedError(lacking, Outcome.NEVER) from None
+            if isinstance(error, SlowDaemonError):
+                outcome = Outcome.WAIT
         except UnreadableStatus as error:
-            lacking = str(error)
+            outcome, lacking = Outcome.WAIT, str(error)
         else:
-            seen_s, lacking = time.monotonic(), found.reason
+            outcome = Outcome.NEVER if found.outcome is Outcome.SEARCHING else Outcome.WAIT
+            lacking = found.reason
             if found.outcome is Outcome.READY:
                 print(found.reason)
                 return 0
             if found.outcome is Outcome.NEVER:
                 raise _RefusedError(lacking, Outcome.NEVER)
         time.sleep(max(0.0, min(WAIT_INTERVAL_S, deadline - time.monotonic())))
-    raise _RefusedError(f"not ready within {timeout}: {lacking}", Outcome.WAIT)
+    raise _RefusedError(f"not ready within {timeout}: {lacking}", outcome)
 
 
 @app.command()
@@ -663,6 +670,17 @@ def _missing(error: ModuleNotFoundError) -> NoReturn:
     raise _RefusedError(
         f"this command needs the Python package '{error.name}'; install it with pip install 'skewd[pipeline]'"
     ) from None
+
+
+def _in_force(path: Path | None) -> Salvaged:
+    """For commands that ask a running daemon, which a mistake in a file that it has not read must not hide."""
+    try:
+        found = cli.in_force(path)
+    except ConfigError as error:
+        raise _RefusedError("\nskewd: ".join(error.problems), cli.EX_USAGE) from None
+    for problem in found.problems:
+        print(f"skewd: {problem}", file=sys.stderr)
+    return found
 
 
 def _load(path: Path | None) -> Loaded:

@@ -20,9 +20,10 @@ be read is found out by whoever uses it; the one thing read here is the file its
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, NamedTuple, get_type_hints
 
 from skewd.config_keys import (
     SECTIONS,
@@ -70,6 +71,7 @@ __all__ = [
     "MeshConfig",
     "MetricsConfig",
     "NodeConfig",
+    "Salvaged",
     "SidecarConfig",
     "SourceConfig",
     "SpoolConfig",
@@ -79,6 +81,7 @@ __all__ = [
     "load_with_origins",
     "not_yet",
     "parse_config",
+    "salvage",
     "split_address",
 ]
 
@@ -88,6 +91,7 @@ TABLES_MAX = 64
 SOCKET_PATH_BYTES_MAX = 107
 """What Linux allows for the path of a Unix socket."""
 PROBLEMS_MAX = 50
+_LINES_LEFT_OUT_MAX = 50
 
 
 class ConfigError(ValueError):
@@ -169,6 +173,79 @@ def _read_toml(data: bytes, file: str) -> dict[str, Any]:
         raise ConfigError([f"{file}: not UTF-8 text at byte {error.start}; save it as UTF-8"]) from None
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError([f"{file}: not valid TOML: {error or 'nested too deeply'}; correct that line"]) from None
+
+
+class Salvaged(NamedTuple):
+    """What is right of a configuration that is refused.
+
+    Attributes:
+        config: what can be read, and defaults for the rest; rules between keys are not looked at.
+        problems: what is wrong, a line for each.
+        doubtful: the sections that something is wrong with.
+    """
+
+    config: Config
+    problems: tuple[str, ...]
+    doubtful: frozenset[str]
+
+
+def salvage(path: str | os.PathLike[str] | None, env: Mapping[str, str], error: ConfigError) -> Salvaged:
+    """For commands that only ask a running daemon: its socket is found whatever else is wrong with the configuration.
+
+    Args:
+        error: why it is refused.
+
+    Raises:
+        ConfigError: ``error``, where a file is named that does not exist: another daemon would be asked.
+    """
+    named = path if path is not None else env.get("SKEWD_CONFIG") or None
+    data = b""
+    try:
+        with open(DEFAULT_FILE if named is None else named, "rb") as stream:
+            data = stream.read(FILE_BYTES_MAX)
+    except FileNotFoundError:
+        if named is not None:
+            raise error from None
+    except (OSError, ValueError):
+        pass
+    text = data.decode("utf-8", "replace")
+    reading, odd = _Reading(), set[str]()
+    for section, value in _sections_that_parse(text, odd):
+        reading.section(section, value, "")
+    directory = re.search(r"""(?m)^[ \t]*runtime_dir[ \t]*=[ \t]*(["'])(.+?)\1""", text)
+    if "runtime_dir" not in reading.values["node"] and directory is not None:  # under a heading that is misspelt
+        reading.section("node", {"runtime_dir": directory[2]}, "")
+    for name in sorted(env):
+        reading.variable(name, env[name])
+    said = "\n".join((*error.problems, *reading.problems))
+    odd |= {name for name in SECTIONS if f"[{name}]" in said or f"environment SKEWD_{name.upper()}__" in said}
+    return Salvaged(reading.salvaged(), error.problems, frozenset(odd))
+
+
+def _sections_that_parse(text: str, odd: set[str]) -> Iterator[tuple[str, Any]]:
+    """Each section of a file on its own, without the lines that TOML does not allow; ``odd`` gets their sections."""
+    import tomllib
+
+    tables: dict[str, list[Any]] = {name: [] for name in TABLES}
+    for part in re.split(r"(?m)^(?=[ \t]*\[)", text)[: 4 * TABLES_MAX]:
+        lines, name = part.splitlines(), re.sub(r"[^a-z_].*", "", part.lstrip("[ \t"), flags=re.DOTALL)
+        for _ in range(_LINES_LEFT_OUT_MAX):
+            try:
+                found = tomllib.loads("\n".join(lines))
+            except (tomllib.TOMLDecodeError, RecursionError) as error:
+                odd.add(name)
+                line = re.search(r"at line (\d+)", str(error))
+                if not lines[1:]:
+                    break
+                del lines[min(int(line[1]) if line else len(lines), len(lines)) - 1]
+                continue
+            for section, value in found.items():
+                if section in tables and isinstance(value, list):
+                    tables[section] += value
+                else:
+                    yield section, value
+            break
+    yield from ((name, items) for name, items in tables.items() if items)
 
 
 class _Reading:
@@ -317,6 +394,13 @@ class _Reading:
             if not self.problems:
                 return config
         raise ConfigError(self.problems)
+
+    def salvaged(self) -> Config:
+        """What was right, and defaults for the rest."""
+        sources = [self.source(number, item) for number, item in enumerate(self.tables["source"], 1)]
+        links = [LinkConfig(**item) for item in self.tables["link"]]
+        sections = {section: SECTIONS[section](**values) for section, values in self.values.items()}
+        return Config(**sections, source=tuple(sources), link=tuple(links))  # type: ignore[arg-type]
 
     def source(self, number: int, item: dict[str, Any]) -> SourceConfig:
         """One source: which address it needs depends on its type."""

@@ -8,11 +8,12 @@ what depends on the time can be started after it (``ExecStartPre=``, an init con
 ======  ==================================================================================
 0       ready; the line on standard output says against what, and how sure
 1       not within ``--timeout``; the line on standard error says what was lacking
-2       it can never succeed: no daemon, or one with neither a source nor a peer to compare its clock with
+2       it can never succeed: no daemon came within ``--timeout``, or one has neither a source nor a peer
 64      the command line or the configuration is wrong
 ======  ==================================================================================
 
-A daemon that is there but slow is waited for; one that was there and went away is given ``GONE_S`` to be restarted.
+A daemon that is not there may be starting, or being restarted, and is waited for like one that is slow: only when the
+time is over is it said that there is none.
 ``holdover`` is not ready: the bound may be narrow enough, but nobody has confirmed it lately.
 
 Limits: ready means ready now; what depends on it staying so asks ``skewd check``. Pure: it judges one status.
@@ -29,8 +30,8 @@ from skewd.check import describe, rounded_up, short
 from skewd.problems import Severity
 from skewd.status import NodeStatus, decode
 
-GONE_S = 5.0
-"""How long a daemon that was there may be away: a restart takes a second."""
+SEARCHED_S = 15.0
+"""After this time a daemon has found a source on its machine, if there is one (``source_set.FIND_S``, and some)."""
 
 
 class Outcome(IntEnum):
@@ -39,6 +40,8 @@ class Outcome(IntEnum):
     READY = 0
     WAIT = 1
     NEVER = 2
+    SEARCHING = 3
+    """As things are it is never; but the daemon has just begun to look at what this machine has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +71,10 @@ def readiness(told: NodeStatus | Mapping[str, Any], *, max_uncertainty_ns: int, 
             where = "" if offset == 0 else f"{size} {'ahead of' if offset < 0 else 'behind'} "
             return Readiness(Outcome.READY, f"{status.node}: {where or 'agrees with '}{reference} ({spread})")
     if not may_hear and not status.sources and not status.peers:
+        searching = not status.virtual and status.uptime_s is not None and status.uptime_s < SEARCHED_S
         return Readiness(
-            Outcome.NEVER, "there is no source and no peer to compare this clock with; add [[source]] or [mesh] peers"
+            Outcome.SEARCHING if searching else Outcome.NEVER,
+            "there is no source and no peer to compare this clock with; add [[source]] or [mesh] peers",
         )
     if bound is None or offset is None:
         return Readiness(Outcome.WAIT, f"no bound on {reference or 'any reference'} yet{_said(status)}")

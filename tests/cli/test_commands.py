@@ -86,8 +86,9 @@ class TestCheck:
     @pytest.mark.parametrize(
         ("words", "says"),
         [
-            (["--warning", "5"], "'5' has no unit; write 5ms"),
-            (["--warning", "-5ms"], "argument --warning: "),
+            (["--warning", "5"], "--warning 5s is above --critical 3ms"),  # a bare number is seconds
+            (["--warning", "5mm"], "'5mm' is not a duration"),
+            (["--warning", "-5ms"], "argument -w/--warning: "),
             (["--warning", "0ms"], "not above zero"),
             (["--warning", "9ms"], "--warning 9ms is above --critical 3ms; give both"),
             (["--bogus"], "unrecognized arguments: --bogus"),
@@ -117,10 +118,11 @@ class TestCheck:
 
     def test_a_configuration_that_is_refused(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         file = tmp_path / "a.toml"
-        file.write_text("[mesh]\ninterval = 5\n[zzz]")
+        file.write_text(f'[node]\nruntime_dir = "{tmp_path}/none"\n[mesh]\ninterval = 5\n[zzz]')
         assert main(["check", "--config", str(file)]) == 3
         out = capsys.readouterr().out
-        assert f"UNKNOWN: {file}: [mesh] interval: 5 has no unit" in out
+        assert out.startswith("UNKNOWN: no daemon: ")
+        assert f"[configuration: {file}: [mesh] interval: 5 has no unit" in out
         assert "and 1 more" in out
         assert len(out.splitlines()) == 1
 

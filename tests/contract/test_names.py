@@ -144,7 +144,7 @@ def test_without_a_daemon(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert main(["check", *config]) == 3
     assert main(["check", "--json", *config]) == 3
     assert main(["status", *config]) == 1
-    assert main(["waitsync", *config]) == 2
+    assert main(["waitsync", "--timeout", "200ms", *config]) == 2
     capsys.readouterr()
     assert main(["now", "--json", *config]) == 1
     answer = json.loads(capsys.readouterr().out)
