@@ -33,11 +33,13 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import skewd
 from skewd import discipline, hostclock, resume, sd_notify, steering, telling
+from skewd.background import DISK
 from skewd.clock import NodeClock, VirtualClock, Watch, read_wall
 from skewd.config import Config
 from skewd.durations import format_duration
 from skewd.failures import StartError
 from skewd.faults import Faults
+from skewd.keeping import Keeping
 from skewd.kernel_clock import Adjuster, KernelClock, RawFacts, continued, disturbance
 from skewd.knots import KNOT_PERIOD_NS
 from skewd.lean import msgspec, structlog
@@ -61,8 +63,9 @@ from skewd.status import plain as plain_status
 
 if TYPE_CHECKING:
     from skewd.discovery import Discovery
-    from skewd.identity import PinsFile
+    from skewd.identity import Identity, PinsFile
     from skewd.links.udp import UdpLink
+    from skewd.record_store import Pin
 
 TICK_S = 0.125
 """How often at least the two clocks are compared where the kernel tells when one is set: what is left to find by
@@ -76,6 +79,12 @@ EARLY = 0.7
 
 Waking a sleeping process costs more than the look itself. The time between two looks is never longer for it.
 """
+
+HOUSEKEEPING_NS = 10_000_000_000
+"""How often is kept what survives a restart, the key file looked at, and the state said."""
+
+RELOAD_WAIT_S = 10.0
+"""How long the disk may take to give a configuration that is read again."""
 
 Ready = Callable[[dict[str, Any]], None]
 Load = Callable[[], Config]
@@ -128,8 +137,10 @@ class Daemon:
         self._log = structlog.get_logger().bind(node=config.node.name)
         self._plan = new_plan(config, random.random)
         self._member: Membership | None = None
+        self._identity: Identity | None = None
         self._pins: PinsFile | None = None
         self._discovery: Discovery | None = None
+        self._pinned: dict[str, Pin] = {}
         self._mesh_problem: Problem | None = None
         self._reload_problem: str | None = None
         self._needs_restart: tuple[str, ...] = ()
@@ -138,7 +149,7 @@ class Daemon:
         self._machine = hostclock.MachineWatch()
         self._facts = hostclock.raw_facts(self._machine)
         self._state_file = StateFile(config.node.state_dir, config.node.name)
-        self._state_problem: Problem | None = None
+        self._keeping = Keeping(self._state_file)
         self._rate_basis = hostclock.raw_rate_basis() if config.clock.drift_over_reboot else ""
         if config.clock.drift_over_reboot and not self._rate_basis:
             self._log.info(
@@ -193,21 +204,23 @@ class Daemon:
         return node
 
     def _keep(self) -> None:
-        """Keeps the bounds for the daemon after this one."""
-        try:
-            self._state_file.write(resume.encode(self.node.keep(self._facts, self.clock.raw_ns(), self._rate_basis)))
-        except (OSError, ValueError) as error:
-            directory = self._state_file.path.parent
-            remedy = f"make {directory} writable, or choose another [node] state_dir"
-            wrong = f"bounds will not survive a restart: {error}"
-            self._state_problem = Problem("state-unwritable", str(directory), wrong, remedy)
-        else:
-            self._state_problem = None
+        """Has the bounds kept for the daemon after this one, and this node's identity if it is not yet."""
+        self._keeping.keep_bounds(resume.encode(self.node.keep(self._facts, self.clock.raw_ns(), self._rate_basis)))
+        if self._identity is not None:
+            self._keeping.keep_identity(self.node.name, self._identity)
 
-    def _keep_at_end(self) -> None:
-        self._keep()
-        if self._state_problem is not None:
-            self._changes.came(told_problem(self._state_problem))
+    def _keep_pins(self, *, last: bool = False) -> None:
+        if self._member is not None and self._pins is not None:
+            self._keeping.keep_pins(self._pins, self._member.store.pins(), time.monotonic_ns(), last=last)
+
+    async def _keep_at_end(self) -> None:
+        with self._faults.guard("state", "bounds"):
+            self._keep()
+        with self._faults.guard("state", "pins"):
+            self._keep_pins(last=True)
+        await self._keeping.finish()
+        for problem in self._keeping.problems():
+            self._changes.came(told_problem(problem))
 
     # -- told to others ------------------------------------------------------------------------------------------
 
@@ -251,8 +264,8 @@ class Daemon:
             found += self._clockbound.problems()
         if self._steering is not None:
             found += self._steering.problems()
-        single = (self._segment_problem, self._frequency_left, self._state_problem)
-        found += [problem for problem in single if problem is not None]
+        found += self._keeping.problems()
+        found += [problem for problem in (self._segment_problem, self._frequency_left) if problem is not None]
         return found
 
     def _mesh_problems(self) -> list[Problem]:
@@ -322,6 +335,7 @@ class Daemon:
             self._clockbound = ClockBoundPublisher(config, self._facts.shift_ns)
             stack.callback(self._clockbound.close)
             self._open_steering(stack)
+            self._open_identity()
             if config.mesh.peers or config.mesh.dns is not None or any(link.peers for link in config.link):
                 self._join_mesh()
             ready: dict[str, Any] = {"socket": str(config.socket_path), "mesh": None, "metrics": None}
@@ -341,7 +355,7 @@ class Daemon:
             stack.push_async_callback(api.close)
             await api.open(config.socket_path)
             self._watch_clock(stack)
-            stack.callback(self._keep_at_end)
+            stack.push_async_callback(self._keep_at_end)
             self._say()  # before the service manager is told that all is ready: it shows this text
             self.ticker = asyncio.create_task(self._tick_forever(), name="skewd-tick")
             stack.push_async_callback(_cancelled, self.ticker)
@@ -481,44 +495,52 @@ class Daemon:
         if self._member is not None:
             self._member.first_hand_only()
 
-    def _join_mesh(self) -> None:
-        """Makes this node a member, once there is anybody else. Without signatures it knows its own peers only."""
-        if self._member is not None or self._mesh_problem is not None:
+    def _open_identity(self) -> None:
+        """Reads, before anything turns, what this node needs once it is a member.
+
+        Raises:
+            StartError: it is damaged, and peers are configured.
+        """
+        config = self.config
+        if config.mesh.listen is None and not config.link:
             return
         from skewd.identity import IdentityError, PinsFile, load_identity
-        from skewd.record_store import RecordStore
         from skewd.records import MeshExtraMissing
 
-        config = self.config
         try:
-            identity = load_identity(config.node.state_dir, config.node.name)
+            self._identity = load_identity(config.node.state_dir, config.node.name)
         except MeshExtraMissing as error:
             self._mesh_problem = of_error("mesh-extra-missing", "", error)
             return
         except IdentityError as error:
-            raise StartError(str(error)) from None
-        if identity.reason is not None:
-            self._log.info(identity.reason)
+            if config.mesh.peers or config.mesh.dns is not None or any(link.peers for link in config.link):
+                raise StartError(str(error)) from None
+            self._mesh_problem = of_error("identity-damaged", "", error)  # it goes on with its own peers, and says so
+            return
+        if self._identity.reason is not None:
+            self._log.info(self._identity.reason)
         self._pins = PinsFile(config.node.state_dir, config.node.name)
-        store = RecordStore(config.node.name, liars_max=config.mesh.liars, pins=self._pins.read())
+        self._pinned = self._pins.read()
+
+    def _join_mesh(self) -> None:
+        """Makes this node a member, once there is anybody else. Without signatures it knows its own peers only."""
+        if self._member is not None or self._identity is None:
+            return
+        from skewd.record_store import RecordStore
+
+        config = self.config
+        store = RecordStore(config.node.name, liars_max=config.mesh.liars, pins=self._pinned)
         self._member = Membership(
             self.node,
             store,
-            identity.key,
+            self._identity.key,
             plan=self._plan,
-            first_sequence=identity.first_sequence,
+            first_sequence=self._identity.first_sequence,
             say=lambda text, warning: self._log.warning(text) if warning else self._log.info(text),
             on_fault=lambda where, error: self._faults.failed("mesh", where, error),
         )
         with self._faults.guard("mesh", "begin"):
             self._member.begin(self.clock.raw_ns())
-
-    def _keep_pins(self) -> None:
-        if self._member is None or self._pins is None:
-            return
-        # What is lost is pinned anew on sight; the state directory has its own complaint.
-        with contextlib.suppress(OSError):
-            self._pins.write(self._member.store.pins())
 
     async def _use_sources(self, config: Config) -> None:
         # While we steer, nothing is looked for: what would be found judges this clock by who else steers it.
@@ -532,10 +554,7 @@ class Daemon:
         if proofs.asked and proofs.link == UDP:
             self._plan.asked_by(proofs.peer.name, round(asyncio.get_running_loop().time() * 1e9))
         if self._member is None:
-            try:
-                self._join_mesh()
-            except StartError as error:  # its identity is damaged: it goes on with its own peers, and says so
-                self._mesh_problem = of_error("identity-damaged", "", error)
+            self._join_mesh()
         if self._member is not None:
             with self._faults.guard("mesh", "records"):
                 self._member.heard(proofs, now)
@@ -549,10 +568,14 @@ class Daemon:
         self.reload_keys()
         before = self.config
         try:
-            wanted = plan(before, load())
+            async with asyncio.timeout(RELOAD_WAIT_S):
+                loaded = await DISK.call(load)
+            wanted = plan(before, loaded)
             await self._take_up(wanted.config)
         except (StartError, OSError, ValueError) as error:
-            self._reload_problem = "; ".join(str(error).splitlines())
+            late = isinstance(error, TimeoutError) and not str(error)
+            said = f"reading it took longer than {RELOAD_WAIT_S:g} s" if late else str(error)
+            self._reload_problem = "; ".join(said.splitlines())
             self._log.error("the configuration is refused, the one before is in force", problem=self._reload_problem)
             if self.config is not before:
                 await self._take_up(before)
@@ -593,7 +616,7 @@ class Daemon:
                 with self._faults.guard("publish", "segment"):
                     self._mend_segment()
             if now >= next_minute_ns:
-                next_minute_ns = now + 10_000_000_000
+                next_minute_ns = now + HOUSEKEEPING_NS
                 self._tidy()
             longest_s = TICK_S if self._set_watch is not None else POLL_S
             knot_s = (self._next_knot_ns - self.clock.raw_ns()) / 1e9

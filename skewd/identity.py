@@ -5,7 +5,8 @@ is the secret half of an Ed25519 key, made at the first start. **starts** counts
 before the count is used: sequences of records begin at starts x 2^40, so they grow over restarts (``records.py``).
 **pins** are the public keys of other members as they were first seen.
 
-Without a directory that can be written there is still an identity, new at each start; peers accept the new key at once
+Without a directory that can be written there is still an identity, new at each start (and kept as soon as there is a
+place for it, ``keeping.py``); peers accept the new key at once
 on a new boot, else only after the former one has been silent for five minutes. ``kept`` is False, and whoever starts
 the daemon says so.
 
@@ -30,6 +31,7 @@ from skewd.limits import RESERVED_NAMES
 from skewd.links.wire import is_name
 from skewd.record_store import PINS_MAX, Pin
 from skewd.records import PUBLIC_KEY_BYTES, private_key, public_key_of
+from skewd.state_file import replace_file, write_file
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -52,6 +54,7 @@ class Identity:
         key: the secret half; ``public_key`` the other, 32 bytes.
         first_sequence: where this run's sequences begin.
         kept: whether the next start will have the same key; ``reason`` says why not.
+        unkept: what is to be kept then (:func:`keep_identity`), once there is a place for it.
     """
 
     key: Ed25519PrivateKey = field(repr=False)
@@ -59,6 +62,7 @@ class Identity:
     first_sequence: int
     kept: bool
     reason: str | None = None
+    unkept: bytes | None = field(default=None, repr=False)
 
 
 def load_identity(directory: Path, node: str) -> Identity:
@@ -74,14 +78,33 @@ def load_identity(directory: Path, node: str) -> Identity:
         secret = _read(path)
         if secret is None:
             secret = secrets.token_bytes(32)
-            _write(path, f"skewd-identity-1 {secret.hex()}\n".encode(), exclusive=True)
+            _make(path, _text(secret))
         starts = _count_start(directory / f"starts-{node}")
     except OSError as error:
-        key = private_key(secrets.token_bytes(32))
+        secret = secrets.token_bytes(32)
+        key = private_key(secret)
         reason = f"{directory} can't hold this node's identity: {error.strerror}; its key is new at each start"
-        return Identity(key, public_key_of(key), 0, False, reason)
+        return Identity(key, public_key_of(key), 0, False, reason, _text(secret))
     key = private_key(secret)
     return Identity(key, public_key_of(key), starts * SEQUENCES_PER_START, True)
+
+
+def keep_identity(directory: Path, node: str, unkept: bytes) -> None:
+    """Keeps an identity for which there was no place at the start.
+
+    Raises:
+        OSError: there still is none, or another identity is there by now.
+    """
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = directory / f"identity-{node}"
+    with contextlib.suppress(FileNotFoundError):
+        if path.read_bytes() == unkept:
+            return
+    _make(path, unkept)
+
+
+def _text(secret: bytes) -> bytes:
+    return f"skewd-identity-1 {secret.hex()}\n".encode()
 
 
 def _read(path: Path) -> bytes | None:
@@ -111,28 +134,18 @@ def _count_start(path: Path) -> int:
         content = file.read(32)
     before = int(content) if content.strip().isdigit() else 0
     starts = min(before + 1, _STARTS_MAX)
-    _write(path, b"%d\n" % starts)
+    replace_file(path, b"%d\n" % starts, synced=True)
     return starts
 
 
-def _write(path: Path, content: bytes, *, exclusive: bool = False) -> None:
-    """Replaces a file whole, and on the disk before this returns."""
+def _make(path: Path, content: bytes) -> None:
+    """Makes a file whole, on the disk before this returns; one that another daemon of the same name made stays."""
     temporary = path.with_name(f".{path.name}.new")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    write_file(temporary, content, synced=True)
     try:
-        os.fchmod(descriptor, 0o600)
-        os.write(descriptor, content)
-        os.fsync(descriptor)
+        os.link(temporary, path)
     finally:
-        os.close(descriptor)
-    if exclusive:
-        # Another daemon of the same name may have made one meanwhile: its key is not overwritten.
-        try:
-            os.link(temporary, path)
-        finally:
-            temporary.unlink()
-    else:
-        os.replace(temporary, path)
+        temporary.unlink()
 
 
 class _KeptPin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -161,13 +174,22 @@ class PinsFile:
         return {pin.name: Pin(pin.public_key, pin.first_hand, pin.sequence, pin.boot) for pin in found}
 
     def write(self, pins: Mapping[str, Pin]) -> None:
-        """Replaces the file.
+        """Replaces the file, on the disk before this returns.
 
         Raises:
             OSError: the directory is not there or cannot be written.
         """
-        kept = [
-            _KeptPin(name, pin.public_key, pin.first_hand, pin.sequence, pin.boot)
-            for name, pin in list(pins.items())[-PINS_MAX:]
-        ]
-        _write(self.path, msgspec.msgpack.encode(kept))
+        self.write_encoded(encode_pins(pins))
+
+    def write_encoded(self, content: bytes) -> None:
+        """The same of what :func:`encode_pins` gave."""
+        replace_file(self.path, content, synced=True)
+
+
+def encode_pins(pins: Mapping[str, Pin]) -> bytes:
+    """What the file holds of them: the newest ``PINS_MAX``."""
+    kept = [
+        _KeptPin(name, pin.public_key, pin.first_hand, pin.sequence, pin.boot)
+        for name, pin in list(pins.items())[-PINS_MAX:]
+    ]
+    return msgspec.msgpack.encode(kept)

@@ -31,6 +31,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from hashlib import blake2s
 from pathlib import Path
+from typing import NamedTuple
 
 SECRET_BYTES = 32
 MAX_KEYS = 4
@@ -182,6 +183,14 @@ def load_key(path: str | os.PathLike[str]) -> MeshKey:
     return load_keys(path).sending
 
 
+class KeyLook(NamedTuple):
+    """What a look at a key file found: what marks its content, and the keys or why there are none."""
+
+    mark: tuple[int, ...] | None
+    keys: KeyRing | None
+    complaint: str | None
+
+
 class KeyFile:
     """A key file that is read again when it has changed.
 
@@ -205,18 +214,25 @@ class KeyFile:
         Args:
             anyway: read it even if nothing about it seems to have changed.
         """
+        return self.take(self.look(anyway=anyway))
+
+    def look(self, *, anyway: bool = False) -> KeyLook | None:
+        """The look alone, which may take as long as a disk does, in any thread; None where nothing changed."""
         mark = self._mark()
         if mark == self._seen and not anyway:
-            return False
-        self._seen = mark
+            return None
         try:
-            keys = load_keys(self._path)
+            return KeyLook(mark, load_keys(self._path), None)
         except MeshKeyError as error:
-            self.complaint = f"{error}; the keys of before stay in force"
+            return KeyLook(mark, None, f"{error}; the keys of before stay in force")
+
+    def take(self, found: KeyLook | None) -> bool:
+        """Take what a look found; whether ``keys`` are others than before."""
+        if found is None:
             return False
-        self.complaint = None
-        before, self.keys = self.keys, keys
-        return keys != before
+        self._seen, self.complaint = found.mark, found.complaint
+        before, self.keys = self.keys, found.keys or self.keys
+        return self.keys != before
 
     def _mark(self) -> tuple[int, ...] | None:
         try:

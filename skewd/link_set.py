@@ -9,18 +9,20 @@ Limits: links are opened once; a change of ``[[link]]`` waits for a restart (``r
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
+from skewd.background import DISK
 from skewd.clock import NodeClock
 from skewd.config import Config, LinkConfig
 from skewd.failures import StartError
 from skewd.fanout import Plan
 from skewd.faults import Faults
-from skewd.keys import KeyFile, KeyRing
+from skewd.keys import KeyFile, KeyLook, KeyRing
 from skewd.links.protocol import LinkProtocol, Proofs, Timebases
 from skewd.node import Node
 from skewd.ports import format_address
@@ -90,6 +92,8 @@ class LinkSet:
         self._timebases = Timebases()
         self._key_file: KeyFile | None = None
         self._key_complaint: str | None = None
+        self._looking: asyncio.Future[KeyLook | None] | None = None
+        self._look_again = False
         self.udp: UdpLink | None = None
 
     async def open(self, stack: contextlib.AsyncExitStack) -> str | None:
@@ -203,10 +207,23 @@ class LinkSet:
         )
 
     def reload_keys(self, *, anyway: bool = True) -> None:
-        """Has the links use the key file as it is now, if it changed (or ``anyway``)."""
+        """Has the key file looked at, in a thread; if it changed (or ``anyway``), the links use it as it is then."""
         if self._key_file is None:
             return
-        if self._key_file.changed(anyway=anyway):
+        if self._looking is not None:
+            self._look_again |= anyway  # the one under way may have begun before the file changed
+            return
+        file = self._key_file
+        self._look_again = False
+        self._looking = DISK.call(lambda: file.look(anyway=anyway))
+        self._looking.add_done_callback(self._looked)
+
+    def _looked(self, done: asyncio.Future[KeyLook | None]) -> None:
+        self._looking = None
+        assert self._key_file is not None
+        # A look that could not be begun is made the next time.
+        found = None if done.cancelled() or done.exception() is not None else done.result()
+        if self._key_file.take(found):
             for link in self._open:
                 link.use_keys(self._key_file.keys)
             ids = [f"{key.key_id:08x}" for key in self._key_file.keys.keys]
@@ -214,6 +231,8 @@ class LinkSet:
         if self._key_file.complaint is not None and self._key_file.complaint != self._key_complaint:
             self._log.warning(self._key_file.complaint)
         self._key_complaint = self._key_file.complaint
+        if self._look_again:
+            self.reload_keys()
 
     def rows(self) -> list[LinkRow]:
         """The links, as a status tells of them."""

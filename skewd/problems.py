@@ -132,7 +132,7 @@ CODES: dict[str, Code] = {
     "source-unusable": Code(_W, "no source is configured, and one found on this machine makes no claim"),
     "sources-disagree": Code(_C, "no majority of the sources tells which is right"),
     "sources-unheard": Code(_C, "no source has answered yet"),
-    "state-unwritable": Code(_W, "the state directory cannot be written: bounds will not survive a restart"),
+    "state-not-kept": Code(_W, "the state directory is full, slow or cannot be written: what is known dies with skewd"),
     "time-daemons-compete": Code(_W, "more than one time daemon may set this clock (said by the command line)"),
     "utc-unknown": Code(_C, "the reference is utc, and neither this node nor enough others have it"),
     "virtual-clock": Code(_W, "a test's clock: this node's times are not this machine's"),

@@ -7,12 +7,16 @@ knows of them. What hangs in them hangs as in the kernel: it can't be interrupte
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
+
+import pytest
 
 from skewd.api_client import NoDaemonError, get_status
 from tests.waiting import LIMIT_S, wait_until
@@ -27,6 +31,31 @@ def resolve(host, *more, **options):
 socket.getaddrinfo = resolve
 """
 """Whatever ends in ``.dead`` is never resolved."""
+
+HUNG_DISK = """
+import os, threading, time
+from pathlib import Path
+from skewd import daemon
+daemon.HOUSEKEEPING_NS = 50_000_000
+try:
+    from skewd import background
+    background.OVERDUE_S = 0.2
+except ImportError:
+    pass
+opened = os.open
+def hanging(path, flags, *more, **options):
+    if Path(str(path)).parent.name == "state" and (Path(str(path)).parent.parent / "hangs").exists():
+        threading.Event().wait()
+    return opened(path, flags, *more, **options)
+os.open = hanging
+"""
+"""Whatever opens a file in the directory ``state`` hangs, once there is a file ``hangs`` beside it."""
+
+OFTEN = """
+from skewd import daemon
+daemon.HOUSEKEEPING_NS = 50_000_000
+"""
+"""What is done every ten seconds is done twenty times a second."""
 
 _RUN = """
 import sys
@@ -106,3 +135,13 @@ class Running:
         for stream in (self.process.stdout, self.process.stderr):
             if stream is not None:
                 stream.close()
+
+
+def with_little_room(directory: Path, size: str) -> list[str]:
+    """What starts a command that has a file system of so little room in ``directory``, of its own. Skips without."""
+    if shutil.which("unshare") is None or os.geteuid() != 0:
+        pytest.skip("needs root and unshare")
+    prefix = ["unshare", "--mount", "sh", "-c", f'mount -t tmpfs -o size={size} none "$0" && exec "$@"', str(directory)]
+    if subprocess.run([*prefix, "true"], capture_output=True).returncode:
+        pytest.skip("this machine allows no mount namespace")
+    return prefix

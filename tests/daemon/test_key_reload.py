@@ -86,7 +86,9 @@ async def test_two_daemons_rotate_at_their_own_pace_and_refuse_nothing(short: Pa
             assert {"kernel_sent", "kernel_stamped", "kernel_gave_none"} <= counters(daemon).keys()
         (short / "a.key").chmod(0o644)
         daemons[0].reload_keys(anyway=False)
-        assert any("can be read by others" in message for message in daemons[0].status()["messages"])
+        await until(
+            lambda: any("can be read by others" in message for message in daemons[0].status()["messages"]), "a word"
+        )
         await both_hear()
 
 

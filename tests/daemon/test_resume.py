@@ -426,11 +426,11 @@ async def test_a_directory_that_is_not_there_is_made_or_its_lack_said(possible: 
         with structlog.testing.capture_logs() as said:
             async with Daemon(config, VirtualClock(VirtualPage.create(None))).running():
                 pass
-        lines = [line for line in said if line.get("code") == "state-unwritable"]
+        lines = [line for line in said if line.get("code") == "state-not-kept"]
         if possible:
             assert directory.stat().st_mode & 0o777 == 0o700
             assert StateFile(directory, "a").read(resume.BYTES_MAX) is not None
             assert not lines
         else:
             assert len(lines) == 1
-            assert f"make {directory} writable, or choose another [node] state_dir" in lines[0]["remedy"]
+            assert f"make {directory} writable, with room, or choose another [node] state_dir" in lines[0]["remedy"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from skewd.interval import Interval
 from skewd.publish import segment
 from skewd.publish.segment import NAME, SegmentError, SegmentReader, SegmentWriter
 from skewd.reader import NoBound, Now
-from tests.daemon.hanging import Running
+from tests.daemon.hanging import Running, with_little_room
 from tests.waiting import LIMIT_S, wait_until
 
 SECOND = 1_000_000_000
@@ -74,7 +73,7 @@ def test_readers_and_the_daemon_survive_a_segment_that_is_gone(short: Path, how:
         daemon.ready()
         path = daemon.runtime / NAME
         environment = {**os.environ, "SKEWD_NODE__RUNTIME_DIR": str(daemon.runtime)}
-        words = [sys.executable, "-c", _ASK, path]
+        words = [sys.executable, "-c", _ASK, str(path)]
         asking = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment)
         try:
             assert asking.stdout is not None
@@ -125,21 +124,10 @@ def descriptors(pid: int, path: Path) -> list[str]:
     return found
 
 
-def in_a_full_file_system(directory: Path, size: str, command: str) -> list[str]:
-    """A command that is run where ``directory`` is a file system of so little room."""
-    if shutil.which("unshare") is None or os.geteuid() != 0:
-        pytest.skip("needs root and unshare")
-    script = f'mount -t tmpfs -o size={size} none "$0" && {command}exec "$@"'
-    prefix = ["unshare", "--mount", "sh", "-c", script, str(directory)]
-    if subprocess.run([*prefix, "true"], capture_output=True).returncode:
-        pytest.skip("this machine allows no mount namespace")
-    return prefix
-
-
 def test_without_room_for_the_segment_it_says_so_and_never_that_it_is_ready(short: Path) -> None:
     runtime = short / "run"
     runtime.mkdir()
-    daemon = Running(short, ALONE, through=in_a_full_file_system(runtime, "256k", ""))
+    daemon = Running(short, ALONE, through=with_little_room(runtime, "256k"))
     try:
         out, err = daemon.process.communicate(timeout=LIMIT_S)
         assert daemon.process.returncode == 1
