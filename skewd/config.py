@@ -41,6 +41,7 @@ from skewd.config_keys import (
     SidecarConfig,
     SourceConfig,
     SpoolConfig,
+    UtcConfig,
 )
 from skewd.lean import msgspec
 from skewd.ports import is_loopback, split_address
@@ -75,6 +76,7 @@ __all__ = [
     "SidecarConfig",
     "SourceConfig",
     "SpoolConfig",
+    "UtcConfig",
     "exact_duration",
     "how_written",
     "load_config",
@@ -431,15 +433,7 @@ class _Reading:
 
     def whole(self, config: Config) -> None:
         """Rules between keys."""
-        names = [source.name for source in config.source]
-        for name in sorted({name for name in names if names.count(name) > 1}):
-            self.rule("source", "[[source]]", f"two are named '{name}'; give each a name of its own")
-        smeared = {source.name for source in config.source if source.smear}
-        if smeared and len(smeared) < len(names):
-            fix = (
-                "and others don't; around a leap second they differ by up to a second, so give all or none smear = true"
-            )
-            self.rule("source", "[[source]] smear", f"'{min(smeared)}' smears {fix}")
+        self.sources(config)
         if config.node.name in ("auto", "utc"):
             fix = f"'{config.node.name}' has a meaning in [mesh] reference; name the node otherwise"
             self.rule("node.name", "[node] name", fix)
@@ -471,6 +465,28 @@ class _Reading:
         self.links(config)
         if config.mesh.key_file is None:
             self.without_key(config)
+
+    def sources(self, config: Config) -> None:
+        """Sources together: their names, their number, and who smears."""
+        names = [source.name for source in config.sources]
+        for name in sorted({name for name in names if names.count(name) > 1}):
+            self.rule("source", "[[source]]", f"two are named '{name}'; give each a name of its own")
+        if len(names) > TABLES_MAX:
+            fix = f"with the servers of their pools they are {len(names)}; at most {TABLES_MAX}, so lower pool_size"
+            self.rule("source", "[[source]]", fix)
+        for source in config.source:
+            if source.pool and source.type != "ntp":
+                self.rule("source", "[[source]] pool", f"'{source.name}' is of type {source.type}; only ntp has pools")
+        needed = config.utc.min_sources
+        if needed is not None and needed > len(names):
+            have = f"and {len(names)} are configured" if names else "and no [[source]] is configured"
+            self.rule("utc.min_sources", "[utc] min_sources", f"{needed} must agree, {have}; lower it, or add some")
+        smeared = {source.name for source in config.source if source.smear}
+        if smeared and len(smeared) < len(config.source):
+            fix = (
+                "and others don't; around a leap second they differ by up to a second, so give all or none smear = true"
+            )
+            self.rule("source", "[[source]] smear", f"'{min(smeared)}' smears {fix}")
 
     def steered(self, config: Config) -> None:
         """What a steered clock can't be steered by."""

@@ -60,6 +60,10 @@ class ClockConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Whether this oscillator keeps to its limit on wander while the machine is off and warms up (``resume.py``)."""
 
 
+POOL_MAX = 16
+"""Servers of one pool at most."""
+
+
 class SourceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``[[source]]``: something that tells UTC."""
 
@@ -72,12 +76,35 @@ class SourceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Nanoseconds; never 0: when not given, 16 s for ntp and 1 s for the others, which are on this machine."""
     smear: bool = False
     """Whether this source smears leap seconds; smeared and unsmeared sources are never mixed."""
+    prefer: bool = False
+    """Whether it decides where exactly half of the sources agree; it changes nothing where more than half do."""
+    pool: bool = False
+    """ntp only: several of the name's addresses are asked, each a source of its own (``slots``)."""
+    pool_size: Annotated[int, whole(2, POOL_MAX)] = 4
+    """How many addresses of a pool are asked; it counts as that many configured sources."""
+    allow_local: bool = False
+    """Whether it is believed though it follows its own clock: for closed networks whose UTC that clock is."""
+
+    def slots(self) -> tuple[SourceConfig, ...]:
+        """The sources that this entry stands for: itself, or one for each server of a pool, named ``name#1`` on."""
+        if not self.pool:
+            return (self,)
+        return tuple(
+            msgspec.structs.replace(self, name=f"{self.name}#{number}") for number in range(1, self.pool_size + 1)
+        )
 
     def __post_init__(self) -> None:
         if not self.interval:
             msgspec.structs.force_setattr(self, "interval", 16_000_000_000 if self.type == "ntp" else 1_000_000_000)
         if not self.name:
             msgspec.structs.force_setattr(self, "name", f"{self.type}:{self.address}" if self.address else self.type)
+
+
+class UtcConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``[utc]``: when the sources together say what UTC is."""
+
+    min_sources: Annotated[int | None, Written(kind=int, parse=whole(1, 64).parse)] = None
+    """How many sources must agree; more than half of those configured when not given."""
 
 
 class MeshConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -210,6 +237,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     node: NodeConfig = msgspec.field(default_factory=NodeConfig)
     clock: ClockConfig = ClockConfig()
     source: tuple[SourceConfig, ...] = ()
+    utc: UtcConfig = UtcConfig()
     mesh: MeshConfig = MeshConfig()
     link: tuple[LinkConfig, ...] = ()
     sidecar: SidecarConfig = SidecarConfig()
@@ -219,6 +247,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     clockbound: ClockBoundConfig = ClockBoundConfig()
     discipline: DisciplineConfig = DisciplineConfig()
     log: LogConfig = LogConfig()
+
+    @property
+    def sources(self) -> tuple[SourceConfig, ...]:
+        """Every source of UTC that is configured, the servers of pools one by one."""
+        return tuple(slot for source in self.source for slot in source.slots())
 
     @property
     def socket_path(self) -> Path:
@@ -235,6 +268,7 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "node": NodeConfig,
     "clock": ClockConfig,
     "source": SourceConfig,
+    "utc": UtcConfig,
     "mesh": MeshConfig,
     "link": LinkConfig,
     "sidecar": SidecarConfig,

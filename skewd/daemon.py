@@ -674,6 +674,8 @@ class Daemon:
             if self.node.on_wall(read_wall(self.clock), self._rate_ppb()):
                 self._log.warning("the wall clock was stepped", by=format_duration(self.node.wall.last_step_ns or 0))
                 stepped = set_by_hand = True
+                if not self.clock.virtual:  # of that one no daemon of this machine speaks
+                    self._sources.wall_was_set()
         steers = False
         with self._faults.guard("discipline", "look", self._steering_failed):
             steers = self._steering is not None and self._steering.look(self.clock.raw_ns(), set_by_hand)

@@ -51,7 +51,7 @@ from skewd.over_links import OverLinks, RttMinimum
 from skewd.pairing import OscillatorLimits, learn
 from skewd.resume import PAIRS_MAX, DriftPrior, Kept, KeptPeer, KeptSource, half_planes, plain
 from skewd.status import plain as plain_status
-from skewd.utc import Source, UtcSources
+from skewd.utc import Answer, Source, UtcSources
 from skewd.wall import STEER_PPB, WallMap
 
 PEERS_MAX = 256
@@ -189,7 +189,9 @@ class Node:
         """
         before_ns = self.wall.latest.raw_ns
         stepped = self.wall.sample(reading, kernel_rate_ppb)
-        if not stepped:
+        if stepped:
+            self._utc.on_step()
+        else:
             self._knots.slew_seen(before_ns)
         return stepped
 
@@ -274,14 +276,24 @@ class Node:
         incoming: Sequence[tuple[int, int]],
         now_raw_ns: int,
         leap: int = 0,
+        about: Answer | None = None,
     ) -> None:
         """Takes what one answer of the source ``name`` proves about UTC - raw, and the leap it announces.
 
         Args:
             leap: 0 none, 1 the day's last minute has 61 seconds, 2 it has 59.
+            about: what else is known of the answer.
         """
-        if self._utc.on_answer(name, outgoing, incoming, now_raw_ns, leap):
+        if self._utc.on_answer(name, outgoing, incoming, now_raw_ns, leap, about):
             self._knots.improved()
+
+    def on_source_replaced(self, name: str) -> None:
+        """Another server speaks under this source's name from now on: what was heard of it is void."""
+        self._utc.replaced(name)
+
+    def on_memory_void(self) -> None:
+        """The wall clock that this machine's time daemons speak of was stepped, by whoever it was."""
+        self._utc.on_step()
 
     def on_source_state(self, name: str, state: str) -> None:
         """Takes a source's state: pending, reachable or unreachable."""
@@ -669,6 +681,16 @@ class Node:
     def sources_found(self) -> bool:
         """Whether nobody configured the sources: they were found on this machine."""
         return self._utc.found
+
+    @property
+    def sources_enough(self) -> bool:
+        """Whether as many sources as ``[utc] min_sources`` asks for were heard (``UtcSources.enough``)."""
+        return self._utc.enough
+
+    @property
+    def sources_short(self) -> tuple[int, int] | None:
+        """How many sources have a bound and how many are needed, where the former are too few to decide; else None."""
+        return self._utc.short()
 
     def uptime_ns(self, now_raw_ns: int) -> int:
         """How long this node has been measuring."""

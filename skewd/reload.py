@@ -15,7 +15,7 @@ from typing import NamedTuple
 from skewd.config import Config
 from skewd.lean import msgspec
 
-LIVE = ("source", "mesh.peers", "clock.max_uncertainty", "log.level")
+LIVE = ("source", "utc.min_sources", "mesh.peers", "clock.max_uncertainty", "log.level")
 """What is taken up while running."""
 
 _OTHERS = ("check", "sidecar", "spool")

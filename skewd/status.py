@@ -137,6 +137,8 @@ class SourceRow(_Bounded, frozen=True, kw_only=True):
     lower_ns: int | None = None
     upper_ns: int | None = None
     rtt_min_ns: int | None = None
+    root_distance_ns: int | None = None
+    """How far from UTC its server may be, by that server's own account; no part of the round trip."""
     age_s: float | None = None
     state: str | None = None
     leap: str | None = None
@@ -146,6 +148,8 @@ class SourceRow(_Bounded, frozen=True, kw_only=True):
     server: str | None = None
     stratum: int | None = None
     counters: dict[str, int] = field(default_factory=dict)
+    answers: dict[str, int] = field(default_factory=dict)
+    """How many questions ended how: used, unchanged, refused, unusable, timeout, failed."""
 
 
 class LinkRow(msgspec.Struct, frozen=True):

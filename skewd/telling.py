@@ -194,6 +194,8 @@ def _source_rows(node: Node, now_raw_ns: int) -> list[SourceRow]:
                 lower_ns=bound.lo if bound else None,
                 upper_ns=bound.hi if bound else None,
                 rtt_min_ns=source.rtt.least_ns(),
+                root_distance_ns=source.root_distance_ns,
+                stratum=source.stratum,
                 age_s=None if source.heard_ns is None else round((now_raw_ns - source.heard_ns) / 1e9, 3),
                 state=state,
                 leap=("none", "insert", "delete")[source.leap],
@@ -249,6 +251,8 @@ def _about_reference(node: Node, told: NodeStatus, now_raw_ns: int) -> Problem |
         if not node.sources:
             wrong = "the reference is utc, and neither this node nor enough others have it"
             return Problem("utc-unknown", "", wrong, "add [[source]]")
+        if node.utc_selection(now_raw_ns)[0] and node.sources_short is not None:
+            return None  # said with who is lacking (``source_set.py``)
         if node.utc_selection(now_raw_ns)[0]:
             wrong = "the sources disagree and no majority tells which is right"
             return Problem("sources-disagree", "", wrong, "add a source")

@@ -1,8 +1,16 @@
 """UTC by this node's own sources: a filter for each, and the hull of what a majority of them shares.
 
 A source's answers are proofs about UTC - raw, widened by how far its server may be off, under this oscillator's limits
-alone: UTC is true time. From the sources' intervals follow which of them agree (``bounds/select.py``), and what is
-said is the hull of all that a majority shares.
+alone: UTC is true time. From the sources' intervals follow which of them agree, and whether these are enough of those
+configured (``agreement.py``); what is said is the hull of all that so many share.
+
+Two majorities that contradict each other can't both be right. Where the one of now excludes what follows from the one
+of before, what was said is taken back: the estimate's epoch changes, and the applied offset begins anew instead of
+being led over for hours.
+
+A daemon on this machine may still speak of the wall clock of before a step (``sources/memory.py``). Its first word
+after one is doubted: where it contradicts what the messages of before prove, one of the two is wrong and nobody knows
+which, so this source says nothing until a later word of its own agrees with it.
 
 Around a leap second that a source, or half of all sources, announces its bound is the hull of both readings of UTC:
 from ``LEAP_BEFORE_NS`` before the midnight of UTC until it has spoken ``LEAP_AFTER_NS`` after it, and its filter
@@ -17,10 +25,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
+from skewd.agreement import NOBODY, Agreed, Quorum, agree
+from skewd.bounds.history import carried
 from skewd.bounds.observed import Observed
 from skewd.bounds.pair import PairBound
-from skewd.bounds.select import Selection, majority, select
+from skewd.bounds.select import Selection
 from skewd.config import Config, SourceConfig
 from skewd.estimate import Estimate
 from skewd.interval import Interval
@@ -40,6 +51,35 @@ SMEAR_PPM = 14
 _SMEAR_WANDER_PPB_PER_S = 1_000_000
 _DAY_NS = 86_400_000_000_000
 _PPB = 1_000_000_000
+
+
+FROM_MEMORY = ("chrony", "kernel", "ptp")
+"""Kinds of sources that say what they remember of this machine's wall clock, or of a network card's."""
+
+
+class Answer(NamedTuple):
+    """What is known of an answer beyond what it proves; None where that kind of source does not tell.
+
+    Attributes:
+        rtt_ns: the round trip, without what the server declares of its own error.
+        root_distance_ns: the server's own error, by its own account: half its root delay and its root dispersion.
+        stratum: how many servers away from a reference clock it is.
+        reference_ns: by the source's own count, when what it remembers was measured: two answers with the same one rest
+            on the same measurement.
+    """
+
+    rtt_ns: int | None = None
+    root_distance_ns: int | None = None
+    stratum: int | None = None
+    reference_ns: int | None = None
+
+
+class _Doubt(NamedTuple):
+    """A claim that contradicted what was known: waits for a later one that agrees with it."""
+
+    at_raw_ns: int
+    utc_minus_raw: Interval
+    reference_ns: int | None
 
 
 @dataclass(slots=True)
@@ -64,6 +104,15 @@ class Source:
     """UTC of the midnight at which the announced leap is due."""
     begun: int = 0
     """How often the filter began anew on another reading of UTC."""
+    prefer: bool = False
+    pooled: bool = False
+    """One of a pool's servers: who that is changes with each start."""
+    stratum: int | None = None
+    root_distance_ns: int | None = None
+    """Its server's own error, as the latest answer declares it."""
+    suspect: bool = False
+    """The wall clock it remembers was stepped, and it has not said anything since that agrees with what was known."""
+    doubt: _Doubt | None = None
 
     def leaping(self, utc_ns: int) -> bool:
         """Whether at this UTC a leap may have happened that the filter does not know of."""
@@ -82,13 +131,17 @@ class UtcSources:
     def __init__(self, config: Config, limits: OscillatorLimits, wall: WallMap) -> None:
         self._limits = limits
         self._wall = wall
-        self._configured: tuple[SourceConfig, ...] = tuple(config.source)
+        self._configured: tuple[SourceConfig, ...] = config.sources
+        self._min_sources = config.utc.min_sources
         self._drift_priors: dict[str, DriftPrior] = {}
         self._contradictions_of_departed = 0
         self.by_name: dict[str, Source] = {}
         self.found = False
         """Whether nobody configured the sources: they were found on this machine."""
-        for source in config.source:
+        self._reached = False
+        self._last: _Said | None = None
+        self._taken_back = 0
+        for source in config.sources:
             self._add(source)
 
     def _add(self, source: SourceConfig) -> None:
@@ -101,6 +154,8 @@ class UtcSources:
             self._limits.watch_with(*limits),
             smear=source.smear,
             address=source.address,
+            prefer=source.prefer,
+            pooled=source.pool,
         )
 
     def find(self, source: SourceConfig) -> None:
@@ -114,37 +169,46 @@ class UtcSources:
         One that is the same clock as before, asked more or less often, goes on; one that was found on this machine
         goes on only while none is configured.
         """
-        self._configured = tuple(config.source)
+        self._configured, self._min_sources = config.sources, config.utc.min_sources
         if not config.source and self.found:
             return
         before, self.by_name = self.by_name, {}
-        for source in config.source:
+        for source in config.sources:
             old = before.get(source.name)
             if old and (old.type, old.address, old.smear) == (source.type, source.address, source.smear):
-                old.interval_ns = source.interval
+                old.interval_ns, old.prefer = source.interval, source.prefer
                 self.by_name[source.name] = before.pop(source.name)
             else:
                 self._add(source)
         self._contradictions_of_departed += sum(gone.pair.contradictions for gone in before.values())
         self.found = False
+        self._follow(self._wall.latest.raw_ns)
 
     def restart(self) -> None:
-        """The raw clock was not continuous: every bound is void."""
+        """The raw clock was not continuous: every bound is void, and the minimum must be reached anew."""
         self._drift_priors.clear()
+        self._reached, self._last = False, None
         for source in self.by_name.values():
-            limits = _utc_limits(source.smear)
-            source.pair, source.observed = self._limits.filter_with(*limits), self._limits.watch_with(*limits)
-            source.heard_ns = None
+            self._void(source)
+
+    def replaced(self, name: str) -> None:
+        """Another server speaks under this name from now on: what was heard is void."""
+        self._void(self.by_name[name])
+
+    def _void(self, source: Source) -> None:
+        limits = _utc_limits(source.smear)
+        contradictions = source.pair.contradictions
+        source.pair, source.observed = self._limits.filter_with(*limits), self._limits.watch_with(*limits)
+        source.pair.contradictions = contradictions
+        source.heard_ns = source.doubt = None
+        source.rtt, source.root_distance_ns, source.stratum = RttMinimum(), None, None
 
     def forget(self, name: str) -> None:
         """What one source said so far is void."""
         source = self.by_name.get(name)
         if source is not None:
             self._drift_priors.pop(name, None)
-            limits = _utc_limits(source.smear)
-            self._contradictions_of_departed += source.pair.contradictions
-            source.pair, source.observed = self._limits.filter_with(*limits), self._limits.watch_with(*limits)
-            source.rtt, source.heard_ns = RttMinimum(), None
+            self._void(source)
             source.leap, source.leap_due, source.leap_at_ns = 0, 0, None
             source.begun += 1
 
@@ -157,24 +221,68 @@ class UtcSources:
         incoming: Sequence[tuple[int, int]],
         now_raw_ns: int,
         leap: int = 0,
+        about: Answer | None = None,
     ) -> bool:
         """Takes what one answer of the source ``name`` proves about UTC - raw, and the leap it announces.
 
         Args:
             leap: 0 none, 1 the day's last minute has 61 seconds, 2 it has 59.
+            about: what else is known of the answer.
 
         Returns:
-            whether anything could be learnt from it: not so near a leap.
+            whether anything could be learnt from it: not so near a leap, and not while it is doubted.
         """
         source = self.by_name[name]
+        told = about or Answer()
+        source.stratum, source.root_distance_ns = told.stratum, told.root_distance_ns
         known = self._past_leap(source, [utc for _, utc in outgoing] + [utc for utc, _ in incoming], leap)
+        known = known and not self._doubted(source, outgoing, incoming, told.reference_ns)
         if known:
             learn(source.pair, source.observed, outgoing, incoming)
             self._use_prior(source, now_raw_ns)
-            for (sent, arrived), (left, received) in zip(outgoing, incoming, strict=False):
-                source.rtt.add(now_raw_ns, max((received - sent) - (left - arrived), 0))
+            if told.rtt_ns is not None:
+                source.rtt.add(now_raw_ns, max(told.rtt_ns, 0))
+            self._follow(now_raw_ns)
         source.heard_ns, source.state = now_raw_ns, "reachable"
         return known
+
+    def on_step(self) -> None:
+        """The wall clock was stepped, or may have been: what speaks of it from memory is doubted (see above)."""
+        for source in self.by_name.values():
+            if source.type in FROM_MEMORY:
+                source.suspect = True
+
+    def _doubted(
+        self,
+        source: Source,
+        outgoing: Sequence[tuple[int, int]],
+        incoming: Sequence[tuple[int, int]],
+        reference_ns: int | None,
+    ) -> bool:
+        """Whether an answer is not to be learnt from: the first after a step, where it contradicts what was known."""
+        if not source.suspect:
+            return False
+        claimed = _offset_of(outgoing, incoming)
+        if claimed is None:
+            return False
+        at_raw_ns, said = claimed
+        if source.doubt is None:
+            known = source.pair.offset(at_raw_ns)
+            if known is None or known.intersect(said) is not None:
+                source.suspect = False
+                return False
+            # Its memory of the wall clock or our memory of its word is wrong; neither is a bound any more.
+            self._void(source)
+            source.pair.contradictions += 1
+        elif source.doubt.reference_ns != reference_ns:
+            moved = abs(at_raw_ns - source.doubt.at_raw_ns) * math.ceil(self._limits.max_drift_ppm) // 1_000_000 + 1
+            if said.intersect(source.doubt.utc_minus_raw.widen(moved)) is not None:
+                source.suspect, source.doubt = False, None
+                return False
+        else:
+            return True
+        source.doubt = _Doubt(at_raw_ns, said, reference_ns)
+        return True
 
     def _past_leap(self, source: Source, utc_ns: list[int], leap: int) -> bool:
         """Keeps the announced leap; False for an answer too near to it to tell which reading of UTC it gives."""
@@ -213,7 +321,7 @@ class UtcSources:
                 name, source.type, addresses.get(name), source.heard_ns, plain(source.pair.proofs()), source.smear
             )
             for name, source in self.by_name.items()
-            if source.heard_ns is not None and source.leap_at_ns is None
+            if source.heard_ns is not None and source.leap_at_ns is None and not source.pooled
         )
 
     def _same(self) -> set[tuple[str, str, str | None, bool]]:
@@ -229,6 +337,9 @@ class UtcSources:
                 source = self.by_name[old.name]
                 source.pair.resume(half_planes(old.proofs))
                 source.heard_ns = old.heard_ns
+        # The wall clock may have been stepped while nobody looked.
+        self.on_step()
+        self._follow(self._wall.latest.raw_ns)
 
     def take_drift(self, priors: Mapping[KeptSource, DriftPrior]) -> None:
         """Takes what another boot knew of the drift against the sources that are still configured, for when each is
@@ -263,8 +374,28 @@ class UtcSources:
         """A source that judges this wall clock by how somebody else steers it; it can't be used if this daemon does."""
         return next((one.name for one in self.by_name.values() if one.type in ("chrony", "kernel")), None)
 
-    def selection(self, at_raw_ns: int) -> tuple[list[tuple[Source, Interval]], Selection]:
-        """Each source's UTC - own wall, and what the majority of them agrees on."""
+    @property
+    def quorum(self) -> Quorum:
+        """How many sources there are, and how many must agree."""
+        return Quorum(len(self.by_name), None if self.found else self._min_sources)
+
+    @property
+    def enough(self) -> bool:
+        """Whether so many sources as are needed were heard since the start, or since the raw clock began anew.
+
+        True where none is configured: then nothing is asked for.
+        """
+        return self._reached or self.found or not self.by_name
+
+    def short(self) -> tuple[int, int] | None:
+        """(how many have a bound, how many are needed) where the former are too few to decide; else None."""
+        heard = [source.prefer for source in self.by_name.values() if source.pair.known]
+        if not self.by_name or self.quorum.decides(heard):
+            return None
+        return len(heard), self.quorum.needed
+
+    def _known(self, at_raw_ns: int) -> list[tuple[Source, Interval]]:
+        """Each source's UTC - own raw."""
         known: list[tuple[Source, Interval]] = []
         for source in self.by_name.values():
             utc = source.pair.offset(at_raw_ns)
@@ -272,35 +403,94 @@ class UtcSources:
                 if source.leaping(at_raw_ns + utc.hi):
                     # An inserted second makes UTC read one second less after it, a deleted one more.
                     utc = utc.hull(utc.shift(-_PPB if source.leap_due == 1 else _PPB))
-                bound = self._wall.from_raw(utc, at_raw_ns)
-                if within(bound, TOLD_MAX_NS):
-                    known.append((source, bound))
-        return known, select([bound for _, bound in known])
+                if within(self._wall.from_raw(utc, at_raw_ns), TOLD_MAX_NS):
+                    known.append((source, utc))
+        return known
 
-    def estimate(self, at_raw_ns: int) -> Estimate | None:
-        """UTC - own wall; None while no majority agrees."""
-        known, selection = self.selection(at_raw_ns)
-        bound = majority([one for _, one in known])
-        if bound is None:
+    def _agreed(self, known: Sequence[tuple[Source, Interval]]) -> Agreed | None:
+        return agree([utc for _, utc in known], [source.prefer for source, _ in known], self.quorum)
+
+    def selection(self, at_raw_ns: int) -> tuple[list[tuple[Source, Interval]], Selection]:
+        """Each source's UTC - own wall, and what enough of them agree on."""
+        known = self._known(at_raw_ns)
+        agreed = self._agreed(known)
+        seen = [(source, self._wall.from_raw(utc, at_raw_ns)) for source, utc in known]
+        if agreed is None:
+            return seen, NOBODY
+        place = agreed.selection.interval
+        if place is not None:
+            place = self._wall.from_raw(place, at_raw_ns)
+        return seen, Selection(place, agreed.selection.truechimers, agreed.selection.falsetickers)
+
+    def _said(self, at_raw_ns: int) -> _Said | None:
+        """UTC - own raw as enough sources agree on it; None while they do not."""
+        known = self._known(at_raw_ns)
+        agreed = self._agreed(known)
+        utc = None if agreed is None else agreed.of([one for _, one in known])
+        if agreed is None or utc is None:
             return None
-        chosen = [known[index][0] for index in selection.truechimers]
+        chosen = [known[index][0] for index in agreed.selection.truechimers]
         # The rate is agreed upon as the offset is. The kernel's own estimate tells nothing of it, and one that knows
         # nothing must not hide what the others know.
         drifts = [source.pair.drift(at_raw_ns) or Interval(0, 0) for source, _ in known]
-        drift = majority(drifts)
+        drift = agreed.of(drifts)
         if drift is None:
-            drift = drifts[selection.truechimers[0]]
-            for index in selection.truechimers[1:]:
+            drift = drifts[agreed.selection.truechimers[0]]
+            for index in agreed.selection.truechimers[1:]:
                 drift = drift.hull(drifts[index])
+        wander = math.ceil(max(self._limits.sum_with(*_utc_limits(source.smear))[1] for source in chosen)) + 1
+        return _Said(at_raw_ns, utc, drift, wander, chosen)
+
+    def _follow(self, at_raw_ns: int) -> None:
+        """Something was heard: notes whether the minimum is reached, and takes back what is contradicted now."""
+        self._reached = self._reached or self.short() is None
+        said = self._said(at_raw_ns)
+        if said is None:
+            return
+        if self._last is not None and said.utc.intersect(self._last.at(at_raw_ns)) is None:
+            self._taken_back += 1
+        self._last = said
+
+    def estimate(self, at_raw_ns: int) -> Estimate | None:
+        """UTC - own wall; None while too few sources agree."""
+        said = self._said(at_raw_ns)
+        if said is None:
+            return None
         return Estimate(
-            bound,
-            self._wall.drift_from_raw(drift),
-            math.ceil(max(self._limits.sum_with(*_utc_limits(source.smear))[1] for source in chosen)) + 1,
-            min(at_raw_ns - (source.heard_ns or 0) for source in chosen),
-            min(source.interval_ns for source in chosen),
-            ("utc", sum(source.pair.contradictions + source.begun for source in chosen)),
+            self._wall.from_raw(said.utc, at_raw_ns),
+            self._wall.drift_from_raw(said.drift_ppb),
+            said.wander_ppb_per_s,
+            min(at_raw_ns - (source.heard_ns or 0) for source in said.chosen),
+            min(source.interval_ns for source in said.chosen),
+            ("utc", sum(source.pair.contradictions + source.begun for source in said.chosen) + self._taken_back),
             "utc",
         )
+
+
+class _Said(NamedTuple):
+    """UTC - own raw at an own raw instant, and by whom."""
+
+    at_raw_ns: int
+    utc: Interval
+    drift_ppb: Interval
+    wander_ppb_per_s: int
+    chosen: list[Source]
+
+    def at(self, at_raw_ns: int) -> Interval:
+        """What follows from it at another instant; a nanosecond outward for its rounding."""
+        return (self.utc + carried(at_raw_ns - self.at_raw_ns, self.drift_ppb, self.wander_ppb_per_s)).widen(1)
+
+
+def _offset_of(
+    outgoing: Sequence[tuple[int, int]], incoming: Sequence[tuple[int, int]]
+) -> tuple[int, Interval] | None:
+    """UTC - raw at a raw instant by one claim, whose two proofs are about the same instant."""
+    if not outgoing or not incoming:
+        return None
+    (sent, above), (below, received) = outgoing[0], incoming[0]
+    if sent != received or below > above:
+        return None
+    return sent, Interval(below - received, above - sent)
 
 
 def _utc_limits(smear: bool) -> tuple[float, float]:

@@ -14,6 +14,9 @@ agrees with two honest wide sources beside a third, narrow one makes a place tha
 bound is the majority's hull, a little wider where the sources' widths differ, and Marzullo's place says who is to be
 called a truechimer.
 
+And while some of n configured sources are not heard? If at most f = (n - 1) // 2 of all n are wrong, then of m that are
+heard at least m - f are right, whoever the silent ones are: the bound is what m - f of them share (:func:`shared`).
+
 Limits: it is the majority that is trusted, so a majority of sources wrong in the same way wins. Pure.
 """
 
@@ -72,16 +75,23 @@ def majority(intervals: Sequence[Interval]) -> Interval | None:
 
     It holds the true value whenever more than half of them do.
     """
-    needed = len(intervals) // 2 + 1
+    return shared(intervals, len(intervals) // 2 + 1)
+
+
+def shared(intervals: Sequence[Interval], count: int) -> Interval | None:
+    """The hull of all points that ``count`` or more of ``intervals`` share; None where no point is.
+
+    It holds the true value whenever at least ``count`` of them do. ``count`` is at least 1.
+    """
     ends = sorted([(interval.lo, 0) for interval in intervals] + [(interval.hi, 1) for interval in intervals])
-    count, lowest, highest = 0, None, None
+    sharing, lowest, highest = 0, None, None
     for value, upper in ends:
         if not upper:
-            count += 1
-            if count == needed and lowest is None:
+            sharing += 1
+            if sharing == count and lowest is None:
                 lowest = value
         else:
-            if count == needed:
+            if sharing == count:
                 highest = value
-            count -= 1
+            sharing -= 1
     return None if lowest is None or highest is None else Interval(lowest, highest)

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from skewd.interval import Interval
 from skewd.limits import SCALE_MAX_NS, within
 from skewd.sources.claim import DELETE, ERROR_MAX_NS, INSERT, NO_LEAP, PPM, Refused
+from skewd.sources.ntp_wire import own_clock
 
 REPLY_BYTES = 104
 MAX_REPLY_BYTES = 1024
@@ -31,7 +32,6 @@ _VERSION, _REQUEST, _REPLY, _TRACKING, _TRACKING_REPLY = 6, 1, 2, 33, 5
 _ASK = struct.Struct("!BBBBHHIII")
 _HEADER = struct.Struct("!BBBBHHHHHHIII")
 _BODY = struct.Struct("!I16sHHHHIII9I")
-_LOCAL_REFERENCE = 0x7F7F0101
 _NO_HIGH_SECONDS = 0x7FFFFFFF
 _UNSYNCHRONIZED = 3
 _S = 1_000_000_000
@@ -56,12 +56,17 @@ class Tracking:
     stratum: int
     leap: int
 
+    @property
+    def root_distance_ns(self) -> int:
+        """How far from UTC chronyd's estimate may be, by its own account."""
+        return (self.root_delay_ns + 1) // 2 + self.root_dispersion_ns
+
     def utc_minus_wall(self, wall_ns: int, max_drift_ppm: int, max_wander_ppb_per_s: int) -> Interval:
         """UTC - wall at the report, which was made when the wall clock read about ``wall_ns``."""
         age_ns = max(0, wall_ns + self.correction.hi - self.reference_ns)
         wandered = max_wander_ppb_per_s * age_ns * age_ns // (2 * _S * _S)
         growth = min(wandered, 2 * max_drift_ppm * age_ns // PPM) + 1
-        return self.correction.widen((self.root_delay_ns + 1) // 2 + self.root_dispersion_ns + growth)
+        return self.correction.widen(self.root_distance_ns + growth)
 
 
 def request(sequence: int) -> bytes:
@@ -90,8 +95,11 @@ def is_reply(data: bytes, sequence: int) -> bool:
     return (version, kind, command, answered) == (_VERSION, _REPLY, _TRACKING, sequence & 0xFFFFFFFF)
 
 
-def parse(data: bytes) -> Tracking:
+def parse(data: bytes, *, allow_local: bool = False) -> Tracking:
     """The report in a datagram that :func:`is_reply` accepts.
+
+    Args:
+        allow_local: believe a chronyd that follows its own clock.
 
     Raises:
         Refused: chronyd refused, follows nothing, or the answer can't be read.
@@ -108,13 +116,17 @@ def parse(data: bytes) -> Tracking:
     )
     if leap == _UNSYNCHRONIZED or reference == 0:
         raise Refused("chronyd is not synchronized yet; see chronyc sources")
-    if reference == _LOCAL_REFERENCE:
-        raise Refused("chronyd follows its own clock ('local'), which tells nothing of UTC; give it a server")
     if leap not in (NO_LEAP, INSERT, DELETE) or ns >= _S:
         raise Refused("chronyd's report makes no sense; is it chronyd that answers?")
     root_delay, root_dispersion = number_ns(delay), number_ns(dispersion)
     if root_delay.hi < 0 or root_dispersion.hi < 0:
         raise Refused("chronyd reports a negative error, which makes no sense")
+    own = own_clock(stratum, reference, root_delay.hi, root_dispersion.hi)
+    if own is not None and not allow_local:
+        raise Refused(
+            f"chronyd follows its own clock ('local'), which tells nothing of UTC: {own}; give it a server; in a closed"
+            " network whose UTC it is, write allow_local = true"
+        )
     if (root_delay.hi + 1) // 2 + root_dispersion.hi > ERROR_MAX_NS:
         raise Refused("chronyd's own error is above 16 s; see chronyc tracking")
     seconds = (0 if high == _NO_HIGH_SECONDS else high << 32) + low

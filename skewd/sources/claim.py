@@ -42,7 +42,12 @@ class Refused(Exception):
 class Claim:
     """UTC - raw lay in ``utc_minus_raw`` at the raw instant ``raw_ns``.
 
-    ``leap``: 0 none announced, 1 the day's last minute has 61 seconds, 2 it has 59.
+    Attributes:
+        leap: 0 none announced, 1 the day's last minute has 61 seconds, 2 it has 59.
+        root_distance_ns: how far from UTC what it follows may be, by its own account; None where it does not tell.
+        stratum: how many servers away from a reference clock it is; None where it does not tell.
+        reference_ns: by its own count, when what it says was measured: claims with the same one rest on the same
+            measurement; None where each claim is a measurement.
 
     Raises:
         Refused: no clock shows that (``skewd/limits.py``).
@@ -51,6 +56,9 @@ class Claim:
     raw_ns: int
     utc_minus_raw: Interval
     leap: int = NO_LEAP
+    root_distance_ns: int | None = None
+    stratum: int | None = None
+    reference_ns: int | None = None
 
     def __post_init__(self) -> None:
         if not (is_raw(self.raw_ns) and within(self.utc_minus_raw, SCALE_MAX_NS)):

@@ -10,6 +10,8 @@ name is resolved again. A server may refuse. Asked to slow down (``RATE``), the 
 go away (``DENY``, ``RSTR``), that address is not asked again until a restart. Three failures in a row make the source
 unreachable; it is asked on.
 
+A server that follows its own clock is refused (``ntp_wire.own_clock``), unless it is configured that its clock is UTC.
+
 Limits: one server at a time per source. No authentication (a source that needs it reaches us through chrony); a
 truthful server behind a liar on the path only gets wider, as long as the liar can't forge its packets.
 """
@@ -20,7 +22,7 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
@@ -29,11 +31,12 @@ from skewd import kernel_stamps
 from skewd.clock import HostClock, WallSample, read_wall
 from skewd.interval import Interval
 from skewd.lean import structlog
-from skewd.names import NAMES, why
+from skewd.names import NAMES, Found, why
 from skewd.ports import format_address, split_address
 from skewd.quiet import QuietLog
-from skewd.sources.ntp_wire import MAX_PACKET_BYTES, KissOfDeath, NtpRefused, NtpSample, parse, request
+from skewd.sources.ntp_wire import MAX_PACKET_BYTES, KissOfDeath, NtpRefused, NtpSample, own_clock, parse, request
 from skewd.sources.pace import Pace
+from skewd.sources.pool import NobodyLeft
 from skewd.stamps import raw_of_stamp
 from skewd.wall import SLEW_MAX_PPM
 
@@ -46,6 +49,10 @@ _ADDRESSES_MAX = 16
 _DENIED_MAX = 256
 _LEAPS = ("none", "insert", "delete")
 _HOST = HostClock()
+
+Resolve = Callable[[bool], Awaitable[Found]]
+"""Gives what ``getaddrinfo`` does; told whether whoever was asked last is to be given up. Raises OSError when there is
+no address to ask."""
 
 
 def _kernel_limit_ppb() -> int:
@@ -101,6 +108,8 @@ class NtpSource:
         timeout_ns: int,
         random: Callable[[int], bytes],
         slew_ppb: Callable[[], int],
+        allow_local: bool,
+        resolve: Resolve | None,
     ) -> None:
         self.name, self.address = name, address
         self.state = State.PENDING
@@ -116,6 +125,7 @@ class NtpSource:
                 "wrong_origin",
                 "malformed",
                 "unsynchronized",
+                "own_clock",
                 "kiss",
                 "kernel_sent",
                 "kernel_received",
@@ -125,11 +135,13 @@ class NtpSource:
         )
         self._host, self._port = split_address(address, NTP_PORT)
         self._clock, self._on_sample, self._random, self._slew_ppb = clock, on_sample, random, slew_ppb
+        self._allow_local, self._resolver = allow_local, resolve
         self._timeout_s = timeout_ns / _S
         self._pace = Pace(interval_ns / _S)
         self._addresses: list[tuple[int, Any]] = []
         self._denied: dict[Any, None] = {}
         self._server: Any = None
+        self._give_up = False
         self._leap = 0
         self._task: asyncio.Task[None] | None = None
         self._log = structlog.get_logger("skewd.sources.ntp")
@@ -147,6 +159,8 @@ class NtpSource:
         timeout_ns: int = _S,
         random: Callable[[int], bytes] = os.urandom,
         slew_ppb: Callable[[], int] = _kernel_limit_ppb,
+        allow_local: bool = False,
+        resolve: Resolve | None = None,
     ) -> NtpSource:
         """Start asking at once; nothing is waited for.
 
@@ -156,11 +170,13 @@ class NtpSource:
             on_sample: called in the event loop with each sample.
             interval_ns: between questions at most; the first come sooner, and so do those after a failure.
             slew_ppb: how fast the host's wall clock may be moving against its raw clock, now.
+            allow_local: believe a server that follows its own clock.
+            resolve: which addresses to ask, instead of all that the name has (``pool.py``).
 
         Raises:
             ValueError: an address that can't be read.
         """
-        source = cls(name, address, clock, on_sample, interval_ns, timeout_ns, random, slew_ppb)
+        source = cls(name, address, clock, on_sample, interval_ns, timeout_ns, random, slew_ppb, allow_local, resolve)
         source._task = asyncio.create_task(source._run(), name=f"skewd-ntp-{name}")
         return source
 
@@ -181,6 +197,20 @@ class NtpSource:
             "server": None if self._server is None else format_address(str(self._server[0]), int(self._server[1])),
             "stratum": None if last is None else last.stratum,
             "counters": dict(self.counters),
+        }
+
+    @property
+    def answers(self) -> dict[str, int]:
+        """How many questions ended how: see :data:`skewd.sources.local.OUTCOMES`."""
+        counters = self.counters
+        refused = counters["unsynchronized"] + counters["own_clock"] + counters["kiss"]
+        unusable = counters["wrong_origin"] + counters["malformed"]
+        return {
+            "used": counters["samples"],
+            "refused": refused,
+            "unusable": unusable,
+            "timeout": counters["timeouts"],
+            "failed": counters["failed"],
         }
 
     @property
@@ -235,8 +265,9 @@ class NtpSource:
         else:
             gap_s = self._pace.failed()
             asked = self._addresses.pop(0)[1] if self._addresses else None
+            self._give_up = self._pace.silent
             if isinstance(outcome, KissOfDeath) and outcome.code in ("DENY", "RSTR"):
-                self._denied[asked] = None
+                self._denied[asked], self._give_up = None, True
                 if len(self._denied) > _DENIED_MAX:
                     del self._denied[next(iter(self._denied))]
                 self.reason = f"{outcome}: not asked again; choose another server for source '{self.name}'"
@@ -257,6 +288,8 @@ class NtpSource:
             failure = await self._resolve()
             if failure is not None:
                 return failure
+            if not self._addresses and self._resolver is not None:
+                return OSError("every server of the pool that others do not ask already has sent us away")
             if not self._addresses:
                 self._become(State.UNREACHABLE)
                 return None
@@ -273,10 +306,16 @@ class NtpSource:
     async def _resolve(self) -> OSError | None:
         """Find the addresses to ask, those that sent us away left out."""
         try:
-            found = await NAMES.find(self._host, self._port, limit_s=self._timeout_s)
+            if self._resolver is not None:
+                found = await self._resolver(self._give_up)
+            else:
+                found = await NAMES.find(self._host, self._port, limit_s=self._timeout_s)
         except TimeoutError:
             self.counters["failed"] += 1
             return OSError(f"{self._host} did not resolve within {self._timeout_s:g} s")
+        except NobodyLeft as nobody:
+            self.counters["failed"] += 1
+            return nobody
         except (OSError, UnicodeError) as error:
             self.counters["failed"] += 1
             return OSError(f"{self._host} does not resolve: {why(error)}")
@@ -346,6 +385,13 @@ class NtpSource:
                 received_raw_ns=received_raw_ns if received is None else received.hi,
                 near_wall_ns=self._clock.wall_ns(),
             )
+            own = own_clock(sample.stratum, sample.reference_id, sample.root_delay_ns, sample.root_dispersion_ns)
+            if own is not None and not self._allow_local:
+                raise NtpRefused(
+                    "own_clock",
+                    f"the server follows its own clock, which tells nothing of UTC: {own}; give it a reference, or"
+                    " another source; in a closed network whose UTC it is, write allow_local = true",
+                )
         except NtpRefused as refused:
             self.counters[refused.reason] += 1
             return refused

@@ -9,6 +9,11 @@ are read from the packet as integers. Our request says nothing about us: its tra
 answer must name exactly these. NTP's seconds wrap in 2036; each stamp is the one nearest to the local wall clock,
 which may be 68 years wrong.
 
+**Who may call itself UTC.** A server without a reference serves its own clock if it is told to, with an error of zero,
+and says so in its reference id: chrony's ``local`` (127.127.1.1), ntpd's local clock (127.127.1.x, ``LOCL``), Windows'
+``LOCL``. So does, whatever its id, a server ten or more steps from a reference clock to which it has no distance at all
+(ntpd's orphan mode). :func:`own_clock` names it; who believes it is decided elsewhere.
+
 Limits: we believe what the server says of its own error. A server whose stamps contradict its round trip (negative
 delay) has at least that much more error than it says, and both proofs are moved outward by it.
 """
@@ -86,10 +91,14 @@ class NtpSample:
         return (self.received_raw_ns - self.sent_raw_ns) - (self.server_transmit_ns - self.server_receive_ns)
 
     @property
+    def root_distance_ns(self) -> int:
+        """How far from UTC the server's clock may be, by its own account."""
+        return (self.root_delay_ns + 1) // 2 + self.root_dispersion_ns + self.precision_ns
+
+    @property
     def error_ns(self) -> int:
         """How far from UTC the server's stamps may be."""
-        declared = (self.root_delay_ns + 1) // 2 + self.root_dispersion_ns + self.precision_ns
-        return declared + max(0, -self.delay_ns)
+        return self.root_distance_ns + max(0, -self.delay_ns)
 
     def outgoing(self) -> tuple[int, int]:
         """(our raw clock at the send, an upper end of UTC at an instant after it)."""
@@ -102,6 +111,27 @@ class NtpSample:
     def proofs(self) -> tuple[tuple[int, int], tuple[int, int]]:
         """``outgoing()`` and ``incoming()``: proofs about (UTC - our raw clock), as between two clocks."""
         return self.outgoing(), self.incoming()
+
+
+LOCAL_STRATUM = 10
+"""From here on a server without any distance to a reference clock has none."""
+
+_LOCAL_CLOCK = 0x7F7F0100
+_LOCAL_NAMES = frozenset({b"LOCL", b"LCL"})
+_NO_DISTANCE_NS = 15_259
+"""The least that an NTP packet can say."""
+
+
+def own_clock(stratum: int, reference_id: int, root_delay_ns: int, root_dispersion_ns: int) -> str | None:
+    """By what a server says that it follows no reference but its own clock, in words; None if it follows one."""
+    if reference_id & 0xFFFFFF00 == _LOCAL_CLOCK:
+        return f"its reference id is 127.127.1.{reference_id & 0xFF}"
+    letters = reference_id.to_bytes(4, "big").rstrip(b"\0")
+    if letters in _LOCAL_NAMES:
+        return f"its reference id is '{letters.decode()}'"
+    if stratum >= LOCAL_STRATUM and root_delay_ns == 0 and root_dispersion_ns <= _NO_DISTANCE_NS:
+        return f"it is at stratum {stratum} with no distance to a reference clock"
+    return None
 
 
 def request(random: Callable[[int], bytes]) -> tuple[bytes, bytes]:
@@ -141,6 +171,8 @@ def parse(data: bytes, *, nonce: bytes, sent_raw_ns: int, received_raw_ns: int, 
         raise NtpRefused("wrong_origin", "an answer to another request")
     if packet.mode != _SERVER_MODE or not 1 <= packet.version <= 4:
         raise NtpRefused("malformed", f"an answer of mode {packet.mode}, version {packet.version}")
+    if packet.stratum == 0 and packet.ref_id == 0:
+        raise NtpRefused("unsynchronized", "the server has no time (stratum 0, and no reference)")
     if packet.stratum == 0:
         raise KissOfDeath(_code(packet.ref_id))
     if packet.stratum > MAX_STRATUM or packet.leap == UNSYNCHRONIZED_LEAP:

@@ -7,6 +7,9 @@ again, one that fails once (a bus that was busy) is, next time. Where none is ha
 A PHC by itself says what time it has and not how wrong that is. The one kind that does (AWS's ENA, a file
 ``phc_error_bound`` beside the device, on UTC) is a source of its own; for the others ask the ptp4l that steers them.
 
+Nothing here is remembered: clock and error are read anew each time, against raw, so a step of the wall clock is nothing
+to it.
+
 Limits: a call lasts some tens of microseconds, in which the daemon waits. Such a clock announces no leap second; other
 sources do, and half of them are believed for all (``node.py``).
 """
@@ -158,7 +161,7 @@ class PhcReader:
         if not 0 < error < ERROR_MAX_NS:
             raise Refused(f"{self._device} is not synchronized: it declares an error of {error} ns")
         sample = self._phc.sample()
-        return Claim(sample.raw_ns, sample.wall_minus_raw + Interval(-error, error))
+        return Claim(sample.raw_ns, sample.wall_minus_raw + Interval(-error, error), root_distance_ns=error)
 
     def close(self) -> None:
         """Closes the device."""

@@ -15,6 +15,10 @@ Which scale: with PTP_TIMESCALE the grandmaster tells TAI, and UTC follows only 
 valid. Without it ptp4l's own grandmasters with software stamps tell UTC. ptp4l subtracts the offset itself where it
 steers the wall clock, and uses the grandmaster's only if it is valid *and* traceable, else a built-in constant.
 
+Who may tell UTC: a grandmaster says by its clockClass (IEEE 1588, table 4) whether it is locked to a primary clock (6),
+or was and still keeps within what it declares (7). Every other class is its own clock, or an application's: it is
+refused, unless it is configured that its clock is UTC.
+
 Limits: asymmetry of the path beyond its mean delay is not seen by PTP, and not by us. A grandmaster that says that
 its accuracy is unknown (0xFE, ptp4l's default) claims nothing, and is refused. Pure.
 """
@@ -61,6 +65,17 @@ _ACCURACY_NS = (
     *(1_000_000, 2_500_000, 10_000_000, 25_000_000, 100_000_000, 250_000_000, _S, 10 * _S),
 )
 _PATH_MAX_NS = 16 * _S
+_LOCKED = (6, 7)
+_CLASSES = {
+    13: "tells an application's time",
+    14: "tells an application's time",
+    52: "has lost its primary clock",
+    58: "has lost its application's clock",
+    187: "has lost its primary clock",
+    193: "has lost its application's clock",
+    248: "follows its own clock",
+    255: "is a clock that only follows",
+}
 
 
 def request(question: int, sequence: int, identity: bytes = bytes(8)) -> bytes:
@@ -109,16 +124,21 @@ class Measurement:
         utc_minus_clock: UTC less that clock then, as far as one reading says (see above).
         interface: the network interface of a hardware clock; None when the clock is the wall clock.
         leap: see :class:`skewd.sources.claim.Claim`.
+        root_distance_ns: how far from UTC the grandmaster's clock may be, by its own account.
     """
 
     ingress_ns: int
     utc_minus_clock: Interval
     interface: str | None
     leap: int
+    root_distance_ns: int
 
 
-def measurement(bodies: dict[int, bytes]) -> Measurement:
+def measurement(bodies: dict[int, bytes], *, allow_local: bool = False) -> Measurement:
     """What the data sets of :data:`QUESTIONS` say together.
+
+    Args:
+        allow_local: believe a grandmaster that follows its own clock.
 
     Raises:
         Refused: ptp4l follows nobody, or UTC can't be had from what it follows; the text says which.
@@ -126,7 +146,7 @@ def measurement(bodies: dict[int, bytes]) -> Measurement:
     try:
         offset, ingress, _, _, _, _, _, _, present, _ = _STATUS.unpack_from(bodies[TIME_STATUS_NP])
         steps, _, delay = _CURRENT.unpack_from(bodies[CURRENT_DATA_SET])
-        _, _, _, _, _, _, _, accuracy, _, _, _ = _PARENT.unpack_from(bodies[PARENT_DATA_SET])
+        _, _, _, _, _, _, clock_class, accuracy, _, _, _ = _PARENT.unpack_from(bodies[PARENT_DATA_SET])
         utc_offset, flags, _ = _PROPERTIES.unpack_from(bodies[TIME_PROPERTIES_DATA_SET])
         _, _, stamping, size = _PORT.unpack_from(bodies[PORT_PROPERTIES_NP])
     except (KeyError, struct.error):
@@ -137,6 +157,12 @@ def measurement(bodies: dict[int, bytes]) -> Measurement:
         raise Refused(
             f"the grandmaster does not say how well it knows UTC (clockAccuracy {accuracy:#04x}); "
             "set it there (clockAccuracy), or use another source"
+        )
+    if clock_class not in _LOCKED and not allow_local:
+        what = _CLASSES.get(clock_class, "is not locked to a primary clock")
+        raise Refused(
+            f"the grandmaster {what} (clockClass {clock_class}), which tells nothing of UTC; lock it to one and let it"
+            " say so (clockClass 6); in a closed network whose UTC it is, write allow_local = true"
         )
     hardware = stamping != _SOFTWARE
     tai = bool(flags & _PTP_TIMESCALE)
@@ -154,7 +180,11 @@ def measurement(bodies: dict[int, bytes]) -> Measurement:
     utc_minus_clock = -offset - (utc_offset * _S if tai and hardware else 0)
     leap = INSERT if flags & _LEAP_61 else DELETE if flags & _LEAP_59 else NO_LEAP
     return Measurement(
-        ingress, Interval(utc_minus_clock - error, utc_minus_clock + error), name if hardware else None, leap
+        ingress,
+        Interval(utc_minus_clock - error, utc_minus_clock + error),
+        name if hardware else None,
+        leap,
+        _ACCURACY_NS[accuracy - 0x20],
     )
 
 

@@ -321,6 +321,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "clock.max_uncertainty": ("9ms", 9_000_000),
     "clock.drift_over_reboot": ("true", True),
     "source": ('[{"type": "phc", "interval": "2s"}]', (SourceConfig(type="phc", interval=2 * 10**9),)),
+    "utc.min_sources": ("1", 1),
     "mesh.listen": ("127.0.0.1:1", "127.0.0.1:1"),
     "mesh.key_file": ("/tmp/key", Path("/tmp/key")),
     "mesh.peers": ('["127.0.0.1:2", "10.0.0.1:3"]', ("127.0.0.1:2", "10.0.0.1:3")),

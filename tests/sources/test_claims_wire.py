@@ -28,6 +28,7 @@ TRACKING = bytes.fromhex(
 def tracking(**changed: int) -> bytes:
     """A report of chronyd's with some of its fields changed."""
     at = {"status": (8, "!H"), "reply": (6, "!H"), "reference": (28, "!I"), "leap": (54, "!H"), "ns": (64, "!I")}
+    at["stratum"] = (52, "!H")
     at |= {"correction": (68, "!I"), "delay": (92, "!I"), "dispersion": (96, "!I")}
     data = bytearray(TRACKING)
     for name, value in changed.items():
@@ -86,6 +87,8 @@ def test_numbers_are_read_outward(size: float, sign: int) -> None:
         ({"reply": 6}, "no tracking report"),
         ({"reference": 0}, "not synchronized yet"),
         ({"reference": 0x7F7F0101}, "follows its own clock"),
+        ({"reference": 0x4C4F434C}, "follows its own clock"),
+        ({"stratum": 10, "delay": 0, "dispersion": 0}, "follows its own clock"),
         ({"leap": 3}, "not synchronized yet"),
         ({"leap": 4}, "makes no sense"),
         ({"ns": S}, "makes no sense"),
@@ -96,6 +99,10 @@ def test_numbers_are_read_outward(size: float, sign: int) -> None:
 def test_what_chronyd_cannot_claim(changed: dict[str, int], says: str) -> None:
     with pytest.raises(Refused, match=says):
         chrony_wire.parse(tracking(**changed))
+
+
+def test_a_chronyd_that_follows_its_own_clock_is_believed_where_that_is_configured() -> None:
+    assert chrony_wire.parse(tracking(reference=0x7F7F0101), allow_local=True).leap == 0
 
 
 @given(st.binary(max_size=200), st.binary(max_size=120))
@@ -173,6 +180,9 @@ def test_tai_needs_a_valid_offset() -> None:
         (bodies(properties=(37, 8 | 4)), "not traceable"),
         (bodies(stamping=1), "tells no TAI"),
         (bodies(PARENT_DATA_SET=SENT[0x2002][:20] + b"\xfe" + SENT[0x2002][21:]), "clockAccuracy 0xfe"),
+        (bodies(PARENT_DATA_SET=SENT[0x2002][:19] + b"\xf8" + SENT[0x2002][20:]), "own clock .clockClass 248"),
+        (bodies(PARENT_DATA_SET=SENT[0x2002][:19] + b"\xbb" + SENT[0x2002][20:]), "lost its primary clock"),
+        (bodies(PARENT_DATA_SET=SENT[0x2002][:19] + b"\x63" + SENT[0x2002][20:]), "not locked to a primary clock"),
         (bodies(CURRENT_DATA_SET=bytes(18)), "follows no grandmaster"),
         (bodies(TIME_STATUS_NP=bytes(50)), "follows no grandmaster"),
         (bodies(CURRENT_DATA_SET=b"\0\1" + bytes(8) + b"\x7f" * 8), "makes no sense"),
@@ -183,6 +193,13 @@ def test_tai_needs_a_valid_offset() -> None:
 def test_what_ptp4l_cannot_claim(sent: dict[int, bytes], says: str) -> None:
     with pytest.raises(Refused, match=says):
         ptp_wire.measurement(sent)
+
+
+def test_a_grandmaster_that_was_locked_or_is_configured_to_be_utc_is_believed() -> None:
+    for clock_class, allowed in ((7, False), (248, True)):
+        parent = SENT[0x2002][:19] + bytes([clock_class]) + SENT[0x2002][20:]
+        found = ptp_wire.measurement(bodies(PARENT_DATA_SET=parent), allow_local=allowed)
+        assert found.root_distance_ns == 250
 
 
 def test_a_refusal_of_ptp4l() -> None:

@@ -1,6 +1,7 @@
 """What an NTP answer proves, to the nanosecond, and which answers prove nothing."""
 
 import struct
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,7 @@ from skewd.sources.ntp_wire import (
     KissOfDeath,
     NtpRefused,
     NtpSample,
+    own_clock,
     parse,
     request,
 )
@@ -162,6 +164,35 @@ def test_a_server_that_does_not_know_the_time_is_refused() -> None:
     assert refused(answer(precision=7)).reason == "malformed"
     assert sample(answer(leap=1)).leap == 1
     assert sample(answer(stratum=15)).stratum == 15
+
+
+def test_a_server_that_names_no_reference_has_no_time() -> None:
+    """Stratum 0 with letters is a refusal; with none there is just nothing that it follows."""
+    found = refused(answer(stratum=0, leap=3, reference_id=bytes(4)))
+    assert not isinstance(found, KissOfDeath)
+    assert (found.reason, "has no time" in str(found)) == ("unsynchronized", True)
+
+
+@pytest.mark.parametrize(
+    ("says", "own"),
+    [
+        ({"reference_id": b"\x7f\x7f\1\1"}, "127.127.1.1"),
+        ({"reference_id": b"\x7f\x7f\1\0", "root_delay": 30, "root_dispersion": 700}, "127.127.1.0"),
+        ({"reference_id": b"LOCL", "stratum": 1}, "'LOCL'"),
+        ({"stratum": 10}, "stratum 10 with no distance"),
+        ({"stratum": 15, "root_dispersion": 1}, "stratum 15 with no distance"),
+        ({"stratum": 9}, None),
+        ({"stratum": 10, "root_delay": 1}, None),
+        ({"stratum": 10, "root_dispersion": 2}, None),
+        ({"reference_id": b"GPS\0", "stratum": 1}, None),
+        ({"reference_id": b"\x7f\x7f\x1c\0", "stratum": 2}, None),
+    ],
+)
+def test_who_follows_its_own_clock(says: dict[str, Any], own: str | None) -> None:
+    read = sample(answer(**says))
+    found = own_clock(read.stratum, read.reference_id, read.root_delay_ns, read.root_dispersion_ns)
+    assert (own is None) == (found is None)
+    assert own is None or own in str(found)
 
 
 @pytest.mark.parametrize(("letters", "code"), [(b"DENY", "DENY"), (b"RATE", "RATE"), (b"X\xff\x00\x01", "58ff0001")])

@@ -101,6 +101,7 @@ async def test_a_lying_server_is_outvoted_by_two_good_ones_and_named(wire: Names
             '[mesh]\nlisten = "off"\n[metrics]\nlisten = "off"\n'
             + "".join(
                 f'[[source]]\ntype = "ntp"\nname = "{name}"\naddress = "{address}"\ninterval = "500ms"\n'
+                "allow_local = true\n"  # each serves its own clock, which is UTC here
                 for name, address in servers.items()
             )
         )

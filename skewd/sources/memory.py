@@ -1,0 +1,163 @@
+"""Is what a time daemon remembers from before the clock it remembers was stepped?
+
+The problem: chronyd, ptp4l and the kernel do not measure when they are asked. They say what they measured last, as a
+correction of a clock that has run on since. Somebody else steps that clock (a guest agent, ``date``, a resume), and for
+as long as one poll lasts, up to 17 minutes, they go on correcting the clock that it was before.
+
+The insight: each of them says *when* it measured (:class:`Memory`, ``reference_ns``), on the very clock that was
+stepped. So a report counts again only when that instant is later than the step. It is carried to the raw clock on two
+assumptions that exclude each other: it was read on the clock as it is now, and then it must not lie before the step; or
+on the clock as it was, and then it lies between the last report that was seen and the step. Only where the second is
+impossible is it believed. Where both are possible the next measurement is waited for, which was made after a question
+that was asked after the step. A daemon's own step (``makestep``) passes at once: its report is new, and on the clock as
+it is now.
+
+A step of any size is told by the kernel (``hostclock.SetWatch``); one that nobody tells is found where the clock moved
+by more than it can be slewed (:class:`Steps`).
+
+Limits: without the kernel's word a step is noticed from 1000 ppm of the time between two looks on. What was stepped
+before this process began can't be known. A daemon that mixes measurements from before and after a step is still
+believed, if what it says contradicts nothing that was known (``utc.py``). Pure, but for the readings it asks for.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import NamedTuple, Protocol
+
+from skewd.clock import WallSample, Watch
+from skewd.sources.claim import Refused
+from skewd.wall import passage, rates_ppb
+
+STEPS_MAX = 16
+"""Steps remembered; of more that come before any new measurement the oldest are forgotten."""
+
+SELF_STEP_NS = 2_000_000_000
+"""A daemon that steps the clock itself does so this long after its measurement at most."""
+
+_WIDE_NS = 20_000
+_SAME_NS = 5_000_000
+"""chronyd corrects the instant it remembers when it slews; two that are this near are one measurement."""
+
+
+class FromBefore(Refused):
+    """A report of the clock as it was before a step. It is no failure of whoever gave it, and passes."""
+
+
+class Step(NamedTuple):
+    """A clock against raw, before and after it was stepped."""
+
+    before: WallSample
+    after: WallSample
+
+
+class Sampled(Protocol):
+    """A clock that can be read against raw."""
+
+    def sample(self) -> WallSample: ...
+
+    def rate_ppb(self) -> int: ...
+
+
+class Steps:
+    """The steps of one clock.
+
+    Args:
+        clock: is read against raw.
+        watch: tells when it is set; None where nobody does.
+    """
+
+    def __init__(self, clock: Sampled, watch: Watch | None = None) -> None:
+        self._clock, self._watch = clock, watch
+        self.latest, self._rate_ppb = clock.sample(), clock.rate_ppb()
+        """The newest reading."""
+        self.count = 0
+        """How many there were."""
+        self.kept: deque[Step] = deque(maxlen=STEPS_MAX)
+
+    def look(self, *, was_set: bool = False) -> bool:
+        """Reads the clock; True when it was stepped since the last look.
+
+        Args:
+            was_set: it surely was set, as somebody else noticed.
+
+        Raises:
+            OSError: it can't be read.
+        """
+        # Asked first: a clock that is set after this question is found at the next look, as it should be.
+        was_set |= self._watch is not None and self._watch.again()
+        sample, rate = self._clock.sample(), self._clock.rate_ppb()
+        stepped = was_set or passage(self.latest, sample, rates_ppb(self._rate_ppb, rate)) is None
+        if stepped:
+            self.count += 1
+            self.kept.append(Step(self.latest, sample))
+        if stepped or sample.wall_minus_raw.width <= max(_WIDE_NS, self.latest.wall_minus_raw.width):
+            self.latest, self._rate_ppb = sample, rate
+        return stepped
+
+    def close(self) -> None:
+        """Closes the watch."""
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
+
+
+class Memory:
+    """Judges the reports of one daemon about a clock.
+
+    Args:
+        steps: those of that clock; looked at just before each report is judged.
+    """
+
+    def __init__(self, steps: Steps) -> None:
+        self._steps = steps
+        self._handled = steps.count
+        self._judged = steps.count
+        self._seen: tuple[int, int] | None = None
+        self._since: int | None = None
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the clock was stepped, and no report from after that has come yet."""
+        return self._handled != self._steps.count
+
+    def believe(self, reference_ns: int, slack_ns: int) -> bool:
+        """Whether a report that was just given is of the clock as it is now.
+
+        Args:
+            reference_ns: when what it says was measured, on that clock.
+            slack_ns: by how much this may differ from what the clock showed then.
+        """
+        believed = not self.waiting or self._is_new(reference_ns, slack_ns)
+        self._seen = reference_ns, self._steps.latest.raw_ns
+        if believed:
+            self._handled, self._since = self._steps.count, None
+        return believed
+
+    def _is_new(self, reference_ns: int, slack_ns: int) -> bool:
+        if self._judged != self._steps.count:
+            self._judged, self._since = self._steps.count, None
+        elif self._since is not None:
+            # The report of before was given after the step: another one has been measured since.
+            return abs(reference_ns - self._since) > _SAME_NS
+        if self._surely_new(reference_ns, slack_ns):
+            return True
+        self._since = reference_ns
+        return False
+
+    def _surely_new(self, reference_ns: int, slack_ns: int) -> bool:
+        seen_ns, seen_raw_ns = self._seen or (None, None)
+        if seen_ns is not None and abs(reference_ns - seen_ns) <= _SAME_NS:
+            return False
+        now = self._steps.latest
+        pending = list(self._steps.kept)[-(self._steps.count - self._handled) :]
+        earliest = reference_ns - now.wall_minus_raw.hi - slack_ns
+        latest = reference_ns - now.wall_minus_raw.lo + slack_ns
+        if latest < pending[-1].before.raw_ns - SELF_STEP_NS or earliest > now.raw_ns:
+            return False
+        for step in pending:
+            first = reference_ns - step.before.wall_minus_raw.hi - slack_ns
+            last = reference_ns - step.before.wall_minus_raw.lo + slack_ns
+            if first <= step.after.raw_ns and (seen_raw_ns is None or last >= seen_raw_ns):
+                return False
+        return True

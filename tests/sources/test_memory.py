@@ -1,0 +1,127 @@
+"""What is remembered of a clock, and when: reports of before a step are never believed, those of after it soon are."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from skewd.clock import WallSample
+from skewd.interval import Interval
+from skewd.sources.memory import Memory, Steps
+
+S = 1_000_000_000
+MS = 1_000_000
+SLACK_NS = 50 * MS
+EPOCH_NS = 1_790_000_000 * S
+
+
+class Wall:
+    """A clock that is stepped at will, at the raw instants that the test gives it."""
+
+    def __init__(self) -> None:
+        self.raw_ns, self.minus_raw_ns, self.told = 100 * S, EPOCH_NS, False
+
+    def sample(self) -> WallSample:
+        return WallSample(self.raw_ns, Interval(self.minus_raw_ns - 200, self.minus_raw_ns + 200))
+
+    def rate_ppb(self) -> int:
+        return 0
+
+    def reads(self, at_raw_ns: int) -> int:
+        return at_raw_ns + self.minus_raw_ns
+
+    # As a watch on it.
+
+    def again(self) -> bool:
+        told, self.told = self.told, False
+        return told
+
+    def fileno(self) -> int:
+        return -1
+
+    def close(self) -> None:
+        pass
+
+
+STEPS = st.one_of(
+    st.sampled_from([300_000, -300_000, S, -S, 3600 * S, -3600 * S]),
+    st.integers(-2 * S, 2 * S).filter(bool),
+)
+
+
+@given(st.data(), st.lists(STEPS, min_size=1, max_size=3), st.booleans())
+def test_no_report_of_before_a_step_is_believed_and_every_second_one_of_after_is(
+    data: st.DataObject, sizes: list[int], was_asked_before: bool
+) -> None:
+    """A daemon that is asked every second and measures when it likes; whose memory is of the clock as it was then."""
+    wall = Wall()
+    steps = Steps(wall, wall)
+    memory = Memory(steps)
+    measured = wall.reads(wall.raw_ns - data.draw(st.integers(0, 64 * S)))
+    if was_asked_before:
+        assert memory.believe(measured, SLACK_NS)
+    for size in sizes:
+        # Some measure between the last question and the step.
+        wall.raw_ns += data.draw(st.integers(1, 2 * S))
+        if data.draw(st.booleans()):
+            measured = wall.reads(wall.raw_ns - data.draw(st.integers(0, 100 * MS)))
+        wall.raw_ns += data.draw(st.integers(1, S))
+        wall.minus_raw_ns += size
+        wall.told = True
+        if data.draw(st.booleans()):
+            assert steps.look()
+        wall.raw_ns += data.draw(st.integers(1, S))
+        for _ in range(data.draw(st.integers(1, 3))):
+            steps.look()
+            assert not memory.believe(measured, SLACK_NS)
+            assert memory.waiting
+            wall.raw_ns += S
+    # Two measurements after it are enough, and one as a rule.
+    for _ in range(2):
+        wall.raw_ns += 16 * S
+        measured = wall.reads(wall.raw_ns - S)
+        steps.look()
+        if memory.believe(measured, SLACK_NS):
+            break
+    assert not memory.waiting
+
+
+def test_a_daemon_that_steps_the_clock_itself_is_believed_at_once() -> None:
+    """It measures, steps, and tells of the measurement on the clock as it is now."""
+    wall = Wall()
+    steps = Steps(wall, wall)
+    memory = Memory(steps)
+    assert memory.believe(wall.reads(wall.raw_ns), SLACK_NS)
+    wall.raw_ns += 16 * S
+    measured_raw_ns = wall.raw_ns
+    wall.raw_ns += 20 * MS
+    wall.minus_raw_ns += 5 * S
+    wall.told = True
+    steps.look()
+    assert memory.believe(wall.reads(measured_raw_ns), SLACK_NS)
+
+
+def test_a_step_that_nobody_tells_is_found_by_looking() -> None:
+    wall = Wall()
+    steps = Steps(wall)
+    for size, seen in ((0, False), (100_000, False), (300_000, True), (-300_000, True)):
+        wall.raw_ns += 125 * MS
+        wall.minus_raw_ns += size
+        assert steps.look() is seen, size
+    assert steps.count == 2
+
+
+def test_more_steps_than_are_kept() -> None:
+    wall = Wall()
+    steps = Steps(wall, wall)
+    memory = Memory(steps)
+    measured = wall.reads(wall.raw_ns)
+    assert memory.believe(measured, SLACK_NS)
+    for _ in range(100):
+        wall.raw_ns += S
+        wall.minus_raw_ns += S
+        wall.told = True
+        steps.look()
+        assert not memory.believe(measured, SLACK_NS)
+    wall.raw_ns += S
+    assert memory.believe(wall.reads(wall.raw_ns), SLACK_NS)
