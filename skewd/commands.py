@@ -370,10 +370,16 @@ def config_check(
     """Say whether a configuration is right, and every mistake that it has."""
     loaded = _load(_one_file(file, config))
     if loaded.config.mesh.key_file is not None:
-        from skewd.keys import MeshKeyError, load_key
+        from skewd.keys import MeshKeyError, is_to_come, load_key
 
         try:
-            load_key(loaded.config.mesh.key_file)
+            if is_to_come(loaded.config.mesh.key_file):
+                print(
+                    f"note: [mesh] key_file: {loaded.config.mesh.key_file} is not there (yet), or not for this user; "
+                    "systemd brings it when the service starts (LoadCredential=)"
+                )
+            else:
+                load_key(loaded.config.mesh.key_file)
         except (MeshKeyError, OSError) as error:
             where = loaded.origins["mesh.key_file"].replace("file", str(loaded.path))
             raise _RefusedError(f"{where}: [mesh] key_file: {error}", cli.EX_USAGE) from None

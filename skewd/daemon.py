@@ -5,7 +5,7 @@ and timers run. The kernel tells at once when the wall clock is set (``hostclock
 likewise (``VirtualPage.watch``); besides, every
 ``TICK_S`` it is compared with the raw clock, and more often where nobody tells. A step is published as soon
 as it is seen; four times a second a knot is published. Nothing a network sends can end this loop: what no clock shows
-is refused where it is decoded (``limits.py``), links count what they refuse, and a fault of skewd's own in mesh code, a
+is refused where it is decoded (``limits.py``), links count what they aloud, and a fault of skewd's own in mesh code, a
 source or a link stays there and is said (``faults.py``).
 
 Limits: one daemon per runtime directory (a lock file says whose). A step is noticed when the kernel told and this
@@ -25,7 +25,6 @@ import os
 import random
 import secrets
 import signal
-import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -45,7 +44,7 @@ from skewd.knots import KNOT_PERIOD_NS
 from skewd.lean import msgspec, structlog
 from skewd.link_set import UDP, LinkSet
 from skewd.links.protocol import Proofs
-from skewd.logs import set_level
+from skewd.logs import aloud, set_level
 from skewd.membership import Membership, new_plan
 from skewd.node import Node
 from skewd.ports import format_address, split_address
@@ -839,6 +838,6 @@ def run(config: Config, clock: NodeClock, ready: Ready, load: Load | None = None
     try:
         asyncio.run(main())
     except (StartError, OSError, ValueError) as error:
-        print(f"skewd: {error}", file=sys.stderr)
+        aloud(str(error))
         return 1
     return 0

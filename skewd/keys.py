@@ -183,6 +183,25 @@ def load_key(path: str | os.PathLike[str]) -> MeshKey:
     return load_keys(path).sending
 
 
+CREDENTIALS = Path("/run/credentials")
+"""Where systemd puts each unit's credentials while it runs (``LoadCredential=``)."""
+
+
+def is_to_come(path: str | os.PathLike[str], credentials: Path = CREDENTIALS) -> bool:
+    """Whether a file is one that systemd will bring: its unit's directory of credentials is not there, or not ours.
+
+    Nobody can say of such a file whether it is right before the unit runs.
+    """
+    try:
+        unit = credentials / Path(os.path.abspath(path)).relative_to(credentials).parts[0]
+        os.listdir(unit)
+    except (FileNotFoundError, PermissionError):
+        return True
+    except (ValueError, IndexError, OSError):
+        return False
+    return False
+
+
 class KeyLook(NamedTuple):
     """What a look at a key file found: what marks its content, and the keys or why there are none."""
 

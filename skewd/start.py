@@ -9,12 +9,11 @@ from __future__ import annotations
 import gc
 import json
 import os
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from skewd.config import ConfigError, load_config, load_with_origins, not_yet
+from skewd.config import ConfigError, LogConfig, load_config, load_with_origins, not_yet, salvage
 
 EX_USAGE = 64
 
@@ -40,27 +39,36 @@ def run(config: Path | None, virtual_clock: str | None) -> int:
     try:
         loaded = load_with_origins(config, os.environ)
     except ConfigError as error:
-        return _refused(*error.problems)
-    for line in not_yet(loaded.config):
-        print(f"skewd: {line}", file=sys.stderr)
-    from skewd.clock import clock_from_option
-    from skewd.logs import configure_logs
+        return refused(config, os.environ, error)
+    from skewd.logs import aloud, configure_logs
 
-    configure_logs(loaded.config.log.level, loaded.config.log.format)
+    configure_logs(loaded.config.log.level, loaded.config.log.format, own_process=True)
+    from skewd.clock import clock_from_option
+
+    aloud(*not_yet(loaded.config), level="warning")
     try:
         clock = clock_from_option(virtual_clock)
     except (ValueError, OSError) as error:
-        return _refused(str(error))
+        aloud(str(error))
+        return EX_USAGE
     if clock.virtual:
-        print("skewd: VIRTUAL CLOCK: a test hook; nothing here says anything about this host's time", file=sys.stderr)
+        aloud("VIRTUAL CLOCK: a test hook; nothing here says anything about this host's time", level="warning")
     from skewd import daemon
 
     return daemon.run(loaded.config, clock, _say_ready, lambda: load_config(config, os.environ))
 
 
-def _refused(*lines: str) -> int:
-    for line in lines:
-        print(f"skewd: {line}", file=sys.stderr)
+def refused(config: Path | None, environment: Mapping[str, str], error: ConfigError) -> int:
+    """Says why a configuration is refused, in the form that it asks for as far as it can be read."""
+    from skewd.logs import aloud, configure_logs
+
+    try:
+        log = salvage(config, environment, error).config.log
+    except ConfigError:
+        log = LogConfig()
+    if log.format == "json":
+        configure_logs("info", "json", own_process=True)
+    aloud(*error.problems)
     return EX_USAGE
 
 

@@ -9,6 +9,7 @@ Limits: its options all have values; those that may be repeated are ``--forward`
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import json
 import os
@@ -20,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from skewd import sd_notify
-from skewd.config import ConfigError, Loaded, load_with_origins
+from skewd.config import ConfigError, Loaded, load_with_origins, salvage
 from skewd.durations import parse_duration_ns
-from skewd.logs import configure_logs
+from skewd.logs import aloud, configure_logs
 from skewd.refused import RefusedError
 
 EX_USAGE = 64
@@ -97,7 +98,7 @@ def main(words: Words) -> int:
     try:
         return run(words)
     except RefusedError as refused:
-        print(f"skewd: {refused}", file=sys.stderr)
+        aloud(*str(refused).split("\nskewd: "))
         return refused.code
 
 
@@ -120,7 +121,7 @@ def run(words: Words) -> int:
         override["SKEWD_NODE__NAME"] = words.node
     loaded = _load(words.config, override)
     settings = loaded.config.sidecar
-    configure_logs(loaded.config.log.level, loaded.config.log.format)
+    configure_logs(loaded.config.log.level, loaded.config.log.format, own_process=True)
     # Otherwise gRPC's core writes a line of its own for each handshake that fails, as often as a network likes.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     from skewd.lean import structlog
@@ -254,7 +255,7 @@ def _static_source(node: str, offset: str | None, uncertainty: str | None, refer
         )
     except ValueError as error:
         raise RefusedError(str(error), EX_USAGE) from None
-    print("skewd: STATIC OFFSET: a test hook; spans are corrected by what was said, not measured", file=sys.stderr)
+    aloud("STATIC OFFSET: a test hook; spans are corrected by what was said, not measured", level="warning")
     return source
 
 
@@ -262,6 +263,9 @@ def _load(path: Path | None, override: Mapping[str, str]) -> Loaded:
     try:
         return load_with_origins(path, {**os.environ, **override})
     except ConfigError as error:
+        with contextlib.suppress(ConfigError):
+            if salvage(path, {**os.environ, **override}, error).config.log.format == "json":
+                configure_logs("info", "json", own_process=True)
         raise RefusedError(
             "\nskewd: ".join(_as_said(problem, override) for problem in error.problems), EX_USAGE
         ) from None

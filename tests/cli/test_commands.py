@@ -19,6 +19,7 @@ import structlog
 
 import skewd
 from skewd.cli import main, utc_text
+from skewd.keys import is_to_come
 from skewd.logs import configure_logs
 from skewd_sidecar.kernel import choose
 from tests.cli.fake_daemon import FakeDaemon, status_of
@@ -279,6 +280,22 @@ class TestConfig:
         assert f"{file}: [mesh] key_file: " in capsys.readouterr().err
         assert main(["keygen", str(tmp_path / "mesh.key")]) == 0
         assert main(["config", "check", str(file)]) == 0
+
+    def test_a_key_that_systemd_will_bring_is_noted(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Before the first start of the service; the key of a unit that runs must be there."""
+        brought = "/run/credentials/skewd-of-no-test.service/mesh.key"
+        monkeypatch.setenv("SKEWD_MESH__KEY_FILE", brought)
+        assert main(["config", "check"]) == 0
+        out = capsys.readouterr().out
+        assert f"note: [mesh] key_file: {brought} is not there (yet)" in out
+        assert "ok: " in out
+        unit = tmp_path / "skewd.service"
+        assert is_to_come(unit / "mesh.key", tmp_path)
+        unit.mkdir()
+        assert not is_to_come(unit / "mesh.key", tmp_path)
+        assert not is_to_come(tmp_path / "elsewhere" / "mesh.key", unit)
 
     def test_check_says_what_this_version_cannot_do(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

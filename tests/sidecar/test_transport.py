@@ -152,7 +152,7 @@ def test_the_command_fails_if_its_sidecar_breaks(
         raise SidecarBroken("the native transport has ended")
 
     monkeypatch.setattr("skewd_sidecar.service.serve", breaks)
-    monkeypatch.setattr("skewd.start_sidecar.configure_logs", lambda *how: None)  # which would outlast this test
+    monkeypatch.setattr("skewd.start_sidecar.configure_logs", lambda *how, **more: None)
     words = ["sidecar", "--static-offset", "1ms", "--static-uncertainty", "1us", "--forward", "grpc://localhost:1"]
     assert dispatch(words) == 1
     assert "skewd: the native transport has ended" in capsys.readouterr().err
