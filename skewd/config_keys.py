@@ -120,6 +120,8 @@ class MeshConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Nanoseconds between exchanges with a peer."""
     fanout: Annotated[int, whole(1, 64)] = 8
     """How many of the known members are measured directly, the reference besides."""
+    oldest_protocol: Annotated[int, whole(2, 3)] = 2
+    """The oldest version of the mesh protocol that is believed of nodes that never spoke a newer one."""
     liars: Annotated[int, whole(0, 8)] = 1
     """How many members may lie without harm: what others say counts when one more than this say it."""
     reference: Annotated[str, Written(kind=str, parse=parse_reference)] = "auto"

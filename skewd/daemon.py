@@ -44,6 +44,7 @@ from skewd.knots import KNOT_PERIOD_NS
 from skewd.lean import msgspec, structlog
 from skewd.link_set import UDP, LinkSet
 from skewd.links.protocol import Proofs
+from skewd.links.wire import VERSION
 from skewd.logs import aloud, set_level
 from skewd.membership import Membership, new_plan
 from skewd.node import Node
@@ -62,8 +63,9 @@ from skewd.status import plain as plain_status
 
 if TYPE_CHECKING:
     from skewd.discovery import Discovery
-    from skewd.identity import Identity, PinsFile
+    from skewd.identity import Identity, KeysFile, PinsFile
     from skewd.links.udp import UdpLink
+    from skewd.member_keys import MemberKeys
     from skewd.record_store import Pin
 
 TICK_S = 0.125
@@ -137,10 +139,12 @@ class Daemon:
         self._plan = new_plan(config, random.random)
         self._member: Membership | None = None
         self._identity: Identity | None = None
+        self._member_keys: MemberKeys | None = None
         self._pins: PinsFile | None = None
+        self._keys: KeysFile | None = None
+        self._kept_keys: dict[str, bytes] = {}
         self._discovery: Discovery | None = None
         self._pinned: dict[str, Pin] = {}
-        self._mesh_problem: Problem | None = None
         self._reload_problem: str | None = None
         self._needs_restart: tuple[str, ...] = ()
         self._metrics_address: str | None = None
@@ -158,7 +162,15 @@ class Daemon:
         self.node = self._resumed_node()
         self._sources = SourceSet(self.node, clock, self._log, self._faults)
         self._links = LinkSet(
-            config, self.node, clock, self._on_proofs, self._attach, self._plan, self._log, self._faults
+            config,
+            self.node,
+            clock,
+            self._on_proofs,
+            self._attach,
+            self._plan,
+            lambda: self._member_keys,
+            self._log,
+            self._faults,
         )
         self._source = self._facts.clock_source
         self._set_watch: Watch | None = None
@@ -190,7 +202,8 @@ class Daemon:
             )
             if objection is None:
                 with self._faults.guard("state", "resume"):
-                    node.resume(kept)
+                    self._read_keys()
+                    node.resume(kept, self._kept_keys)
                     self._log.info("bounds of before are resumed", peers=len(kept.peers), sources=len(kept.sources))
                 node.forget_unusable(now)
             else:
@@ -209,8 +222,12 @@ class Daemon:
             self._keeping.keep_identity(self.node.name, self._identity)
 
     def _keep_pins(self, *, last: bool = False) -> None:
+        """Has the keys of others kept. Those of messages follow the bounds, so that no bound is taken for another's."""
+        now = time.monotonic_ns()
         if self._member is not None and self._pins is not None:
-            self._keeping.keep_pins(self._pins, self._member.store.pins(), time.monotonic_ns(), last=last)
+            self._keeping.keep_pins(self._pins, self._member.store.pins(), now, last=last)
+        if self._member_keys is not None and self._keys is not None:
+            self._keeping.keep_keys(self._keys, self._member_keys.pins(), last=last)
 
     async def _keep_at_end(self) -> None:
         with self._faults.guard("state", "bounds"):
@@ -255,7 +272,7 @@ class Daemon:
         """
         found = telling.problems(self.node, told, now_raw_ns)
         found += self._links.problems()
-        found += self._mesh_problems()
+        found += self._mesh_problems(now_raw_ns)
         found += self._sources.problems(told.sources)
         found += self._config_problems()
         found += self._faults.problems()
@@ -267,8 +284,8 @@ class Daemon:
         found += [problem for problem in (self._segment_problem, self._frequency_left) if problem is not None]
         return found
 
-    def _mesh_problems(self) -> list[Problem]:
-        found = [] if self._mesh_problem is None else [self._mesh_problem]
+    def _mesh_problems(self, now_raw_ns: int) -> list[Problem]:
+        found = [] if self._member_keys is None else self._member_keys.problems(now_raw_ns)
         if self._discovery is not None:
             found += self._discovery.problems()
         return found if self._member is None else found + self._member.problems()
@@ -494,30 +511,41 @@ class Daemon:
         if self._member is not None:
             self._member.first_hand_only()
 
+    def _read_keys(self) -> None:
+        """The keys that peers proved to have while the daemon before ran."""
+        from skewd.identity import KeysFile
+
+        self._keys = KeysFile(self.config.node.state_dir, self.config.node.name)
+        self._kept_keys = self._keys.read()
+
     def _open_identity(self) -> None:
-        """Reads, before anything turns, what this node needs once it is a member.
+        """Reads, before anything turns, what this node is known by and knows others by; each link needs it.
 
         Raises:
-            StartError: it is damaged, and peers are configured.
+            StartError: it can't be had.
         """
         config = self.config
         if config.mesh.listen is None and not config.link:
             return
         from skewd.identity import IdentityError, PinsFile, load_identity
+        from skewd.member_keys import SILENT_NS, MemberKeys
         from skewd.records import MeshExtraMissing
 
         try:
             self._identity = load_identity(config.node.state_dir, config.node.name)
-        except MeshExtraMissing as error:
-            self._mesh_problem = of_error("mesh-extra-missing", "", error)
-            return
-        except IdentityError as error:
-            if config.mesh.peers or config.mesh.dns is not None or any(link.peers for link in config.link):
-                raise StartError(str(error)) from None
-            self._mesh_problem = of_error("identity-damaged", "", error)  # it goes on with its own peers, and says so
-            return
+        except (MeshExtraMissing, IdentityError) as error:
+            raise StartError(str(error)) from None
         if self._identity.reason is not None:
             self._log.info(self._identity.reason)
+        if self._keys is None:
+            self._read_keys()
+        self._member_keys = MemberKeys(
+            config.node.name,
+            self._identity.key,
+            pinned=self._kept_keys,
+            accept_old=config.mesh.oldest_protocol < VERSION,
+            silent_ns=max(SILENT_NS, 5 * config.mesh.interval),
+        )
         self._pins = PinsFile(config.node.state_dir, config.node.name)
         self._pinned = self._pins.read()
 

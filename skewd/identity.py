@@ -1,9 +1,11 @@
 """Who this node is to its mesh, kept over restarts: its signing key, how often it was started, the keys of others.
 
-Three small files in the state directory, named after the node, readable by the daemon's user only. The **identity**
+Four small files in the state directory, named after the node, readable by the daemon's user only. The **identity**
 is the secret half of an Ed25519 key, made at the first start. **starts** counts them, and is written to the disk
-before the count is used: sequences of records begin at starts x 2^40, so they grow over restarts (``records.py``).
-**pins** are the public keys of other members as they were first seen.
+before the count is used: sequences of records begin at starts x 2^40 plus 256 a second of the time, so they grow over
+restarts (``records.py``), and a machine that is put back to an earlier state repeats none.
+**pins** are the public keys of other members as they were first seen in records, **keys** those that they proved to
+have in messages (``member_keys.py``).
 
 Without a directory that can be written there is still an identity, new at each start (and kept as soon as there is a
 place for it, ``keeping.py``); peers accept the new key at once
@@ -21,6 +23,7 @@ import os
 import re
 import secrets
 import stat
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,14 +32,13 @@ from typing import TYPE_CHECKING, Annotated
 from skewd.lean import msgspec
 from skewd.limits import RESERVED_NAMES
 from skewd.links.wire import is_name
-from skewd.record_store import PINS_MAX, Pin
+from skewd.record_store import PINS_MAX, SEQUENCES_PER_START, Pin, sequence_at
 from skewd.records import PUBLIC_KEY_BYTES, private_key, public_key_of
 from skewd.state_file import replace_file, write_file
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-SEQUENCES_PER_START = 1 << 40
 _STARTS_MAX = (1 << 24) - 1
 _FORM = re.compile(r"skewd-identity-1 ([0-9a-f]{64})\n?")
 _PINS_BYTES_MAX = PINS_MAX * 256
@@ -86,7 +88,8 @@ def load_identity(directory: Path, node: str) -> Identity:
         reason = f"{directory} can't hold this node's identity: {error.strerror}; its key is new at each start"
         return Identity(key, public_key_of(key), 0, False, reason, _text(secret))
     key = private_key(secret)
-    return Identity(key, public_key_of(key), starts * SEQUENCES_PER_START, True)
+    first = starts * SEQUENCES_PER_START + sequence_at(time.time_ns())
+    return Identity(key, public_key_of(key), first, True)
 
 
 def keep_identity(directory: Path, node: str, unkept: bytes) -> None:
@@ -148,7 +151,8 @@ def _make(path: Path, content: bytes) -> None:
         temporary.unlink()
 
 
-class _KeptPin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+# A field that is not known is passed over: a later version may add some. What changes a meaning needs another file.
+class _KeptPin(msgspec.Struct, frozen=True):
     name: str
     public_key: Annotated[bytes, msgspec.Meta(min_length=PUBLIC_KEY_BYTES, max_length=PUBLIC_KEY_BYTES)]
     first_hand: bool
@@ -193,3 +197,42 @@ def encode_pins(pins: Mapping[str, Pin]) -> bytes:
         for name, pin in list(pins.items())[-PINS_MAX:]
     ]
     return msgspec.msgpack.encode(kept)
+
+
+class _KeptKey(msgspec.Struct, frozen=True):
+    name: str
+    public_key: Annotated[bytes, msgspec.Meta(min_length=PUBLIC_KEY_BYTES, max_length=PUBLIC_KEY_BYTES)]
+
+
+class KeysFile:
+    """The keys that others proved to have in messages, as kept by one node."""
+
+    def __init__(self, directory: Path, node: str) -> None:
+        self.path = directory / f"keys-{node}"
+
+    def read(self) -> dict[str, bytes]:
+        """What was kept, by name; nothing when there is no file or it is damaged."""
+        try:
+            with self.path.open("rb") as file:
+                content = file.read(_PINS_BYTES_MAX + 1)
+            kept = msgspec.msgpack.decode(content, type=list[_KeptKey])
+        except (OSError, msgspec.MsgspecError):
+            return {}
+        return {each.name: each.public_key for each in kept if is_name(each.name)}
+
+    def write(self, keys: Mapping[str, bytes]) -> None:
+        """Replaces the file, on the disk before this returns.
+
+        Raises:
+            OSError: the directory is not there or cannot be written.
+        """
+        self.write_encoded(encode_keys(keys))
+
+    def write_encoded(self, content: bytes) -> None:
+        """The same of what :func:`encode_keys` gave."""
+        replace_file(self.path, content, synced=True)
+
+
+def encode_keys(keys: Mapping[str, bytes]) -> bytes:
+    """What the file holds of them."""
+    return msgspec.msgpack.encode([_KeptKey(*each) for each in keys.items()])

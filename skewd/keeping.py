@@ -1,13 +1,16 @@
 """What a daemon leaves for the one after it, written while it runs and never waited for.
 
-Three things are kept in ``[node] state_dir``: the bounds (``resume.py``), the keys of other members, and this node's
-own identity where there was no place for it at the start (``identity.py``). Each has a thread's attention
-(``background.Keeper``): a slow or hung disk costs the loop nothing. What can't be written is a problem
-(``state-not-kept``) for as long as it can't, and is tried again each time it is offered.
+Kept in ``[node] state_dir`` are the bounds (``resume.py``), the keys of other members by their records and by their
+messages, and this node's own identity where there was no place for it at the start (``identity.py``). Each has a
+thread's attention (``background.Keeper``): a slow or hung disk costs the loop nothing. What can't be written is a
+problem (``state-not-kept``) for as long as it can't, and is tried again each time it is offered.
 
 The keys of members are flushed to the disk, since they must outlast a crash of the machine; so they are written when
 one of them has changed, and otherwise every ``PINS_EVERY_NS``: what else is beside a key, the number of its owner's
 newest record, changes with every record.
+
+Bounds that were learnt under no key, or under another one, must never be taken up as the present key's. So the keys of
+messages are written one round after they were offered first, when the bounds of that moment are written.
 
 Limits: at the end what is under way is waited for ``LAST_S``, and then left. After a crash of the machine a member's
 record may be replayed that is older than the newest seen, by ``PINS_EVERY_NS`` at most.
@@ -23,7 +26,7 @@ from skewd.background import Keeper
 from skewd.problems import Problem
 
 if TYPE_CHECKING:
-    from skewd.identity import Identity, PinsFile
+    from skewd.identity import Identity, KeysFile, PinsFile
     from skewd.record_store import Pin
     from skewd.state_file import StateFile
 
@@ -44,6 +47,9 @@ class Keeping:
         self._pins: Keeper | None = None
         self._pinned: frozenset[tuple[str, bytes, bytes]] = frozenset()
         self._pinned_ns: int | None = None
+        self._keys: Keeper | None = None
+        self._keys_offered: dict[str, bytes] | None = None
+        self._keys_written: dict[str, bytes] | None = None
         self._identity: Keeper | None = None
         self._unkept = b""
 
@@ -68,6 +74,19 @@ class Keeping:
             self._pins.keep(encode_pins(pins))
             self._pinned, self._pinned_ns = keys, now_ns
 
+    def keep_keys(self, file: KeysFile, keys: Mapping[str, bytes], *, last: bool = False) -> None:
+        """The keys that peers speak under, if they changed; those of the call before, but for the ``last`` time."""
+        from skewd.identity import encode_keys
+
+        if self._keys is None:
+            self._keys = Keeper(file.write_encoded)
+        due, self._keys_offered = self._keys_offered, dict(keys)
+        if last:
+            due = self._keys_offered
+        if due is not None and (due != self._keys_written or self._keys.trouble is not None):
+            self._keys.keep(encode_keys(due))
+            self._keys_written = due
+
     def keep_identity(self, node: str, identity: Identity) -> None:
         """This node's own key, if it is not kept yet."""
         if identity.unkept is None:
@@ -81,7 +100,7 @@ class Keeping:
 
     async def finish(self) -> None:
         """Waits ``LAST_S`` at most for what is under way."""
-        keepers = (self._bounds, self._pins, self._identity)
+        keepers = (self._bounds, self._pins, self._keys, self._identity)
         await asyncio.gather(*(keeper.finish(LAST_S) for keeper in keepers if keeper is not None))
 
     def problems(self) -> list[Problem]:
@@ -89,6 +108,7 @@ class Keeping:
         keepers = (
             (self._bounds, "bounds will not survive a restart"),
             (self._pins, "the keys of members will not survive a restart"),
+            (self._keys, "the keys of peers will not survive a restart"),
             (self._identity, "this node's signing key will be another after a restart"),
         )
         wrong = [

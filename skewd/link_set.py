@@ -34,13 +34,13 @@ if TYPE_CHECKING:
     from skewd.links.kafka import KafkaLink
     from skewd.links.udp import UdpLink
     from skewd.links.zmq import ZmqLink
+    from skewd.member_keys import MemberKeys
 
 UDP = "udp"
 
 _REFUSED = {
     "wrong_key": ("messages came with another mesh key", "all nodes of a mesh share one ([mesh] key_file)"),
     "bad_mac": ("messages failed authentication", "they were altered, or made with another key"),
-    "duplicate_name": ("messages came from another node with this node's name", "change one [node] name"),
 }
 
 
@@ -65,6 +65,7 @@ class LinkSet:
         on_proofs: gets what the peers' messages prove.
         attach: what goes along with a message to a peer, in at most so many bytes.
         plan: who is asked when.
+        member_keys: who this node and the others are.
         log: told when the keys change.
         faults: told of a fault of skewd's own in a message's handling.
     """
@@ -77,6 +78,7 @@ class LinkSet:
         on_proofs: Callable[[Proofs], None],
         attach: Callable[[str | None, int], bytes],
         plan: Plan,
+        member_keys: Callable[[], MemberKeys | None],
         log: Any,
         faults: Faults | None = None,
     ) -> None:
@@ -87,6 +89,7 @@ class LinkSet:
         self._on_proofs = on_proofs
         self._attach = attach
         self._plan = plan
+        self._member_keys = member_keys
         self._log = log
         self._open: list[_OpenLink] = []
         self._timebases = Timebases()
@@ -204,6 +207,7 @@ class LinkSet:
             random=secrets.token_bytes,
             timebases=self._timebases,
             attach=self._attach,
+            member_keys=self._member_keys(),
         )
 
     def reload_keys(self, *, anyway: bool = True) -> None:

@@ -6,6 +6,9 @@ that are exchanged anyway, so a mesh sends nothing more for being large (``recor
 are composed into bounds on every clock (``bounds/compose.py``), and it is judged whether somebody lies
 (``bounds/mesh.py``). The outcome is a *view*, which the node's own bounds are combined with (``hearsay.py``).
 
+A member that signed two records with one number and different words is convicted by that proof alone
+(``record_store.py``); every member comes to hold it.
+
 What is not believed any more: a convicted member takes part in no path, has no vote and keeps no timescale. It stays
 convicted for ``CONVICTED_NS`` after it was last shown to lie, for a liar that is left out contradicts nobody.
 
@@ -38,7 +41,7 @@ from skewd.interval import Interval
 from skewd.limits import RAW_OFFSET_MAX_NS, SCALE_MAX_NS, within
 from skewd.links.protocol import Proofs, Self
 from skewd.problems import Problem
-from skewd.record_store import RecordStore
+from skewd.record_store import SEQUENCES_PER_START, RecordStore, sequence_at
 from skewd.records import EDGES_MAX, Edge, Record, claimable, private_key, public_key_of, sign
 from skewd.status import MeshRow, TimescaleRow
 
@@ -102,6 +105,7 @@ class Membership:
         """For tests: changes own records before they are signed."""
         self._interval_ns, self._liars = mesh.interval, mesh.liars
         self._key, self._public_key, self._sequence = key, public_key_of(key), first_sequence
+        self._first_sequence = first_sequence - first_sequence % SEQUENCES_PER_START
         self._election = Election(node.name, interval_ns=mesh.interval, liars=mesh.liars, reference=mesh.reference)
         self._say = say
         self._raw_era = node.raw_era
@@ -114,6 +118,7 @@ class Membership:
         self._said: tuple[object, ...] = ()
         self._view = node.mesh = MeshView(0)
         self._convicted: dict[str, int] = {}
+        self._equivocal: frozenset[str] = frozenset()
         self._disputed: frozenset[str] = frozenset()
         self._objectors: frozenset[str] = frozenset()
         self._unconfirmed: dict[str, int] = {}
@@ -135,6 +140,7 @@ class Membership:
             first_hand_owner=proofs.peer.name,
             received_raw_ns=now_raw_ns,
             first_hand_boot=proofs.peer.boot,
+            first_hand_key=proofs.public_key,
         )
         for outcome in outcomes:
             # A member could make news with each message; the store counts them all.
@@ -156,6 +162,9 @@ class Membership:
         """Does what is due; call it a few times an interval."""
         if self.node.raw_era != self._raw_era:
             self._raw_era = self.node.raw_era
+            # Where this machine was put back to an earlier state, its numbers since then are in use already.
+            since = sequence_at(self.node.wall.latest.wall_at_ns())
+            self._sequence = max(self._sequence, self._first_sequence + since)
             self.store.forget_clock()
             self._turn_at_ns = self._compose_at_ns = self._renew_at_ns = self._news_at_ns = None
             self._turns = 0
@@ -165,10 +174,11 @@ class Membership:
         self._turn_at_ns = now_raw_ns + self._interval_ns
         self.store.forget_departed(now_raw_ns)
         records = self.store.records()
+        self._convict_equivocal(records, now_raw_ns)
         self._turns += 1
         # Of whom there is something to compose: who is met, and whose clock is known to whom.
         met = self.node.met
-        of = (frozenset(records), met, self.store.confirmed)
+        of = (frozenset(records), met, self.store.confirmed, frozenset(self._convicted))
         wait_ns = self._interval_ns * (1 + len(records) // COMPOSE_PER)
         if (
             self._compose_at_ns is None
@@ -229,6 +239,13 @@ class Membership:
         if scale is None and self.node.claims_utc and self.node.config.mesh.reference in ("auto", UTC_NAME):
             scale = UTC_SCALE
         self.node.mesh = self._view = replace(self._view, timescale=scale, known={}, agreed=False, alive=False)
+
+    def _convict_equivocal(self, records: Mapping[str, Record], now_raw_ns: int) -> None:
+        """Whoever is proven to have signed two things under one number."""
+        proven = self.store.equivocal
+        self._equivocal = frozenset(name for name, at in proven.items() if 0 <= now_raw_ns - at <= CONVICTED_NS)
+        for name in self._equivocal & records.keys():
+            self._convicted[name] = max(proven[name], self._convicted.get(name, 0))
 
     def _note_unconfirmed(self, records: Mapping[str, Record], timing: Timing, now_raw_ns: int) -> None:
         """Members that too few vouch for have no vote. But this node does not say over their heads that all agree."""
@@ -432,6 +449,16 @@ class Membership:
                 "see what is wrong with it, or with its clock",
             )
             for name in sorted(view.convicted)
+        ]
+        found += [
+            Problem(
+                "equivocation",
+                name,
+                f"{name} signed two records with one number and different words",
+                "see whether it lies, or is a copy of another machine; remove identity-NAME from a copy's state"
+                " directory and give it its own [node] name",
+            )
+            for name in sorted(self._equivocal)
         ]
         if view.disputed:
             wrong = f"members contradict each other, and nobody can be named ({', '.join(sorted(view.disputed))})"

@@ -81,6 +81,8 @@ class Peer:
     link: str
     links: OverLinks
     observed: Observed
+    public_key: bytes
+    """The key that it speaks under; empty where it speaks the protocol's version before."""
     wander_ppb_per_s: int
     """The pair's limit; like that on drift it stays for as long as this entry does."""
 
@@ -126,6 +128,7 @@ class Node:
         self._began_ns = first.raw_ns
         self._peers: OrderedDict[str, Peer] = OrderedDict()
         self._kept: dict[str, KeptPeer] = {}
+        self._kept_keys: Mapping[str, bytes] = {}
         self._contradictions_of_departed = 0
         self._described: Self | None = None
         self._knot_reference: str | None = None
@@ -232,10 +235,12 @@ class Node:
         if (
             peer is None
             or peer.declared.timebase != declared.timebase
+            or peer.public_key != proofs.public_key
             or (peer.declared.max_drift_ppm, peer.declared.max_wander_ppb_per_s)
             != (declared.max_drift_ppm, declared.max_wander_ppb_per_s)
         ):
-            # A clock not known yet, or another one than before (a reboot): nothing of the old bound applies.
+            # A clock not known yet, or another one than before (a reboot), or known by somebody else's word: nothing of
+            # the old bound applies.
             if peer is not None:
                 self._contradictions_of_departed += peer.pair.contradictions
             elif len(self._peers) >= PEERS_MAX:
@@ -243,7 +248,7 @@ class Node:
                 self._contradictions_of_departed += gone.pair.contradictions
             there = declared.max_drift_ppm, declared.max_wander_ppb_per_s
             pair = self._limits.filter_with(*there)
-            self._resume_peer(declared, pair)
+            self._resume_peer(declared, pair, proofs.public_key)
             observed = self._limits.watch_with(*there)
             _, wander = self._limits.sum_with(*there)
             peer = Peer(
@@ -255,6 +260,7 @@ class Node:
                 proofs.link,
                 OverLinks(pair),
                 observed,
+                proofs.public_key,
                 wander_ppb_per_s=math.ceil(wander) + 1,
             )
             self._peers[declared.name] = peer
@@ -375,8 +381,14 @@ class Node:
             rate_basis=rate_basis,
         )
 
-    def resume(self, kept: Kept) -> None:
-        """Takes it up, when nothing objects to it (``resume.objection``): sources now, peers once they are heard."""
+    def resume(self, kept: Kept, public_keys: Mapping[str, bytes] | None = None) -> None:
+        """Takes it up, when nothing objects to it (``resume.objection``): sources now, peers once they are heard.
+
+        Args:
+            public_keys: those that the peers had then, by name. What was learnt from a peer is taken up under the same
+                key only, or without one only where it had none.
+        """
+        self._kept_keys = public_keys or {}
         self._kept = {peer.name: peer for peer in kept.peers[:PEERS_MAX]}
         self._utc.resume(kept)
 
@@ -385,11 +397,12 @@ class Node:
         heard (``resume.drift_priors``)."""
         self._utc.take_drift(priors)
 
-    def _resume_peer(self, declared: Self, pair: PairBound) -> None:
+    def _resume_peer(self, declared: Self, pair: PairBound, public_key: bytes) -> None:
         kept = self._kept.pop(declared.name, None)
         if (
             kept is not None
             and (kept.boot, kept.raw_era) == declared.timebase
+            and self._kept_keys.get(declared.name, b"") == public_key
             and (kept.max_drift_ppm, kept.max_wander_ppb_per_s)
             == (declared.max_drift_ppm, declared.max_wander_ppb_per_s)
         ):

@@ -7,12 +7,14 @@ what has expired here does not come back round the mesh.
 **Whose key?** The mesh key tells members from strangers and not one member from another, so a name's public key is
 *pinned* when it is first seen. Another key for a pinned name is refused, with two exceptions, both counted and said:
 
-- the owner itself brings it, first-hand, on a boot that is new (a machine that lost its disk), or after nothing new
-  under the former key came for ``expire_ns`` (a pod that was replaced), or in place of a key that was only ever seen
-  in relayed records;
+- the owner itself brings it, first-hand, in a message that is bound to that key, which says that the former one has
+  been silent for a while; or (in a message of the protocol's version before) on a boot that is new (a machine that lost
+  its disk), or after nothing new under the former key came for ``expire_ns`` (a pod that was replaced), or in place of
+  a key that was only ever seen in relayed records;
 - at least ``liars_max`` + 1 *confirmed* members (``bounds/confirm.py``) claim something about a clock with that key:
   one of them is honest, and has taken the new key first-hand.
 
+A message is bound to its sender's key (``member_keys.py``), so the owner's own record must be signed by that very key.
 If the former key then speaks up first-hand again, two parties claim one name: it is ``contested``, and whoever composes
 should exclude it.
 
@@ -23,6 +25,13 @@ longest ago). The answer gives a record of an owner that is not among them: litt
 Own records go out in the first two and every ``OWN_EVERY``-th message to a peer (in a large mesh every
 ``OWN_EVERY_OF_MANY``-th); when nothing is lacking the newest received go first, and each peer is given every owner
 once before any of them twice.
+
+**Two words for one number.** An owner gives each number to one record. Two records of one key with one number and
+different content are a proof that their owner tells different things to different members, and anybody can check it.
+So of each owner the newest versions are remembered for a while (``RECENT_MAX`` of all), old ones that arrive late as
+well. Once both signatures are checked, the owner is *equivocal*: both records are passed on to every peer
+(``PROOF_TIMES`` times), so each member comes to hold the proof itself, and whoever composes and votes should leave the
+owner out. A proof counts once: what is proven of an owner's later numbers counts anew.
 
 **Limits.** At most ``capacity`` owners, ``BYTES_MAX`` bytes each; owners that are not confirmed take at most a quarter
 of that, so a member that makes up names crowds out only others like them. Signatures are checked only for what would
@@ -36,14 +45,14 @@ import struct
 from bisect import bisect_left, insort
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from hashlib import blake2s
 from typing import NamedTuple
 
 from skewd.bounds.compose import clock_tag
 from skewd.bounds.confirm import spread
-from skewd.records import Record, RecordError, bundle, decode, peek_owner, unbundle, verify
+from skewd.records import SIGNATURE_BYTES, Record, RecordError, bundle, decode, peek_owner, unbundle, verify
 
 OWN_EVERY = 4
 OWN_EVERY_OF_MANY = 8
@@ -56,6 +65,16 @@ URGENT_EVERY = 3
 """A new version of the keeper's record is in the next message to each peer, but in one of so many at most."""
 PINS_MAX = 4_096
 CAPACITY = 2_048
+SEQUENCES_PER_START = 1 << 40
+"""The sequences of a daemon's run begin at the count of its starts times this, and the time (:func:`sequence_at`)."""
+
+RECENT_MAX = 1_024
+"""So many versions of all owners' records are remembered, to be compared with what comes later."""
+
+PROOFS_MAX = 16
+PROOF_TIMES = 3
+"""Each peer is given both halves of a proof so many times: a message may get lost, or be not fresh."""
+
 EXPIRE_NS = 300_000_000_000
 
 _SECOND_NS = 1_000_000_000
@@ -71,6 +90,8 @@ class Reason(StrEnum):
     BAD_SIGNATURE = "bad_signature"
     KEY_CHANGED = "key_changed"  # another key than the pinned one, without the right to change it
     WRONG_BOOT = "wrong_boot"  # first-hand, of another boot than the exchange
+    WRONG_KEY = "wrong_key"  # first-hand, signed by another key than the exchange was bound to
+    EQUIVOCAL = "equivocal"  # one number, two contents: a proof against the owner
     FULL = "full"
 
 
@@ -125,6 +146,22 @@ class _Turn:
     wanted: tuple[int, int, int, int] | None = None
     urgent: int = -1
     urgent_count: int = -URGENT_EVERY
+    proofs: dict[tuple[str, int, int], int] = field(default_factory=dict)
+    """How often it was given which half of a proof: owner, number, 0 or 1."""
+
+
+class _Proof(NamedTuple):
+    """Two signed records of one key with one number."""
+
+    sequence: int
+    public_key: bytes
+    halves: tuple[bytes, bytes]
+    at_ns: int
+
+
+def sequence_at(wall_ns: int) -> int:
+    """Where sequences begin within a start: grows with the time, so that a state that was put back repeats none."""
+    return (max(wall_ns, 0) // _SECOND_NS << 8) % (SEQUENCES_PER_START // 2)
 
 
 def _mixed(place: int, salt: int) -> int:
@@ -179,6 +216,8 @@ class RecordStore:
         self._wants = 0
         self._new_at = 0  # that many wants were told when the last owner came that was not held
         self._contested: OrderedDict[str, None] = OrderedDict()
+        self._recent: OrderedDict[tuple[str, int], bytes] = OrderedDict()
+        self._proofs: OrderedDict[str, _Proof] = OrderedDict()
         self.counters: dict[str, int] = dict.fromkeys(("accepted", "key_changes", "evicted", "expired", *Reason), 0)
         self._votes: dict[bytes, int] = {}
         self._vouchers: frozenset[str] = frozenset()
@@ -212,6 +251,7 @@ class RecordStore:
         first_hand_owner: str | None,
         received_raw_ns: int,
         first_hand_boot: bytes | None = None,
+        first_hand_key: bytes = b"",
     ) -> Accepted | Refused:
         """Takes a record that came with an authentic, fresh message.
 
@@ -221,19 +261,24 @@ class RecordStore:
             first_hand_owner: the message's sender.
             received_raw_ns: now, on our raw clock.
             first_hand_boot: the boot that the sender's message named; its own record must be of the same.
+            first_hand_key: the key that the sender's message was bound to, empty if to none: its own record's must be
+                the same.
 
         Raises:
             MeshExtraMissing: ``cryptography`` is not installed.
         """
-        outcome = self._accept(data, first_hand_owner, received_raw_ns, first_hand_boot)
+        outcome = self._accept(data, first_hand_owner, received_raw_ns, first_hand_boot, first_hand_key)
         self.counters["accepted" if isinstance(outcome, Accepted) else outcome.reason] += 1
         return outcome
 
-    def _accept(self, data: bytes, sender: str | None, now_ns: int, boot: bytes | None) -> Accepted | Refused:
+    def _accept(
+        self, data: bytes, sender: str | None, now_ns: int, boot: bytes | None, key: bytes
+    ) -> Accepted | Refused:
         # Most of what comes is known already: that is told from two fields, before anything is decoded.
         known = self._held.get(peek_owner(data))
         if known is not None and known.data == data:
-            if sender == known.record.owner and boot in (None, known.record.boot):
+            met = sender == known.record.owner and boot in (None, known.record.boot)
+            if met and key in (b"", known.record.public_key):
                 self._met(known, now_ns)
             return Refused(Reason.STALE)
         try:
@@ -246,16 +291,22 @@ class RecordStore:
         first_hand = sender == owner
         if first_hand and boot is not None and boot != record.boot:
             return Refused(Reason.WRONG_BOOT)
+        if first_hand and key not in (b"", record.public_key):
+            return Refused(Reason.WRONG_KEY)
         self._refresh(now_ns)
         attested = self._votes.get(record.clock, 0) > self._liars_max
         pin = self._pins.get(owner)
         changed = pin is not None and pin.public_key != record.public_key
         if pin is not None and changed:
-            refused = self._key_change(pin, record, first_hand, attested, data, now_ns)
+            refused = self._key_change(pin, record, first_hand, attested or (first_hand and key != b""), data, now_ns)
             if refused is not None:
                 return refused
         elif pin is not None and record.sequence <= pin.sequence and not (first_hand and record.boot != pin.boot):
-            return Refused(Reason.STALE)
+            return self._compare(record, data, now_ns) or Refused(Reason.STALE)
+        if pin is not None and not changed:
+            proof = self._compare(record, data, now_ns)
+            if proof is not None:
+                return proof
         confirmed = first_hand or attested or (pin is not None and pin.first_hand and not changed)
         if not self._room(owner, confirmed):
             return Refused(Reason.FULL)
@@ -281,6 +332,7 @@ class RecordStore:
         bit = before.bit if before is not None else self._bits.pop()
         held = _Held(record, data, now_ns, sender, first_hand, confirmed or was_confirmed, bit)
         self._held[owner] = held
+        self._remember(record, data)
         self._turn_of(sender).given |= 1 << bit
         self._held.move_to_end(owner, last=False)
         if before is None:
@@ -293,6 +345,44 @@ class RecordStore:
         self._pins.move_to_end(owner)
         self._bound_pins()
         return Accepted(record, news)
+
+    def _remember(self, record: Record, data: bytes) -> None:
+        self._recent[record.owner, record.sequence] = data
+        self._recent.move_to_end((record.owner, record.sequence))
+        if len(self._recent) > RECENT_MAX:
+            self._recent.popitem(last=False)
+
+    def _compare(self, record: Record, data: bytes, now_ns: int) -> Refused | None:
+        """Whether this record of the pinned key, with one that is remembered, is a proof against their owner.
+
+        What is remembered may be forged itself: a signature that was not needed so far is checked when it is.
+        """
+        owner, sequence = record.owner, record.sequence
+        other = self._recent.get((owner, sequence))
+        if other is None:
+            self._remember(record, data)
+            return None
+        proven = self._proofs.get(owner)
+        if other == data or (proven is not None and sequence <= proven.sequence):
+            return None
+        if not self._may_check(now_ns, False):
+            return Refused(Reason.BUSY)
+        if not verify(data, record.public_key):
+            return Refused(Reason.BAD_SIGNATURE)
+        # The same content under another signature is no second word: only who has the key can sign, and may sign twice.
+        if data[:-SIGNATURE_BYTES] == other[:-SIGNATURE_BYTES]:
+            return None
+        if not verify(other, record.public_key) or decode(other).public_key != record.public_key:
+            self._remember(record, data)
+            return None
+        self._proofs[owner] = _Proof(sequence, record.public_key, (other, data), now_ns)
+        self._proofs.move_to_end(owner)
+        if len(self._proofs) > PROOFS_MAX:
+            self._proofs.popitem(last=False)
+        return Refused(
+            Reason.EQUIVOCAL,
+            f"{owner} signed two records with the number {sequence} and different words, which proves that it lies",
+        )
 
     def _met(self, held: _Held, now_ns: int) -> None:
         """The owner itself brought the version that is held."""
@@ -448,6 +538,7 @@ class RecordStore:
             chosen.append(own)
             room -= len(own) + 2
         turn.count += own is not None
+        room = self._add_proof(turn, peer, chosen, room)
         urgent = None if self.urgent is None else self._held.get(self.urgent)
         if urgent is not None and self.urgent != peer and urgent.via != peer:
             sequence = urgent.record.sequence
@@ -488,6 +579,25 @@ class RecordStore:
         if not chosen and own is not None and len(own) + 2 <= room:
             chosen.append(own)
         return self._want() + bundle(chosen)
+
+    def _add_proof(self, turn: _Turn, peer: str | None, chosen: list[bytes], room: int) -> int:
+        """Adds the halves of a proof that this peer was given least often; the room that is left."""
+        if not self._proofs or peer is None:
+            return room
+        halves = [
+            (turn.proofs.get((owner, proof.sequence, half), 0), owner, proof.sequence, half, data)
+            for owner, proof in self._proofs.items()
+            if owner != peer
+            for half, data in enumerate(proof.halves)
+        ]
+        for given, owner, sequence, half, data in sorted(halves):
+            if given < PROOF_TIMES and len(data) + 2 <= room and data not in chosen:
+                chosen.append(data)
+                turn.proofs[owner, sequence, half] = given + 1
+                room -= len(data) + 2
+        if len(turn.proofs) > 4 * PROOFS_MAX:
+            turn.proofs.clear()
+        return room
 
     def _in_turn(self) -> Iterator[tuple[str, _Held]]:
         """Who has measured the keeper first: all need two such paths to it; then the others, as their turn is."""
@@ -549,7 +659,13 @@ class RecordStore:
         return turn
 
     def receive(
-        self, attachment: bytes, *, first_hand_owner: str, received_raw_ns: int, first_hand_boot: bytes | None = None
+        self,
+        attachment: bytes,
+        *,
+        first_hand_owner: str,
+        received_raw_ns: int,
+        first_hand_boot: bytes | None = None,
+        first_hand_key: bytes = b"",
     ) -> list[Accepted | Refused]:
         """Takes all that was attached to an authentic, fresh message; see :meth:`accept`."""
         if len(attachment) < _WANT.size:
@@ -564,6 +680,7 @@ class RecordStore:
                 first_hand_owner=first_hand_owner,
                 received_raw_ns=received_raw_ns,
                 first_hand_boot=first_hand_boot,
+                first_hand_key=first_hand_key,
             )
             for data in unbundle(attachment[_WANT.size :])
         ]
@@ -604,6 +721,15 @@ class RecordStore:
     def contested(self) -> frozenset[str]:
         """Names that two parties with different keys claim."""
         return frozenset(self._contested)
+
+    @property
+    def equivocal(self) -> dict[str, int]:
+        """Owners against whom there is a proof, and when (on our raw clock) it was complete."""
+        return {
+            owner: proof.at_ns
+            for owner, proof in self._proofs.items()
+            if (pin := self._pins.get(owner)) is not None and pin.public_key == proof.public_key
+        }
 
     @property
     def confirmed(self) -> frozenset[str]:

@@ -58,11 +58,12 @@ _SECOND_NS = 1_000_000_000
 
 
 class MeshExtraMissing(RuntimeError):
-    """Signatures need a package that is not installed."""
+    """Keys and signatures need a package that is not installed."""
 
     def __init__(self) -> None:
         super().__init__(
-            "records of a mesh are signed, which needs the package 'cryptography': pip install 'skewd[mesh]'"
+            "members of a mesh are told apart by their keys, which needs the package 'cryptography': pip install"
+            " 'skewd[mesh]'"
         )
 
 

@@ -44,10 +44,18 @@ It is sans I/O: bytes, stamps and randomness come in; bytes and proofs come out.
 an address is only where to send, and the name behind it is learnt from its answers. Nothing from the network
 raises, and every table is bounded: requests, answers, peers, addresses, sources, one-way messages.
 
-Limits: one shared secret, so a member can speak in another's name (records signed by their owner are what attachments
-are for). Two living nodes with one name displace each other at every exchange (``timebase_changes`` counts on and on).
-Where nothing ever comes back, over no link at all, nothing becomes fresh, so nothing is proven. A one-way message
-lists the newest 32 it answers: with more members than that on one topic, some wait for the next.
+**Who says so.** With ``member_keys`` every message that is believed is bound to its sender's own key: by a MAC that
+only the two can make, or (one-way, for everybody) by a signature. Until a node knows the other's key its request is an
+*introduction*: it is answered and not believed, like any request of a boot that has answered nothing yet, so an
+introduction costs no message. The answer is bound already, to a nonce of ours. It repeats the send stamp that the
+introduction arrived with; who introduced itself compares, and vouches for that stamp by its next request, which names
+this answer. So the introduction's stamps are proofs in the end as well, and nobody else can have altered them. Which
+key a name has, and what is believed of nodes that have none yet (the version before), ``member_keys.py`` says.
+
+Limits: without ``member_keys`` (nodes of the version before) one secret is shared by all, and a member can speak in
+another's name. Where nothing ever comes back, over no link at all, nothing becomes fresh, so nothing is proven. A
+one-way message lists the newest 32 it answers: with more members than that on one topic, some wait for the next. A
+signature (40 us) lies between a one-way message's stamp and its send, which widens what it proves by as much.
 """
 
 from __future__ import annotations
@@ -56,12 +64,14 @@ from bisect import bisect_left, insort
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from skewd.keys import KeyRing, MeshKey
 from skewd.links import wire
 from skewd.links.limiter import Limiter
 from skewd.links.timebases import Broadcast, Timebases
 from skewd.links.wire import Kind, Message, Refused, Self
+from skewd.member_keys import MemberKeys
 
 __all__ = ["Attach", "KnownPeer", "LinkProtocol", "Proofs", "Received", "Self", "Target", "Timebases"]
 
@@ -94,6 +104,11 @@ REASONS = (
     "own_message",  # our own, back to us: this node is in its own list of peers, or someone reflects
     "duplicate_name",  # another node with our name
     "wrong_receiver",  # meant for another node
+    "former_identity",  # made for a key that this node had once: its sender will introduce itself again
+    "other_identity",  # another key has this name
+    "old_version",  # says not who it is, and has to
+    "unbound",  # an answer or a one-way message with an identity that does not prove it
+    "altered",  # our introduction did not arrive as we sent it
     "unknown_nonce",  # answers nothing that we (still) wait for
     "replay",  # used before
     "unconfirmed",  # a request from a boot or raw era that has answered nothing of ours yet: replied to, not used
@@ -118,6 +133,7 @@ class Proofs:
             the shorter). Slightly negative values are possible: the two clocks' rates differ.
         attachment: what a fresh message brought beyond this; empty if nothing, or if the message was not fresh.
         asked: whether it was a fresh request: the peer measures this node by itself.
+        public_key: the key that the peer proved to have; empty where it speaks the version before.
     """
 
     peer: Self
@@ -128,6 +144,7 @@ class Proofs:
     rtt_ns: int | None
     attachment: bytes = b""
     asked: bool = False
+    public_key: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +152,8 @@ class Received:
     """What came of a message: proofs, or why not (one of ``REASONS``); and the reply to send, if one is due.
 
     ``reply`` takes our raw clock's reading just before the send and returns the bytes, to be sent to where the
-    message came from. ``sender`` is who an authentic message is from; empty where it was not found to be one.
+    message came from. ``sender`` is who an authentic message is from; empty where it was not found to be one. Of an
+    introduction (``unconfirmed``) it is what the message says.
     """
 
     proofs: Proofs | None = None
@@ -183,6 +201,7 @@ class _Request:
     address: str
     sent_ns: int
     best_ns: int  # when it left at the earliest: the kernel's stamp, once that is known
+    receiver_key: bytes = b""  # the only one that can have read it; empty: an introduction
     passes: int = _PASSES_PER_NONCE
 
 
@@ -191,6 +210,7 @@ class _Reply:
     """A reply of ours and the request that it answered."""
 
     peer: str
+    public_key: bytes
     timebase: tuple[bytes, int]
     request_nonce: bytes
     request_sent_ns: int
@@ -204,6 +224,7 @@ class _Reply:
 @dataclass(slots=True)
 class _Address:
     name: str | None = None
+    public_key: bytes = b""
     unanswered: int = 0
     requests: deque[bytes] = field(default_factory=deque)
     answer: tuple[bytes, int] | None = None  # the last reply's nonce, and when we received it
@@ -224,6 +245,7 @@ class _Peer:
     described: Self
     described_at_ns: int  # the peer's send stamp of the message that said so
     address: str
+    public_key: bytes
     heard_ns: int  # when its last fresh message came
     used_ns: int  # when the last that proved something did
     last: deque[_Last] = field(default_factory=lambda: deque(maxlen=_HEARD))
@@ -246,6 +268,8 @@ class LinkProtocol:
             is not attached, and counted (``attachments_dropped``).
         request_bytes: what requests are padded to, with ``attach``: as much may be attached to their replies.
         limiter: of what comes; its own, if not given.
+        member_keys: who this node is and who the others are, shared by the links of one daemon. Without it this node
+            speaks the version before.
         max_peers: peers kept at once; more are refused until one has been silent for ``peer_lifetime_ns``.
         request_lifetime_ns: an answer that comes later is not used.
         reply_lifetime_ns: how long a peer may take to its next request, for it to give us a round trip.
@@ -263,6 +287,7 @@ class LinkProtocol:
         attach: Attach | None = None,
         request_bytes: int = wire.MAX_MESSAGE_BYTES,
         limiter: Limiter | None = None,
+        member_keys: MemberKeys | None = None,
         max_peers: int = 1024,
         request_lifetime_ns: int = 10 * _SECOND,
         reply_lifetime_ns: int = 120 * _SECOND,
@@ -289,6 +314,7 @@ class LinkProtocol:
         if not wire.MIN_MESSAGE_BYTES <= request_bytes <= wire.MAX_MESSAGE_BYTES:
             raise ValueError(f"a request has {wire.MIN_MESSAGE_BYTES} to {wire.MAX_MESSAGE_BYTES} bytes")
         self._describe, self._random, self._attach = describe, random, attach
+        self._member_keys = member_keys
         self._request_bytes = request_bytes if attach is not None else 0
         self.use_keys(key)
         self._timebases = Timebases(lifetime_ns=peer_lifetime_ns) if timebases is None else timebases
@@ -333,10 +359,15 @@ class LinkProtocol:
         self._limiter.know(address)
         nonce = self._nonce()
         answers, received_ns = state.answer or (wire.NO_NONCE, 0)
-        receiver = state.name if state.name and state.unanswered < _UNANSWERED_BEFORE_ANYONE else ""
+        receiver = state.name or ""
+        if state.unanswered >= _UNANSWERED_BEFORE_ANYONE and (not state.public_key or state.unanswered % 2):
+            receiver = ""  # every other time only where it may be the answers that get lost: these still prove
+        receiver_key = state.public_key if receiver else b""
+        secret = self._secrets[self._sending_id]
+        identity, pair = self._identity(receiver_key, secret)
         build = wire.draft(
             self._sending_id,
-            self._secrets[self._sending_id],
+            secret,
             kind=Kind.REQUEST,
             nonce=nonce,
             answers=answers,
@@ -346,11 +377,13 @@ class LinkProtocol:
             told=self._told.get(receiver),
             attachment=self._attachment(receiver or None, wire.MAX_ATTACHMENT_BYTES),
             size=self._request_bytes,
+            identity=identity,
+            pair=pair,
         )
 
         def stamped(now_raw_ns: int) -> bytes:
             self._expire(now_raw_ns)
-            self._requests[nonce] = _Request(address, now_raw_ns, now_raw_ns)
+            self._requests[nonce] = _Request(address, now_raw_ns, now_raw_ns, receiver_key)
             state.requests.append(nonce)
             if len(state.requests) > _REQUESTS_PER_ADDRESS:
                 self._requests.pop(state.requests.popleft(), None)
@@ -372,16 +405,22 @@ class LinkProtocol:
         me = self._me()
         nonce = self._nonce()
         others = self._timebases.to_answer(receiver, me.timebase)
+        secret = self._secrets[self._sending_id]
+        identity, _ = self._identity(b"", secret)
+        sign = None if self._member_keys is None else self._member_keys.sign
+        room = wire.MAX_ATTACHMENT_BYTES - wire.ANSWER_BYTES * len(others)
         build = wire.draft(
             self._sending_id,
-            self._secrets[self._sending_id],
+            secret,
             kind=Kind.ONE_WAY,
             nonce=nonce,
             sender=self._say(me),
             receiver=receiver,
             told=self._told.get(receiver),
             others=others,
-            attachment=self._attachment(receiver or None, wire.MAX_ATTACHMENT_BYTES - wire.ANSWER_BYTES * len(others)),
+            attachment=self._attachment(receiver or None, room - (0 if sign is None else wire.SIGNATURE_BYTES)),
+            identity=identity,
+            sign=sign,
         )
 
         def stamped(now_raw_ns: int) -> bytes:
@@ -476,20 +515,47 @@ class LinkProtocol:
     # -- receiving
 
     def _receive(self, data: bytes, address: str, now_ns: int, sharpen: Callable[[int], int] | None) -> Received:
+        keys = self._member_keys
         reason = wire.refusal(data)
-        if reason is not None:
+        if reason is not None and (reason != "bad_version" or keys is None):
             raise Refused(reason)
         if not self._expected(data) and not self._limiter.admit(address, now_ns):
             raise Refused("rate_limited")
-        message = wire.decode(data, self._secrets)
+        if reason is not None:
+            version = wire.version_of(data)
+            if keys is not None and version is not None:
+                keys.note_version(address, version, now_ns)
+            raise Refused(reason)
+        message = wire.decode(data, self._secrets, None if keys is None else partial(self._pair, keys, data, now_ns))
+        bound = message.bound
+        if keys is not None and message.signature:
+            keys.check(message.public_key, message.signature, wire.signed_content(data), now_ns)
+            bound = True
         if sharpen is not None:
             now_ns = sharpen(now_ns)
         me = self._me()
         self._expire(now_ns)
         if message.sender.name == me.name:
-            raise Refused("own_message" if message.sender.boot == me.boot else "duplicate_name")
+            ours = keys is None or not message.public_key or message.public_key == keys.public_key
+            if ours and message.sender.boot == me.boot:
+                raise Refused("own_message")
+            if keys is not None:
+                keys.duplicate(me.name, address, now_ns)
+            raise Refused("duplicate_name")
         if message.receiver != me.name and (message.receiver or message.kind is Kind.REPLY):
             raise Refused("wrong_receiver")
+        if keys is not None:
+            if message.public_key and not bound:
+                if message.kind is not Kind.REQUEST:
+                    raise Refused("unbound")
+                return self._reply_unconfirmed(message, me, now_ns, len(data))
+            try:
+                keys.judge(message.sender.name, message.public_key, address, now_ns)
+            except Refused as refused:
+                if refused.reason == "old_version" and message.kind is Kind.REQUEST:
+                    # So that the older one's operator is told as well.
+                    return Received(None, lambda now_raw_ns: wire.notice(), refused.reason, message.sender.name)
+                raise
         if message.kind is Kind.REPLY:
             return self._take_reply(message, me, address, now_ns)
         if message.kind is Kind.REQUEST:
@@ -504,12 +570,17 @@ class LinkProtocol:
             raise Refused("own_clock_went_back")
         if self._is_replaced(message, me, request.sent_ns, now_ns):
             raise Refused("old_timebase")
+        if request.receiver_key and request.receiver_key != message.public_key:
+            raise Refused("unknown_nonce")
+        if message.public_key and not request.receiver_key and message.echoed_ns != request.sent_ns:
+            raise Refused("altered")
         peer = self._confirm(message, me, request.address, now_ns)
         self._requests.pop(message.answers)
         state = self._addresses.get(request.address)
         if state is not None:
             _discard(state.requests, message.answers)
             state.name, state.unanswered, state.answer = message.sender.name, 0, (message.nonce, now_ns)
+            state.public_key = message.public_key
         self._limiter.know(source)
         self._describe_peer(peer, message)
         sent_ns = min(request.best_ns, now_ns)
@@ -520,13 +591,14 @@ class LinkProtocol:
     def _take_request(self, message: Message, me: Self, source: str, now_ns: int, size: int) -> Received:
         name, timebase = message.sender.name, message.sender.timebase
         reply = self._replies.get(message.answers)
-        if reply is not None and (reply.peer != name or reply.timebase != timebase):
+        asked_by = (name, message.public_key, timebase)
+        if reply is not None and (reply.peer, reply.public_key, reply.timebase) != asked_by:
             reply = None
         if reply is not None and now_ns < reply.sent_ns:
             raise Refused("own_clock_went_back")
         current = self._timebases.current(name, me.timebase, now_ns)
         fresh = reply is not None and not self._is_replaced(message, me, reply.sent_ns, now_ns)
-        if not fresh and (current is None or current[0] != timebase):
+        if not fresh and (current is None or current[0] != timebase or not self._is_pinned(message)):
             return self._reply_unconfirmed(message, me, now_ns, size)
         self._refuse_replay(message)
         outgoing: tuple[tuple[int, int], ...] = ()
@@ -556,7 +628,7 @@ class LinkProtocol:
         sent, received_ns = self._answered(message, me, now_ns)
         current = self._timebases.current(name, me.timebase, now_ns)
         fresh = sent is not None and not self._is_replaced(message, me, sent.sent_ns, now_ns)
-        if not fresh and (current is None or current[0] != timebase):
+        if not fresh and (current is None or current[0] != timebase or not self._is_pinned(message)):
             # Answered all the same, in our next one: that is how it can prove itself fresh.
             self._timebases.note_heard(message, me.timebase, now_ns)
             raise Refused("one_way_unconfirmed")
@@ -622,7 +694,9 @@ class LinkProtocol:
             peer.rtts.append((now_ns, rtt_ns))
         attachment = message.attachment if fresh else b""
         asked = fresh and message.kind is Kind.REQUEST
-        proofs = Proofs(peer.described, self.link, address, outgoing, incoming, rtt_ns, attachment, asked)
+        proofs = Proofs(
+            peer.described, self.link, address, outgoing, incoming, rtt_ns, attachment, asked, message.public_key
+        )
         return Received(proofs, reply, None, message.sender.name)
 
     def _told_of(self, peer: _Peer, told: wire.Answer) -> tuple[_Last | None, int]:
@@ -637,6 +711,8 @@ class LinkProtocol:
     def _refuse_replay(self, message: Message) -> None:
         peer = self._peers.get(message.sender.name)
         if peer is None or peer.described.timebase != message.sender.timebase:
+            return
+        if peer.public_key != message.public_key:
             return
         if _is_replay(peer, (message.sent_ns, message.nonce)):
             raise Refused("replay")
@@ -654,23 +730,31 @@ class LinkProtocol:
     ) -> Callable[[int], bytes]:
         nonce = self._nonce()
         name = message.sender.name
+        # Asked with a key, a node understands that key, whatever it has been told of rotations.
+        secret = self._secrets[message.key_id]
+        identity = pair = None
+        if message.public_key:
+            identity, pair = self._identity(message.public_key, secret, received_ns)
+        introduced = pair is not None and not message.bound
         build = wire.draft(
-            # Asked with a key, a node understands that key, whatever it has been told of rotations.
             message.key_id,
-            self._secrets[message.key_id],
+            secret,
             kind=Kind.REPLY,
             nonce=nonce,
             answers=message.nonce,
             received_ns=received_ns,
             sender=self._say(me),
             receiver=name,
-            told=self._told.get(name),
+            told=(message.nonce, message.sent_ns) if introduced else self._told.get(name),
             attachment=self._attachment(name, size - wire.MIN_MESSAGE_BYTES),
+            identity=identity,
+            pair=pair,
         )
 
         def stamped(now_raw_ns: int) -> bytes:
             self._replies[nonce] = _Reply(
                 name,
+                message.public_key,
                 message.sender.timebase,
                 message.nonce,
                 message.sent_ns,
@@ -686,6 +770,27 @@ class LinkProtocol:
             return build(now_raw_ns)
 
         return stamped
+
+    def _identity(
+        self, receiver_key: bytes, secret: bytes, now_ns: int | None = None
+    ) -> tuple[wire.Identity | None, bytes | None]:
+        """What a message says of our key, and the secret shared with its receiver (None: its key is not known)."""
+        keys = self._member_keys
+        if keys is None:
+            return None, None
+        pair = None
+        if receiver_key:
+            pair = keys.secret_with(receiver_key, secret, now_ns)
+        return keys.identity(receiver_key, secret), pair
+
+    def _pair(self, keys: MemberKeys, data: bytes, now_ns: int, identity: wire.Identity, key_id: int) -> bytes:
+        if wire.claimed_receiver(data) != keys.name:
+            raise Refused("wrong_receiver")
+        return keys.secret_of(identity, self._secrets[key_id], now_ns)
+
+    def _is_pinned(self, message: Message) -> bool:
+        """Whether what was confirmed of this name was confirmed of this key."""
+        return self._member_keys is None or self._member_keys.key_of(message.sender.name) == message.public_key
 
     def _attachment(self, name: str | None, room: int) -> bytes:
         if self._attach is None or room <= 0:
@@ -706,6 +811,8 @@ class LinkProtocol:
     def _confirm(self, message: Message, me: Self, address: str, now_ns: int) -> _Peer:
         peer = self._peer(message, address, now_ns)
         peer.heard_ns = now_ns
+        if self._member_keys is not None:
+            self._member_keys.confirm(message.sender.name, message.public_key, now_ns)
         self._timebases.confirm(message.sender.name, message.sender.timebase, me.timebase, now_ns)
         return peer
 
@@ -713,7 +820,9 @@ class LinkProtocol:
         """The peer's entry, new where it has none for this raw clock of its."""
         name = message.sender.name
         peer = self._peers.get(name)
-        if peer is not None and peer.described.timebase != message.sender.timebase:
+        if peer is not None and (
+            peer.described.timebase != message.sender.timebase or peer.public_key != message.public_key
+        ):
             self.counters["timebase_changes"] += 1
             self._drop(name)
             peer = None
@@ -722,7 +831,9 @@ class LinkProtocol:
                 self._expire_peers(now_ns)
             if len(self._peers) >= self._max_peers:
                 raise Refused("too_many_peers")
-            peer = self._peers[name] = _Peer(message.sender, message.sent_ns, address, now_ns, now_ns)
+            peer = self._peers[name] = _Peer(
+                message.sender, message.sent_ns, address, message.public_key, now_ns, now_ns
+            )
         asked = self._addresses.get(peer.address)
         if asked is None or asked.name != name:
             peer.address = address

@@ -24,6 +24,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import random
+import re
 import socket
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
@@ -38,7 +39,7 @@ from skewd.kernel_stamps import Sends
 from skewd.keys import KeyNeeded
 from skewd.links.protocol import LinkProtocol
 from skewd.links.shell import OnProofs, Pace, Planned, RawClock, Schedule, Shell
-from skewd.links.wire import MAGIC, MAX_MESSAGE_BYTES, VERSION, nonce_of
+from skewd.links.wire import MAGIC, MAX_MESSAGE_BYTES, VERSIONS, nonce_of
 from skewd.names import NAMES, is_numeric, why
 from skewd.ports import ListenError, PortTaken, format_address, is_loopback, split_address
 
@@ -57,7 +58,7 @@ _TRY_AGAIN_S = 600.0
 _WAITING = 64
 # Of a packet that comes back: Ethernet with two VLAN tags, IPv6 with room for options, UDP, and our header with nonce.
 _RETURNED_BYTES = 192
-_FIRST_BYTES = MAGIC + bytes([VERSION])
+_FIRST_BYTES = re.compile(re.escape(MAGIC) + b"[" + bytes(sorted(VERSIONS)) + b"]")
 _BATCH = 64
 _RESOLVE_AGAIN_S = 30.0
 _RESOLVE_RETRY_S = 2.0
@@ -292,8 +293,8 @@ class UdpLink:
             return
         for packet, stamp in kernel_stamps.returned(self._socket, _RETURNED_BYTES, limit=limit):
             self._without_stamp = 0
-            at = packet.find(_FIRST_BYTES)
-            nonce = nonce_of(packet[at:]) if at >= 0 else b""
+            found = _FIRST_BYTES.search(packet)
+            nonce = nonce_of(packet[found.start() :]) if found is not None else b""
             # The first stamp of a packet counts: where it passes several devices, each may give one.
             sent = self._unstamped.pop(nonce, None)
             if sent is None:

@@ -8,21 +8,31 @@ that the reply may carry as much as it without ever being larger.
 
 ::
 
-    0   magic "skwd" | version u8 (2) | kind u8 | flags u16 (0) | key id u32
+    0   magic "skwd" | version u8 | kind u8 | flags u16 (1 an identity, 2 signed) | key id u32
     12  nonce 16 | answered nonce 16 (zeros: none) | sent i64 | received i64 (of the answered message)
     60  boot 16 | raw era u32 | era u32 | wall - raw: low i64, high i64, at raw i64 | slew ppb u32 | drift ppm u32
         | wander ppb/s u32
     120 sender: length u8, 63 bytes | receiver: length u8, 63 bytes (length 0: whoever gets it)
     248 told nonce 16 (zeros: none) | told i64: the message of that nonce left the sender at this instant or later
-    272 attachment's length u16 | number of answers u8 | zeros, room for later fields
-    320 answers: nonce 16 | received i64, each | attachment | zeros | the last 16 bytes: keyed BLAKE2b over all before
+    272 attachment's length u16 | number of answers u8 | zero
+    276 identity: sender's public key 32 | receiver's key tag 8 | admission 4 (all zeros: none)
+    320 answers: nonce 16 | received i64, each | attachment | zeros | signature 64, if signed, over all before
+        | the last 16 bytes: keyed BLAKE2b over all before
 
 Big-endian; stamps are nanoseconds of the sender's *raw* clock, any epoch. A field that says what no clock shows
 (``skewd/limits.py``) makes the whole message malformed. A request or reply answers one message at
 most, in the base. A one-way message may be meant for many, so it brings a list of answers instead.
 
-Limits: the MAC tells members of the mesh from strangers, not one member from another. Nothing is encrypted: names,
-raw clocks, bounds and attachments are readable on the path.
+**Two versions.** They differ in the key of the MAC alone. Version 2 uses the mesh's, which tells members from strangers
+and not one member from another. Version 3 uses the *pair's*, which only the sender and the receiver can compute
+(``member_keys.py``), so whatever it carries is the sender's own word. A message of version 2 with an identity is what a
+node of this version says to whoever may be older: to those its flags and its identity are zeros that they don't look
+at. Unsigned, it is an *introduction*, and a request: it tells the sender's public key, and proves nothing. Signed by
+that key, it is the sender's own word to everybody. A reply to an introduction names the introduction itself as the
+message that it tells of (``echoed_ns``): whoever was introduced so learns whether its send stamp arrived as it was
+sent. The admission is a MAC of the public key under the mesh's key: it lets nobody but members have keys computed.
+
+Limits: nothing is encrypted: names, raw clocks, bounds and attachments are readable on the path.
 """
 
 from __future__ import annotations
@@ -50,7 +60,12 @@ from skewd.limits import (
 )
 
 MAGIC = b"skwd"
-VERSION = 2
+VERSION = 3
+OLD_VERSION = 2
+VERSIONS = frozenset((OLD_VERSION, VERSION))
+PUBLIC_KEY_BYTES = 32
+TAG_BYTES = 8
+SIGNATURE_BYTES = 64
 BASE_BYTES = 320
 MAC_BYTES = 16
 MIN_MESSAGE_BYTES = BASE_BYTES + MAC_BYTES
@@ -76,8 +91,12 @@ _ANSWERS_AT = _NONCE_AT + NONCE_BYTES
 _SENT_AT = _ANSWERS_AT + NONCE_BYTES
 _SELF_AT = _HEADER.size + _EXCHANGE.size
 _AFTER_SELF_AT = _SELF_AT + _SELF.size
+_IDENTITY = struct.Struct(">32s8s4s")
+_IDENTITY_AT = BASE_BYTES - _IDENTITY.size
+_NO_KEY, _NO_TAG = bytes(PUBLIC_KEY_BYTES), bytes(TAG_BYTES)
+_HAS_IDENTITY, _IS_SIGNED = 1, 2
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,63}")
-_PERSON = b"skewd-l2"
+_PERSONS = {OLD_VERSION: b"skewd-l2", VERSION: b"skewd-l3"}
 _U32 = 1 << 32
 
 MAX_DRIFT_PPM = DRIFT_MAX_PPM
@@ -180,7 +199,11 @@ class Message:
         answers: the nonce that a request or reply answers; ``received_ns`` is meaningless where it is ``NO_NONCE``.
         others: what a one-way message answers, each with when it was received.
         told: an earlier message of the sender's, and that it left at this instant or later; ``None`` if none.
-        key_id: of the key that it was authenticated with.
+        key_id: of the mesh key that it was authenticated with, or that its pair's key was derived with.
+        public_key: the sender's, as it claims; empty in a message of a node that has none.
+        bound: whether only the holder of that key (or we) can have made this message; with a ``signature``, only once
+            that was checked (:func:`signed_content`).
+        echoed_ns: in a reply to an introduction, the send stamp that the introduction arrived with.
     """
 
     kind: Kind
@@ -194,6 +217,29 @@ class Message:
     told: Answer | None = None
     others: tuple[Answer, ...] = ()
     attachment: bytes = b""
+    public_key: bytes = b""
+    bound: bool = False
+    signature: bytes = b""
+    echoed_ns: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """The part of a message that says by which keys it is authenticated.
+
+    Attributes:
+        public_key: the sender's, 32 bytes.
+        receiver_tag: of the receiver's public key (``member_keys.tag_of``); zeros where the sender does not know it.
+        admission: of the sender's public key, under the mesh's key (:func:`admission_of`).
+    """
+
+    public_key: bytes
+    receiver_tag: bytes = bytes(8)
+    admission: bytes = bytes(4)
+
+
+PairSecret = Callable[[Identity, int], bytes]
+"""The secret that a sender with this identity shares with us, for a mesh key's id; raises ``Refused``."""
 
 
 def is_name(text: str) -> bool:
@@ -216,7 +262,7 @@ def refusal(data: bytes) -> str | None:
         return "truncated"
     if data[:4] != MAGIC:
         return "bad_magic"
-    if data[4] != VERSION:
+    if data[4] not in VERSIONS:
         return "bad_version"
     if data[5] not in _KINDS:
         return "bad_kind"
@@ -233,6 +279,26 @@ def answered_nonce(data: bytes) -> bytes:
     return data[_ANSWERS_AT:_SENT_AT]
 
 
+def version_of(data: bytes) -> int | None:
+    """The version that a message of any version names; ``None`` for what is no message."""
+    return data[4] if len(data) >= MIN_MESSAGE_BYTES and data[:4] == MAGIC else None
+
+
+def signed_content(data: bytes) -> bytes:
+    """What the signature of a signed message is over."""
+    return data[: -SIGNATURE_BYTES - MAC_BYTES]
+
+
+def admission_of(public_key: bytes, secret: bytes) -> bytes:
+    """What shows that somebody with the mesh's key has this public key; the same for each of its messages."""
+    return blake2b(public_key, key=secret, digest_size=4, person=b"skewd-admission").digest()
+
+
+def notice() -> bytes:
+    """A message of this version that says nothing: an older node tells its operator that somebody here is newer."""
+    return _HEADER.pack(MAGIC, VERSION, Kind.REPLY, 0, 0) + bytes(MIN_MESSAGE_BYTES - _HEADER.size)
+
+
 def claimed_sender(data: bytes) -> str | None:
     """Who a message says it is from, if that is a name at all; *not authentic*: good for sorting, not for believing."""
     if refusal(data) is not None:
@@ -240,6 +306,12 @@ def claimed_sender(data: bytes) -> str | None:
     at = _AFTER_SELF_AT - 64
     name = data[at + 1 : at + 1 + data[at]].decode("ascii", "replace")
     return name if data[at] <= MAX_NAME_BYTES and is_name(name) else None
+
+
+def claimed_receiver(data: bytes) -> str:
+    """Who a message says it is for; not authentic either."""
+    at = _AFTER_SELF_AT
+    return data[at + 1 : at + 1 + data[at]].decode("ascii", "replace")
 
 
 def packed(sender: Self) -> bytes:
@@ -274,6 +346,9 @@ def draft(
     others: Sequence[Answer] = (),
     attachment: bytes = b"",
     size: int = 0,
+    identity: Identity | None = None,
+    pair: bytes | None = None,
+    sign: Callable[[bytes], bytes] | None = None,
 ) -> Callable[[int], bytes]:
     """A message that lacks only its send stamp: call it with the raw clock's reading to have its bytes.
 
@@ -283,10 +358,21 @@ def draft(
         sender: as :func:`packed`.
         told: see :class:`Message`; ``others`` too, at most ``MAX_ANSWERS``.
         size: what it is padded to, if it is not that large anyway.
+        identity: of the sender.
+        pair: the secret that the two share; the mesh's ``secret`` authenticates where there is none.
+        sign: makes the sender's signature of some bytes. What it takes lies between the stamp and the send.
     """
     answered = ANSWER_BYTES * len(others)
-    message = bytearray(max(size - MAC_BYTES, BASE_BYTES + answered + len(attachment)))
-    _HEADER.pack_into(message, 0, MAGIC, VERSION, kind, 0, key_id)
+    behind = SIGNATURE_BYTES if sign is not None else 0
+    message = bytearray(max(size - MAC_BYTES, BASE_BYTES + answered + len(attachment) + behind))
+    version, flags = OLD_VERSION if pair is None else VERSION, 0
+    if identity is not None:
+        flags = _HAS_IDENTITY if sign is None else _HAS_IDENTITY | _IS_SIGNED
+        _IDENTITY.pack_into(
+            message, _IDENTITY_AT, identity.public_key, identity.receiver_tag, identity.admission
+        )
+    used = secret if pair is None else pair
+    _HEADER.pack_into(message, 0, MAGIC, version, kind, flags, key_id)
     _EXCHANGE.pack_into(message, _HEADER.size, nonce, answers, 0, received_ns)
     message[_SELF_AT:_AFTER_SELF_AT] = sender
     peer = receiver.encode()
@@ -299,16 +385,19 @@ def draft(
 
     def stamped(sent_ns: int) -> bytes:
         _SENT.pack_into(message, _SENT_AT, sent_ns)
-        return bytes(message) + _mac(secret, message)
+        if sign is not None:
+            message[-SIGNATURE_BYTES:] = sign(bytes(message[:-SIGNATURE_BYTES]))
+        return bytes(message) + _mac(used, message, version)
 
     return stamped
 
 
-def decode(data: bytes, secrets: Mapping[int, bytes]) -> Message:
+def decode(data: bytes, secrets: Mapping[int, bytes], pair: PairSecret | None = None) -> Message:
     """The authentic message in ``data``.
 
     Args:
         secrets: those that are accepted, by key id (:func:`secrets_of`).
+        pair: finds the secret shared with a sender; without it version 3 is ``bad_version``.
 
     Raises:
         Refused: for the reasons of ``refusal``, or ``wrong_key`` (another key's id), ``bad_mac`` (altered, or made
@@ -317,13 +406,27 @@ def decode(data: bytes, secrets: Mapping[int, bytes]) -> Message:
     reason = refusal(data)
     if reason is not None:
         raise Refused(reason)
-    _, _, kind, _, key_id = _HEADER.unpack_from(data)
+    _, version, kind, flags, key_id = _HEADER.unpack_from(data)
     secret = secrets.get(key_id)
-    if secret is None:
+    public_key = b""
+    if version == VERSION:
+        if pair is None:
+            raise Refused("bad_version")
+        if secret is None:
+            raise Refused("wrong_key")
+        identity = Identity(*_IDENTITY.unpack_from(data, _IDENTITY_AT))
+        public_key = identity.public_key
+        secret = pair(identity, key_id)
+    elif secret is None:
         raise Refused("wrong_key")
+    elif flags & _HAS_IDENTITY and pair is not None:
+        public_key = data[_IDENTITY_AT : _IDENTITY_AT + PUBLIC_KEY_BYTES]
     view = memoryview(data)
-    if not hmac.compare_digest(_mac(secret, view[:-MAC_BYTES]), view[-MAC_BYTES:]):
+    if not hmac.compare_digest(_mac(secret, view[:-MAC_BYTES], version), view[-MAC_BYTES:]):
         raise Refused("bad_mac")
+    bound = version == VERSION
+    signed = not bound and public_key != b"" and flags & _IS_SIGNED != 0
+    behind = MAC_BYTES + (SIGNATURE_BYTES if signed else 0)
     nonce, answers, sent_ns, received_ns = _EXCHANGE.unpack_from(data, _HEADER.size)
     (boot, raw_era, era, wall_lo, wall_hi, wall_at, slew, drift, wander, length, name) = _SELF.unpack_from(
         data, _SELF_AT
@@ -331,17 +434,19 @@ def decode(data: bytes, secrets: Mapping[int, bytes]) -> Message:
     peer_length, peer, told_nonce, told_ns, attached, count = _AFTER_SELF.unpack_from(data, _AFTER_SELF_AT)
     begin = BASE_BYTES + ANSWER_BYTES * count
     one_way = kind == Kind.ONE_WAY
+    echoes = kind == Kind.REPLY and bound and told_nonce == answers
     if (
         not is_raw(sent_ns, received_ns, told_ns)
         or length > MAX_NAME_BYTES
         or peer_length > MAX_NAME_BYTES
         or nonce == NO_NONCE
         or count > (MAX_ANSWERS if one_way else 0)
-        or begin + attached > len(data) - MAC_BYTES
+        or begin + attached > len(data) - behind
         # What is answered was received before the answer was sent, and what is told of had left: the sender's raw
         # clock does not run backwards.
         or (answers != NO_NONCE and (one_way or sent_ns < received_ns))
-        or (told_nonce != NO_NONCE and sent_ns < told_ns)
+        or (told_nonce != NO_NONCE and not echoes and sent_ns < told_ns)
+        or public_key == _NO_KEY
     ):
         raise Refused("malformed")
     others: tuple[Answer, ...] = ()
@@ -366,11 +471,26 @@ def decode(data: bytes, secrets: Mapping[int, bytes]) -> Message:
         raise Refused("malformed") from None
     if receiver and not is_name(receiver):
         raise Refused("malformed")
-    told = None if told_nonce == NO_NONCE else (told_nonce, told_ns)
-    attachment = data[begin : begin + attached]
-    return Message(Kind(kind), nonce, answers, sent_ns, received_ns, sender, receiver, key_id, told, others, attachment)
+    told = None if told_nonce == NO_NONCE or echoes else (told_nonce, told_ns)
+    return Message(
+        Kind(kind),
+        nonce,
+        answers,
+        sent_ns,
+        received_ns,
+        sender,
+        receiver,
+        key_id,
+        told,
+        others,
+        data[begin : begin + attached],
+        public_key,
+        bound,
+        data[-behind:-MAC_BYTES] if signed else b"",
+        told_ns if echoes else None,
+    )
 
 
-def _mac(secret: bytes, content: bytes | bytearray | memoryview) -> bytes:
+def _mac(secret: bytes, content: bytes | bytearray | memoryview, version: int = OLD_VERSION) -> bytes:
     # BLAKE2b rather than 2s: half the time for a kilobyte on 64-bit machines.
-    return blake2b(content, key=secret, digest_size=MAC_BYTES, person=_PERSON).digest()
+    return blake2b(content, key=secret, digest_size=MAC_BYTES, person=_PERSONS[version]).digest()

@@ -329,6 +329,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "mesh.interval": ("2s", 2 * 10**9),
     "mesh.fanout": ("3", 3),
     "mesh.liars": ("2", 2),
+    "mesh.oldest_protocol": ("3", 3),
     "mesh.reference": ("utc", "utc"),
     "link": ('[{"transport": "zmq", "address": "ipc://a"}]', None),
     "sidecar.grpc": ("127.0.0.1:0", "127.0.0.1:0"),

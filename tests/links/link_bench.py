@@ -9,10 +9,13 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from hashlib import blake2b
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from skewd.interval import Interval
 from skewd.keys import KeyRing, MeshKey
 from skewd.links.protocol import LinkProtocol, Proofs, Received, Self, Timebases
+from skewd.member_keys import MemberKeys
+from skewd.records import private_key
 
 KEY = MeshKey.from_secret(bytes(range(32)))
 OTHER_KEY = MeshKey.from_secret(bytes(range(1, 33)))
@@ -32,6 +35,12 @@ def described(name: str, /, **changes: object) -> Self:
         max_wander_ppb_per_s=10,
     )
     return replace(base, **changes)  # type: ignore[arg-type]
+
+
+def member_keys(name: str, seed: str = "", **options: Any) -> MemberKeys:
+    """A node's own key, always the same for one name and seed."""
+    secret = blake2b(f"key {name} {seed}".encode(), digest_size=32).digest()
+    return MemberKeys(name, private_key(secret), **options)
 
 
 def random_bytes(seed: str) -> Callable[[int], bytes]:
@@ -57,6 +66,15 @@ class ExactClock:
         return (reading - self.epoch_ns) / (1 + Fraction(self.drift_ppb, S))
 
 
+_SHARED: WeakKeyDictionary[Timebases, MemberKeys] = WeakKeyDictionary()
+
+
+def shared_keys(name: str, timebases: Timebases | None, seed: str = "") -> MemberKeys:
+    """A node's keys: the links of one daemon share them as they share their timebases."""
+    made = member_keys(name, seed)
+    return made if timebases is None else _SHARED.setdefault(timebases, made)
+
+
 @dataclass
 class Node:
     """A node of the made-up world: its protocol and its clock."""
@@ -67,16 +85,21 @@ class Node:
     timebases: Timebases | None = None
     seed: str = ""
     options: dict[str, Any] = field(default_factory=dict)
+    old: bool = False
+    """Whether it speaks the version before, which has no identities."""
 
     def __post_init__(self) -> None:
         self.me = described(self.name)
+        self.member_keys: MemberKeys | None = None
+        if not self.old:
+            self.member_keys = shared_keys(self.name, self.timebases, self.seed)
         self.protocol = LinkProtocol(
             link="udp",
             key=self.key,
             describe=lambda: self.me,
             random=random_bytes(self.name + self.seed),
             timebases=self.timebases,
-            **self.options,
+            **{"member_keys": self.member_keys, **self.options},
         )
 
     def change(self, **changes: object) -> None:

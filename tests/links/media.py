@@ -23,7 +23,7 @@ from skewd.clock import VirtualClock, VirtualPage
 from skewd.interval import Interval
 from skewd.keys import KeyRing, MeshKey
 from skewd.links.protocol import Attach, LinkProtocol, Proofs, Timebases
-from tests.links.link_bench import KEY, described, host_raw_ns
+from tests.links.link_bench import KEY, described, host_raw_ns, shared_keys
 from tests.waiting import LIMIT_S
 
 Direction = Literal["both", "send", "receive"]
@@ -110,7 +110,13 @@ class Member:
         self.clock = VirtualClock(page)
         self.me = described(name)
         self.protocol = LinkProtocol(
-            link=link, key=key, describe=lambda: self.me, random=os.urandom, attach=attach, timebases=timebases
+            link=link,
+            key=key,
+            describe=lambda: self.me,
+            random=os.urandom,
+            attach=attach,
+            timebases=timebases,
+            member_keys=shared_keys(name, timebases),
         )
         self.proofs: list[Proofs] = []
         self.link: Any = None

@@ -17,6 +17,7 @@ from skewd.keys import MeshKey
 from skewd.links.protocol import LinkProtocol, Proofs, Self
 from skewd.links.udp import UdpLink
 from skewd.wall import WallMap
+from tests.links.link_bench import member_keys
 from tests.waiting import LIMIT_S
 
 KEY = MeshKey.from_secret(bytes(range(32)))
@@ -33,7 +34,8 @@ async def main(name: str, page: str, listen: str, peer: str, count: int, stamps:
 
     sample = read_wall(clock)
     me = Self(name, name.encode().ljust(16, b"-"), 0, 0, sample.wall_minus_raw, sample.raw_ns, 500_000, 100, 10)
-    protocol = LinkProtocol(link="udp", key=KEY, describe=lambda: me, random=os.urandom)
+    keys = member_keys(me.name)
+    protocol = LinkProtocol(link="udp", key=KEY, describe=lambda: me, random=os.urandom, member_keys=keys)
     seen: list[Proofs] = []
     link = await UdpLink.open(
         listen,

@@ -22,9 +22,9 @@ def proofs_of(received: Received) -> Proofs:
     return received.proofs
 
 
-def acquainted() -> tuple[Node, Node]:
+def acquainted(*, old: bool = False) -> tuple[Node, Node]:
     """Two nodes on one clock, to keep the numbers readable; the time is now 3 s."""
-    a, b = Node("a"), Node("b")
+    a, b = Node("a", old=old), Node("b", old=old)
     exchange(a, b, 1 * S)
     exchange(a, b, 2 * S)
     return a, b
@@ -95,7 +95,7 @@ def test_what_is_told_of_a_message_that_never_came_proves_nothing() -> None:
 
 
 def test_what_is_told_on_another_raw_clock_proves_nothing() -> None:
-    a, b = acquainted()
+    a, b = acquainted(old=True)
     reply = b.reply(b.receive(a.request("b", 3 * S), "a", 3 * S), 3 * S)
     a.receive(reply, "b", 3 * S + 20 * US)
     b.change(raw_era=1)  # it begins anew and knows nothing of the stamp; an attacker could not tell it either

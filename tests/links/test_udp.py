@@ -16,7 +16,7 @@ from skewd.links.protocol import LinkProtocol, Proofs
 from skewd.links.udp import UdpLink
 from skewd.ports import ListenError, PortTaken
 from skewd.stamps import SendStamp
-from tests.links.link_bench import KEY, OTHER_KEY, ExactClock, HostTime, S, assert_true, described
+from tests.links.link_bench import KEY, OTHER_KEY, ExactClock, HostTime, S, assert_true, described, member_keys
 from tests.waiting import until
 
 INTERVAL_NS = 20_000_000
@@ -36,7 +36,9 @@ class Daemon:
         self.name, self.clock = name, clock
         self.stamps = kernel_stamps.SocketStamps(clock, lambda: 1_000_000) if stamped else None
         self.me = described(name, **({"boot": boot} if boot else {}))
-        self.protocol = LinkProtocol(link="udp", key=key, describe=lambda: self.me, random=os.urandom)
+        self.protocol = LinkProtocol(
+            link="udp", key=key, describe=lambda: self.me, random=os.urandom, member_keys=member_keys(name)
+        )
         self.proofs: list[Proofs] = []
         self.link: UdpLink
 

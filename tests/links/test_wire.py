@@ -109,7 +109,7 @@ def test_random_bytes_are_refused(data: bytes) -> None:
 
 @given(st.binary(min_size=324, max_size=1300))
 def test_random_bytes_behind_a_true_header_are_refused(tail: bytes) -> None:
-    header = struct.pack(">4sBBHI", b"skwd", wire.VERSION, 1, 0, KEY.key_id)
+    header = struct.pack(">4sBBHI", b"skwd", wire.OLD_VERSION, 1, 0, KEY.key_id)
     assert reason(header + tail) == "bad_mac"
 
 

@@ -25,7 +25,7 @@ from skewd.links.zmq import (
     server_pair,
 )
 from skewd.ports import ListenError, PortTaken
-from tests.links.link_bench import KEY, OTHER_KEY, HostTime, assert_true, described
+from tests.links.link_bench import KEY, OTHER_KEY, HostTime, assert_true, described, member_keys
 from tests.waiting import LIMIT_S, until
 
 INTERVAL_NS = 20_000_000
@@ -37,7 +37,9 @@ class Daemon:
     def __init__(self, name: str, clock: HostTime, key: KeyRing | MeshKey | None = KEY) -> None:
         self.name, self.clock, self.key = name, clock, key
         self.me = described(name)
-        self.protocol = LinkProtocol(link="zmq", key=key, describe=lambda: self.me, random=os.urandom)
+        self.protocol = LinkProtocol(
+            link="zmq", key=key, describe=lambda: self.me, random=os.urandom, member_keys=member_keys(name)
+        )
         self.proofs: list[Proofs] = []
         self.link: ZmqLink
 

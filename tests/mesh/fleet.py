@@ -28,13 +28,13 @@ from skewd.bounds.history import History, Knot
 from skewd.clock import WallSample
 from skewd.config import ClockConfig, Config, MeshConfig, NodeConfig, SourceConfig
 from skewd.election import Timescale
-from skewd.identity import SEQUENCES_PER_START
 from skewd.interval import Interval
 from skewd.keys import MeshKey
 from skewd.links.protocol import LinkProtocol, Self, Timebases
+from skewd.member_keys import MemberKeys
 from skewd.membership import Membership, new_plan
 from skewd.node import Node
-from skewd.record_store import RecordStore
+from skewd.record_store import SEQUENCES_PER_START, RecordStore
 from skewd.records import Record, private_key
 from tests.simulation.world import SECOND, UNIX_NS, Oscillator, Wall, Wire, set_going
 
@@ -106,6 +106,7 @@ class Member:
     sent: Counter[str] = field(default_factory=Counter)
     published: Published = field(default_factory=Published)
     said: list[str] = field(default_factory=list)
+    keys: MemberKeys = field(kw_only=True)
 
     def sample(self, true_ns: int) -> WallSample:
         raw = self.oscillator.raw(true_ns)
@@ -209,17 +210,19 @@ class Fleet:
         )
         if not self._composing:
             membership._compose = lambda records, now_raw_ns: None  # type: ignore[method-assign]
+        member_keys = MemberKeys(name, private_key(secret), pinned=old.keys.pins() if old and disk else None)
         protocol = LinkProtocol(
             link="udp",
             key=KEY,
             describe=(lambda: lies.describe(node.describe())) if lies else node.describe,
             random=choose.randbytes,
             timebases=Timebases(),
+            member_keys=member_keys,
             attach=lambda peer, room: self._attach(member, peer, room),
         )
         member = Member(
             name, oscillator, wall, node, protocol, membership, secret, self.true_ns, starts, lies,
-            utc=name in self._utc, said=said,
+            utc=name in self._utc, said=said, keys=member_keys,
         )  # fmt: skip
         membership.alter = lies.record if lies else None
         if old is not None:

@@ -54,6 +54,7 @@ from skewd.keys import KeyFile, KeyRing, generate_key_file
 from skewd.links import protocol as protocol_module
 from skewd.links import wire
 from skewd.links.protocol import LinkProtocol, Self, Timebases
+from skewd.member_keys import MemberKeys
 from skewd.membership import Membership, new_plan
 from skewd.node import Node
 from skewd.publish import prometheus
@@ -104,18 +105,24 @@ class Peer:
     ) -> None:
         self.host, self.name, self.choose, self.hostile = host, name, choose, hostile
         self._ring = ring
+        self.key = private_key(choose.randbytes(32))
+        self.public_key = public_key_of(self.key)
+        self.births = 0
         self.born()
 
     def born(self) -> None:
-        """A new boot, with a key of its own."""
+        """A new boot, under the same key: another one would be refused for a minute."""
         choose = self.choose
+        self.births += 1
         self.epoch_ns, self.offset_ns = choose.randrange(-(10**15), 10**15), choose.randrange(-(10**8), 10**8)
-        self.key = private_key(choose.randbytes(32))
-        self.public_key = public_key_of(self.key)
         config = Config(node=NodeConfig(name=self.name), mesh=MeshConfig(interval=S))
         self.node = Node(config, boot=choose.randbytes(16), first=self.sample(), virtual=True)
         self.membership = Membership(
-            self.node, RecordStore(self.name), self.key, plan=new_plan(config, choose.random), first_sequence=1
+            self.node,
+            RecordStore(self.name),
+            self.key,
+            plan=new_plan(config, choose.random),
+            first_sequence=self.births << 40,
         )
         self.protocol = LinkProtocol(
             link="udp",
@@ -124,6 +131,7 @@ class Peer:
             random=choose.randbytes,
             timebases=Timebases(),
             attach=self.attach,
+            member_keys=MemberKeys(self.name, self.key),
         )
         self.membership.begin(self.raw_ns())
 

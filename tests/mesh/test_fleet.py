@@ -6,8 +6,11 @@ import pytest
 
 pytest.importorskip("cryptography", reason="skewd[mesh] is not installed")
 
+from dataclasses import replace
+
+from skewd.records import decode, private_key, sign
 from tests.mesh.attempts import Attempt, attempt
-from tests.mesh.fleet import Fleet
+from tests.mesh.fleet import Fleet, Lies, Member
 from tests.mesh.large import grow, traffic
 from tests.mesh.liars import WAYS
 from tests.mesh.mutants import made_wrong
@@ -102,6 +105,26 @@ def test_of_a_departed_member_nothing_is_left() -> None:
         assert "n4" not in view.known
         assert "n4" not in {peer["name"] for peer in member.node.status(member.oscillator.raw(fleet.true_ns))["peers"]}
         assert view.agreed
+
+
+def test_two_records_under_one_number_are_a_proof_that_all_come_to_hold() -> None:
+    """What the liar says is true both times, so that nothing but the number gives it away."""
+
+    def attach(member: Member, peer: str | None, room: int, honest: bytes) -> bytes:
+        own = member.membership.store._own
+        if own is None or peer not in ("n0", "n1"):
+            return honest
+        record = decode(own)
+        other = sign(replace(record, wall_slew_ppb=record.wall_slew_ppb + 1), private_key(member.secret))
+        return honest.replace(own, other)
+
+    fleet = Fleet([f"n{index}" for index in range(7)], 5, lies={"n6": Lies(attach=attach)}, reference="n2")
+    fleet.run(40)
+    for member in fleet.honest():
+        assert "n6" in member.membership.store.equivocal
+        assert member.node.mesh is not None
+        assert member.node.mesh.convicted == {"n6"}
+        assert ("equivocation", "n6") in [problem.identity for problem in member.membership.problems()]
 
 
 @pytest.mark.long

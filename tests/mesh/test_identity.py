@@ -9,8 +9,8 @@ import pytest
 
 pytest.importorskip("cryptography", reason="skewd[mesh] is not installed")
 
-from skewd.identity import SEQUENCES_PER_START, IdentityError, PinsFile, load_identity
-from skewd.record_store import Pin
+from skewd.identity import IdentityError, KeysFile, PinsFile, load_identity
+from skewd.record_store import SEQUENCES_PER_START, Pin
 
 
 def test_the_key_stays_and_sequences_grow_over_restarts(tmp_path: Path) -> None:
@@ -18,7 +18,7 @@ def test_the_key_stays_and_sequences_grow_over_restarts(tmp_path: Path) -> None:
     second = load_identity(tmp_path, "a")
     assert first.public_key == second.public_key
     assert first.kept
-    assert second.first_sequence - first.first_sequence == SEQUENCES_PER_START
+    assert second.first_sequence // SEQUENCES_PER_START - first.first_sequence // SEQUENCES_PER_START == 1
     assert load_identity(tmp_path, "b").public_key != first.public_key
     for path in tmp_path.iterdir():
         assert path.stat().st_mode & 0o077 == 0
@@ -81,3 +81,25 @@ def test_pins_are_kept_and_damage_is_survived(tmp_path: Path) -> None:
     assert file.read() == {}
     with pytest.raises(OSError, match="missing"):
         PinsFile(tmp_path / "missing", "a").write(pins)
+
+
+def test_keys_are_kept_and_what_is_damaged_is_none(tmp_path: Path) -> None:
+    file = KeysFile(tmp_path, "a")
+    assert file.read() == {}
+    keys = {"b": bytes(range(32)), "c": bytes(32)}
+    file.write(keys)
+    assert file.read() == keys
+    assert file.path.stat().st_mode & 0o777 == 0o600
+    file.path.write_bytes(file.path.read_bytes()[:-1])
+    assert file.read() == {}
+
+
+def test_a_state_that_is_put_back_repeats_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A snapshot of the disk has the count of starts of then; the time goes on."""
+    monkeypatch.setattr("time.time_ns", lambda: 1_790_000_000 * 10**9)
+    load_identity(tmp_path, "a")
+    kept = (tmp_path / "starts-a").read_bytes()
+    first = load_identity(tmp_path, "a").first_sequence
+    (tmp_path / "starts-a").write_bytes(kept)
+    monkeypatch.setattr("time.time_ns", lambda: 1_790_000_010 * 10**9)
+    assert load_identity(tmp_path, "a").first_sequence == first + 2560

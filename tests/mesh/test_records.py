@@ -16,7 +16,7 @@ from skewd.bounds.compose import clock_tag
 from skewd.election import Timescale
 from skewd.interval import Interval
 from skewd.limits import RAW_MAX_NS, RAW_OFFSET_MAX_NS, SCALE_MAX_NS, WIDTH_MAX_NS
-from skewd.record_store import PINS_MAX, Accepted, Pin, Reason, RecordStore, Refused
+from skewd.record_store import PINS_MAX, PROOF_TIMES, RECENT_MAX, Accepted, Pin, Reason, RecordStore, Refused
 from skewd.records import (
     BYTES_MAX,
     EDGES_MAX,
@@ -229,7 +229,7 @@ def test_the_newest_record_is_held_and_replays_are_stale() -> None:
     assert reason(give(store, new)) == Reason.STALE
     assert store.records()["a"].sequence == 2
     # Of an older boot: still an older record.
-    assert reason(give(store, a.signed(1, boot=bytes(16)))) == Reason.STALE
+    assert reason(give(store, a.signed(0, boot=bytes(16)))) == Reason.STALE
     assert store.counters["accepted"] == 1
     assert store.counters["stale"] == 3
 
@@ -513,3 +513,105 @@ def test_a_peers_clock_is_known_once_more_than_may_lie_vouch_for_it() -> None:
         store.forget_departed(SECOND * (10 + 2 * index))
         assert (store.clock_of("met", BOOT, 1) == met.tag) == (index == 1)
     assert store.clock_of("met", bytes(16), 1) is None, "nobody vouches for another boot of it"
+
+
+# -- two words for one number --------------------------------------------------------------------------------------
+
+
+def two_faced() -> tuple[Owner, bytes, bytes]:
+    """An owner and two records of its with one number."""
+    a = Owner("a")
+    return a, a.signed(5), a.signed(5, boot=b"another boot....")
+
+
+@pytest.mark.parametrize("first_hand", [True, False])
+def test_two_records_with_one_number_convict_their_owner(first_hand: bool) -> None:
+    store = RecordStore("me")
+    a, one, other = two_faced()
+    assert reason(give(store, one, via="a" if first_hand else "relay")) == "accepted"
+    assert store.equivocal == {}
+    outcome = give(store, other, now=2 * SECOND)
+    assert isinstance(outcome, Refused)
+    assert outcome.reason == Reason.EQUIVOCAL
+    assert outcome.news is not None
+    assert store.equivocal == {"a": 2 * SECOND}
+    # A proof counts once, in whichever order it comes again.
+    for data in (one, other, one):
+        assert reason(give(store, data, now=3 * SECOND)) == Reason.STALE
+    assert store.equivocal == {"a": 2 * SECOND}
+    assert reason(give(store, a.signed(6), via="a")) == "accepted"
+
+
+def test_a_late_version_convicts_as_well() -> None:
+    store = RecordStore("me")
+    a, one, other = two_faced()
+    for data in (one, a.signed(6), a.signed(7)):
+        assert reason(give(store, data)) == "accepted"
+    assert reason(give(store, other)) == Reason.EQUIVOCAL
+
+
+def test_nor_is_it_needed_to_have_seen_either_when_it_was_new() -> None:
+    store = RecordStore("me")
+    a, one, other = two_faced()
+    assert reason(give(store, a.signed(9))) == "accepted"
+    assert reason(give(store, one)) == Reason.STALE
+    assert reason(give(store, other)) == Reason.EQUIVOCAL
+
+
+def test_nobody_is_framed() -> None:
+    """A member that relays alters a record, or makes one up under the number: the signature is another's, or none."""
+    a, one, other = two_faced()
+    forged = other[:-64] + one[-64:]
+    for order in ((one, forged), (forged, one), (forged, one, forged)):
+        store = RecordStore("me")
+        give(store, a.signed(4))
+        outcomes = [reason(give(store, data)) for data in order]
+        assert "accepted" in outcomes
+        assert Reason.EQUIVOCAL not in outcomes
+        assert store.equivocal == {}
+    store = RecordStore("me")
+    give(store, one)
+    assert reason(give(store, Owner("a", seed=7).signed(5))) == Reason.KEY_CHANGED
+    assert store.equivocal == {}
+    # What is forged does not cover up what is true either.
+    store = RecordStore("me")
+    give(store, a.signed(4))
+    for data in (forged, one, forged):
+        give(store, data)
+    assert reason(give(store, other)) == Reason.EQUIVOCAL
+
+
+def test_both_halves_are_passed_on_until_each_peer_has_them() -> None:
+    store, told = RecordStore("me"), RecordStore("peer")
+    a, one, other = two_faced()
+    give(store, a.signed(4))
+    give(told, a.signed(6))
+    give(store, one)
+    assert reason(give(store, other)) == Reason.EQUIVOCAL
+    for _ in range(4):
+        told.receive(store.next_for("peer", 600), first_hand_owner="me", received_raw_ns=SECOND)
+    assert set(told.equivocal) == {"a"}
+    assert told.counters[Reason.EQUIVOCAL] == 1
+    # And the owner is not told what is known of it.
+    assert all(data not in store.next_for("a", 1000) for data in (one, other))
+    given = [store.next_for("peer", 600) for _ in range(20)]
+    assert sum(other in attachment for attachment in given) <= PROOF_TIMES
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    store = RecordStore("me", checks_per_s=10**9)
+    a = Owner("a")
+    give(store, a.signed(1 << 20))
+    for sequence in range(RECENT_MAX + 100):
+        give(store, a.signed(sequence))
+    assert len(store._recent) == RECENT_MAX
+
+
+def test_an_owner_s_own_record_is_signed_by_the_key_that_it_speaks_under() -> None:
+    store, a = RecordStore("me"), Owner("a")
+    outcome = store.accept(a.signed(), first_hand_owner="a", received_raw_ns=SECOND, first_hand_key=bytes(32))
+    assert reason(outcome) == Reason.WRONG_KEY
+    outcome = store.accept(
+        a.signed(), first_hand_owner="a", received_raw_ns=SECOND, first_hand_key=public_key_of(a.key)
+    )
+    assert reason(outcome) == "accepted"

@@ -24,6 +24,7 @@ from skewd.links.zmq import ZmqLink
 from skewd_pipeline.kafka_broker import Broker, free_ports
 from skewd_pipeline.media import free_udp_ports
 from skewd_pipeline.transports import HopConfig, Message, open_inbox, open_outbox
+from tests.links.link_bench import member_keys
 from tests.waiting import LIMIT_S
 
 KEY = MeshKey.from_secret(bytes(range(32)))
@@ -40,7 +41,12 @@ class Daemon:
         self.proofs: list[Proofs] = []
         me = Self(name, os.urandom(16), 0, 0, Interval(0, 200), 0, 500_000, 100, 10)
         self.protocol = LinkProtocol(
-            link="zmq", key=KEY, describe=lambda: me, random=os.urandom, attach=lambda peer, room: b"x" * room
+            link="zmq",
+            key=KEY,
+            describe=lambda: me,
+            random=os.urandom,
+            attach=lambda peer, room: b"x" * room,
+            member_keys=member_keys(me.name),
         )
         self.link: ZmqLink
 
