@@ -9,14 +9,19 @@ Limits: answers of at most 4 MiB; no redirects, no chunks, no keep-alive.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import socket
+import struct
 import time
 from typing import Any
 
 TIMEOUT_S = 2.0
 ANSWER_BYTES_MAX = 4 << 20
+_AGAIN_S = 0.02
+_TURNED_AWAY = re.compile(rb"HTTP/1\.[01] 503 ")
 
 
 class NoDaemonError(Exception):
@@ -47,7 +52,7 @@ def get_now(socket_path: str | os.PathLike[str], *, timeout_s: float = TIMEOUT_S
 
 def _get(socket_path: str, target: str, timeout_s: float) -> dict[str, Any]:
     try:
-        answer = _exchange(socket_path, target, timeout_s)
+        answer = _answer(socket_path, target, timeout_s)
     except FileNotFoundError:
         raise NoDaemonError(
             f"no daemon: {socket_path} does not exist; start one with 'skewd run', "
@@ -68,6 +73,26 @@ def _get(socket_path: str, target: str, timeout_s: float) -> dict[str, Any]:
     return _parse(answer, socket_path)
 
 
+def _answer(socket_path: str, target: str, timeout_s: float) -> bytes:
+    """The answer; asked for again where the daemon turns this user away, who asks it too much at once.
+
+    Raises:
+        OSError: TimeoutError when ``timeout_s`` is over.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        turned_away: OSError | None = None
+        try:
+            answer = _exchange(socket_path, target, max(deadline - time.monotonic(), 0.001))
+        except (ConnectionResetError, BrokenPipeError) as error:
+            answer, turned_away = b"", error
+        if turned_away is None and not _TURNED_AWAY.match(answer):
+            return answer
+        if time.monotonic() + _AGAIN_S >= deadline:
+            raise turned_away or OSError(errno.EAGAIN, "it turns this user away, who asks it too much at once")
+        time.sleep(_AGAIN_S)
+
+
 def _exchange(socket_path: str, target: str, timeout_s: float) -> bytes:
     """Everything the daemon says to one request, until it closes.
 
@@ -77,8 +102,15 @@ def _exchange(socket_path: str, target: str, timeout_s: float) -> bytes:
     deadline = time.monotonic() + timeout_s
     answer = bytearray()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(timeout_s)
-        connection.connect(socket_path)
+        # Blocking, with the kernel's own limit: where many ask at once, those that wait get in in turn, and who comes
+        # back now and then does not.
+        seconds, rest = divmod(max(timeout_s, 0.001), 1)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", int(seconds), int(rest * 1e6)))
+        try:
+            connection.connect(socket_path)
+        except BlockingIOError:
+            raise TimeoutError from None
+        connection.settimeout(max(deadline - time.monotonic(), 0.001))
         connection.sendall(f"GET {target} HTTP/1.0\r\nHost: skewd\r\nAccept: application/json\r\n\r\n".encode())
         while len(answer) <= ANSWER_BYTES_MAX:
             left = deadline - time.monotonic()

@@ -53,6 +53,7 @@ from skewd.problem_log import ProblemLog
 from skewd.problems import Problem, of_error
 from skewd.publish import clockbound, prometheus
 from skewd.publish.for_clockbound import ClockBoundPublisher
+from skewd.publish.fresh import Fresh
 from skewd.publish.segment import SegmentError, SegmentWriter
 from skewd.publish.web import LocalApi, Metrics
 from skewd.reload import plan
@@ -148,6 +149,7 @@ class Daemon:
         self._reload_problem: str | None = None
         self._needs_restart: tuple[str, ...] = ()
         self._metrics_address: str | None = None
+        self._fresh = Fresh(lambda: self.told())
         self._kernel = hostclock.KernelReader()
         self._machine = hostclock.MachineWatch()
         self._facts = hostclock.raw_facts(self._machine)
@@ -362,12 +364,12 @@ class Daemon:
             await self._use_sources(config)
             if config.metrics.listen is not None:
                 build = {"version": skewd.__version__, "virtual": str(self.clock.virtual).lower()}
-                registry = prometheus.registry(self.told, build, lambda: self.clock.wall_ns() / 1e9, process=True)
-                metrics = Metrics(self.told, registry)
+                registry = prometheus.registry(self._fresh.get, build, lambda: self.clock.wall_ns() / 1e9, process=True)
+                metrics = Metrics(self._fresh, registry)
                 stack.push_async_callback(metrics.close)
                 address = await metrics.open(*split_address(config.metrics.listen))
                 ready["metrics"] = self._metrics_address = format_address(*address)
-            api = LocalApi(self.told, self.now)
+            api = LocalApi(self._fresh, self.now)
             stack.push_async_callback(api.close)
             await api.open(config.socket_path)
             self._watch_clock(stack)

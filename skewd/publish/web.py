@@ -1,10 +1,11 @@
 """The daemon's two doors: a local API on a Unix socket, and metrics, health and a page over HTTP.
 
-Both tell the same status. The Unix socket is for this host's tools (``skewd check``, ``status``, ``now``) and is
+Both tell the same status, made at most once a tick for all that ask (``fresh.py``), and neither lets one asker take
+the others' turn (``doors.py``). The Unix socket is for this host's tools (``skewd check``, ``status``, ``now``) and is
 open to every local user, since it only tells; the HTTP listener is for Prometheus and probes, on loopback unless
 configured otherwise. ``/healthz`` says that the loop turns; ``/readyz`` that a bound is known and not too wide.
 
-Limits: requests without bodies only (1 KiB), answers of a few KiB; nothing can be changed through either.
+Limits: requests without bodies only, one a connection; answers of a few KiB; nothing can be changed through either.
 """
 
 from __future__ import annotations
@@ -23,61 +24,58 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from skewd.ports import PortTaken, describe_holder
 from skewd.problems import Severity
+from skewd.publish.doors import Door
+from skewd.publish.fresh import Fresh
 from skewd.publish.prometheus import exposition
 from skewd.status import UNSYNCHRONIZED, NodeStatus, ToldProblem, encode, plain
-
-_BODY_MAX = 1024
-_SHUTDOWN_S = 1.0
-
-
-def _application(routes: list[web.RouteDef]) -> web.AppRunner:
-    application = web.Application(client_max_size=_BODY_MAX)
-    application.add_routes(routes)
-    return web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=_SHUTDOWN_S)
 
 
 class LocalApi:
     """The local API on a Unix socket: ``GET /v1/status``, ``GET /v1/now``."""
 
-    def __init__(self, told: Callable[[], NodeStatus], now: Callable[[], dict[str, Any]]) -> None:
+    def __init__(self, told: Fresh[NodeStatus], now: Callable[[], dict[str, Any]]) -> None:
         self._told, self._now = told, now
         self._path: Path | None = None
-        self._runner = _application([web.get("/v1/status", self._get_status), web.get("/v1/now", self._get_now)])
+        self._door: Door | None = None
 
-    async def _get_status(self, _: web.Request) -> web.Response:
-        return web.Response(body=encode(self._told()), content_type="application/json")
+    def _get_status(self) -> web.Response:
+        return web.Response(body=self._told.derived("json", encode), content_type="application/json")
 
-    async def _get_now(self, _: web.Request) -> web.Response:
+    def _get_now(self) -> web.Response:
         return web.json_response(self._now())
 
     async def open(self, path: Path) -> None:
         """Listens. A socket left by a daemon that is gone is replaced (the caller holds the directory's lock)."""
         path.unlink(missing_ok=True)
-        await self._runner.setup()
-        await web.UnixSite(self._runner, str(path)).start()
-        os.chmod(path, 0o666)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            listener.bind(str(path))
+            os.chmod(path, 0o666)
+        except BaseException:
+            listener.close()
+            raise
         self._path = path
+        self._door = Door({"/v1/status": self._get_status, "/v1/now": self._get_now})
+        self._door.listen(listener)
 
     async def close(self) -> None:
         """Stops listening and removes the socket."""
-        await self._runner.cleanup()
+        if self._door is not None:
+            await self._door.close()
         if self._path is not None:
             self._path.unlink(missing_ok=True)
 
 
 class Metrics:
-    """``/metrics``, ``/healthz``, ``/readyz``, and a page at ``/``."""
+    """``/metrics``, ``/healthz``, ``/readyz``, and a page at ``/``.
 
-    def __init__(self, told: Callable[[], NodeStatus], registry: CollectorRegistry) -> None:
+    Args:
+        told: what all of them are made of; ``registry`` collects it from there as well.
+    """
+
+    def __init__(self, told: Fresh[NodeStatus], registry: CollectorRegistry) -> None:
         self._told, self._registry = told, registry
-        self._runner = _application(
-            [
-                web.get("/", self._get_page),
-                web.get("/metrics", self._get_metrics),
-                web.get("/healthz", self._get_health),
-                web.get("/readyz", self._get_ready),
-            ]
-        )
+        self._door: Door | None = None
 
     async def open(self, host: str, port: int) -> tuple[str, int]:
         """Listens; port 0 picks one. Returns what was bound.
@@ -85,7 +83,6 @@ class Metrics:
         Raises:
             PortTaken: somebody else has the port; the message names who.
         """
-        await self._runner.setup()
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listener = socket.socket(family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -99,44 +96,54 @@ class Metrics:
                 f"{host}:{port} is taken by {describe_holder(host, port)}; choose another with [metrics] listen"
             ) from error
         bound: tuple[str, int] = listener.getsockname()[:2]
-        await web.SockSite(self._runner, listener, backlog=16).start()
+        self._door = Door(
+            {
+                "/": self._get_page,
+                "/metrics": self._get_metrics,
+                "/healthz": self._get_health,
+                "/readyz": self._get_ready,
+            }
+        )
+        self._door.listen(listener)
         return bound
 
     async def close(self) -> None:
         """Stops listening."""
-        await self._runner.cleanup()
+        if self._door is not None:
+            await self._door.close()
 
-    async def _get_metrics(self, _: web.Request) -> web.Response:
-        return web.Response(body=exposition(self._registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+    def _get_metrics(self) -> web.Response:
+        body = self._told.derived("metrics", lambda _: exposition(self._registry))
+        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
-    async def _get_health(self, _: web.Request) -> web.Response:
+    def _get_health(self) -> web.Response:
         return web.Response(text="ok\n")
 
-    async def _get_ready(self, _: web.Request) -> web.Response:
-        status = self._told().status
+    def _get_ready(self) -> web.Response:
+        status = self._told.get().status
         return web.Response(text=f"{status}\n", status=503 if status == UNSYNCHRONIZED else 200)
 
-    async def _get_page(self, _: web.Request) -> web.Response:
-        status = self._told()
-        told = plain(status)
-        rows = "".join(
-            f"<tr><th>{html.escape(key)}</th><td>{html.escape(json.dumps(told[key]))}</td></tr>"
-            for key in told
-            if key not in ("peers", "sources", "links", "problems", "messages")
-        )
-        tables = "".join(_table(name, told[name]) for name in ("peers", "sources"))
-        wrong = "".join(_listed(one) for one in status.problems if one.severity != Severity.INFO)
-        known = "".join(_listed(one) for one in status.problems if one.severity == Severity.INFO)
-        return web.Response(
-            text=_PAGE.format(
-                node=html.escape(status.node or ""),
-                wrong=f"<h2>what is wrong</h2><ul>{wrong}</ul>" if wrong else "<p>nothing is wrong</p>",
-                known=f"<h2>worth knowing</h2><ul>{known}</ul>" if known else "",
-                rows=rows,
-                tables=tables,
-            ),
-            content_type="text/html",
-        )
+    def _get_page(self) -> web.Response:
+        return web.Response(text=self._told.derived("page", _page), content_type="text/html")
+
+
+def _page(status: NodeStatus) -> str:
+    told = plain(status)
+    rows = "".join(
+        f"<tr><th>{html.escape(key)}</th><td>{html.escape(json.dumps(told[key]))}</td></tr>"
+        for key in told
+        if key not in ("peers", "sources", "links", "problems", "messages")
+    )
+    tables = "".join(_table(name, told[name]) for name in ("peers", "sources"))
+    wrong = "".join(_listed(one) for one in status.problems if one.severity != Severity.INFO)
+    known = "".join(_listed(one) for one in status.problems if one.severity == Severity.INFO)
+    return _PAGE.format(
+        node=html.escape(status.node or ""),
+        wrong=f"<h2>what is wrong</h2><ul>{wrong}</ul>" if wrong else "<p>nothing is wrong</p>",
+        known=f"<h2>worth knowing</h2><ul>{known}</ul>" if known else "",
+        rows=rows,
+        tables=tables,
+    )
 
 
 def _listed(problem: ToldProblem) -> str:
