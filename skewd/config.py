@@ -352,7 +352,7 @@ class _Reading:
     def json_array(self, place: str, text: str, example: str) -> list[Any] | None:
         try:
             value = msgspec.json.decode(text)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeError, RecursionError):
             value = None
         if isinstance(value, list):
             return value

@@ -473,6 +473,9 @@ class Pilot:
 # -- what is left on disk ----------------------------------------------------------------------------------------------
 
 
+_Frequency = Annotated[int, msgspec.Meta(ge=-32_768_000, le=32_768_000)]
+
+
 class Left(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a daemon that died leaves behind: all that is needed to undo what it did.
 
@@ -484,8 +487,8 @@ class Left(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     boot: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
-    found: Annotated[int, msgspec.Meta(ge=-32_768_000, le=32_768_000)]
-    ours: Annotated[tuple[int, ...], msgspec.Meta(max_length=2)]
+    found: _Frequency
+    ours: Annotated[tuple[_Frequency, ...], msgspec.Meta(max_length=2)]
     tick_us: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
     version: Annotated[int, msgspec.Meta(ge=1, le=1)] = 1
 
@@ -502,7 +505,7 @@ def decode(content: bytes) -> Left | None:
     """What a file holds; None for what is no such content."""
     try:
         return msgspec.json.decode(content, type=Left)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return None
 
 

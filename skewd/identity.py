@@ -172,7 +172,7 @@ class PinsFile:
             with self.path.open("rb") as file:
                 content = file.read(_PINS_BYTES_MAX + 1)
             kept = msgspec.msgpack.decode(content, type=list[_KeptPin])
-        except (OSError, msgspec.MsgspecError):
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
             return {}
         found = [pin for pin in kept if is_name(pin.name) and pin.name not in RESERVED_NAMES][-PINS_MAX:]
         return {pin.name: Pin(pin.public_key, pin.first_hand, pin.sequence, pin.boot) for pin in found}

@@ -146,7 +146,7 @@ def decode(content: bytes) -> Kept | None:
         return None
     try:
         return msgspec.msgpack.decode(body, type=Kept)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError):  # of a string, it is the latter
         return None
 
 

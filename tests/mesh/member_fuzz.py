@@ -25,6 +25,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import json
 import os
 import random
@@ -74,7 +75,10 @@ UNIX_NS = 1_790_000_000 * S
 STEP_NS = 2_000_000
 WANT_BYTES = 38
 MEMORY_SLACK = 6 << 20
-"""What the resident size may vary by: the allocator's own pages."""
+"""What the resident size of a process may vary by: the allocator's own pages."""
+
+BLOCKS_SLACK = 5_000
+"""What Python's allocated blocks (:func:`sys.getallocatedblocks`, half a million) may vary by, as tables fill."""
 
 
 class Broken(AssertionError):
@@ -403,6 +407,8 @@ class Inside:
         self.clock = VirtualClock(page)
         self.reader = SegmentReader(directory / "run" / NAME)
         self.messages = self.published = self.restarts = 0
+        self.known_to: Daemon | None = None
+        self.known_since = 0
         self.next_part = self.next_turn = 0
 
     @property
@@ -501,8 +507,13 @@ class Inside:
         if latest is not None:
             self.reader.at(self.clock.wall_ns())
             self.published += 1
-            if abs(latest.wall_ns - self.clock.wall_ns()) > S and told["offset_ns"] is not None:
-                raise Broken(f"nothing is published: the newest knot is {self.clock.wall_ns() - latest.wall_ns} ns old")
+            # What became known just now is published with the next knot.
+            known = told["offset_ns"] is not None and daemon is self.known_to
+            since, self.known_since = self.known_since, self.known_since if known else self.host.ns
+            self.known_to = daemon
+            age_ns = self.clock.wall_ns() - latest.wall_ns
+            if known and self.host.ns - since > S and abs(age_ns) > S:
+                raise Broken(f"nothing is published: the newest knot is {age_ns} ns old")
         for peer in self.honest:
             row = next((row for row in told["peers"] if row["name"] == peer.name), None)
             if row is None or row["lower_ns"] is None or row["path"] != [[peer.name]]:
@@ -543,7 +554,8 @@ async def inside(
                 world.check(daemon)
             except Exception as error:
                 raise Broken(f"seed {seed}, part {part}, message {world.messages}: {error!r}") from error
-        sizes.append(resident_bytes())
+        gc.collect()
+        sizes.append(sys.getallocatedblocks())
     return {
         "part": part,
         "seed": seed,
@@ -664,10 +676,12 @@ def outside(directory: Path, seed: int, part: str, *, seconds: float, restart_s:
     """
     world = Outside(directory, seed, part)
     end, sizes, faults = time.monotonic() + seconds, list[int](), 0
-    accepted = 0
+    accepted = grown = 0
+    during: list[int] = []
     while time.monotonic() < end:
         with world.running() as process:
             until = min(end, time.monotonic() + restart_s)
+            warm = time.monotonic() + min(restart_s, seconds) / 4
             looked = time.monotonic() + 1
             told: dict[str, Any] = {}
             while time.monotonic() < until or not told:
@@ -677,11 +691,15 @@ def outside(directory: Path, seed: int, part: str, *, seconds: float, restart_s:
                     raise Broken(f"seed {seed}, part {part}: the daemon ended: {log}")
                 if time.monotonic() >= looked:
                     looked = time.monotonic() + 1
+                    if looked > warm and process.poll() is None:
+                        during.append(resident_bytes(process.pid))
                     with contextlib.suppress(NoDaemonError, SlowDaemonError):
                         told = get_status(directory / "run" / "skewd.sock")
                     if time.monotonic() > until + LIMIT_S:
                         raise Broken(f"seed {seed}, part {part}: no status")
             sizes.append(resident_bytes(process.pid))
+            grown = max(grown, growth(during))
+            during.clear()
             faults += sum(told.get("faults", {}).values())
             counters = told["links"][0]["counters"]
             accepted += counters["accepted"]
@@ -695,6 +713,7 @@ def outside(directory: Path, seed: int, part: str, *, seconds: float, restart_s:
         "accepted": accepted,
         "restarts": world.restarts,
         "sizes": sizes,
+        "grown_while_it_ran": grown,
         "faults": faults,
     }
 
@@ -713,7 +732,8 @@ def main(arguments: list[str] | None = None) -> int:
     share = {"inside": 0.8, "outside": 0.2} if options.only is None else {options.only: 1.0}
     seconds = options.minutes * 60
     failed = 0
-    inside_sizes: list[int] = []
+    grown = 0
+    resident: list[int] = []
     end = time.monotonic() + seconds * share.get("inside", 0)
     number = 0
     total = Counter[str]()
@@ -727,15 +747,15 @@ def main(arguments: list[str] | None = None) -> int:
                 print(f"BROKEN {broken}", flush=True)
                 failed += 1
             else:
-                inside_sizes += found.pop("sizes")
+                grown = max(grown, growth(found["sizes"]))
+                resident.append(resident_bytes())
                 total.update({key: found[key] for key in ("messages", "restarts", "virtual_s", "checked")})
                 total.update({f"inside {name}": count for name, count in found["counters"].items()})
                 print(json.dumps(found), flush=True)
         number += 1
     if number:
-        grown = growth(inside_sizes)
-        print(f"inside: {dict(total)}; memory grew by {grown} bytes", flush=True)
-        failed += grown > MEMORY_SLACK
+        print(f"inside: {dict(total)}; blocks grew by {grown}, resident size by {growth(resident)} bytes", flush=True)
+        failed += grown > BLOCKS_SLACK or growth(resident) > MEMORY_SLACK
     for part in ("reference", "keeper") if "outside" in share else ():
         with tempfile.TemporaryDirectory(prefix="skf") as name:
             try:
@@ -745,6 +765,7 @@ def main(arguments: list[str] | None = None) -> int:
                 failed += 1
             else:
                 print(json.dumps(found), flush=True)
+                failed += growth(found["sizes"]) > MEMORY_SLACK
     print("failed" if failed else "nothing failed", flush=True)
     return 1 if failed else 0
 

@@ -77,8 +77,10 @@ def test_pins_are_kept_and_damage_is_survived(tmp_path: Path) -> None:
     pins = {"b": Pin(bytes(32), True, 1 << 41, bytes(16)), "c": Pin(bytes(range(32)), False, 5, bytes(16))}
     file.write(pins)
     assert file.read() == pins
-    file.path.write_bytes(file.path.read_bytes()[:-3])
-    assert file.read() == {}
+    whole = file.path.read_bytes()
+    for damaged in (whole[:-3], whole.replace(b"boot", b"b\xff\xfft"), whole.replace(b"\xa1b", b"\xa1\xff"), b"\xc1"):
+        file.path.write_bytes(damaged)
+        assert file.read() == {}
     with pytest.raises(OSError, match="missing"):
         PinsFile(tmp_path / "missing", "a").write(pins)
 

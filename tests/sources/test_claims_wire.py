@@ -29,7 +29,7 @@ def tracking(**changed: int) -> bytes:
     """A report of chronyd's with some of its fields changed."""
     at = {"status": (8, "!H"), "reply": (6, "!H"), "reference": (28, "!I"), "leap": (54, "!H"), "ns": (64, "!I")}
     at["stratum"] = (52, "!H")
-    at |= {"correction": (68, "!I"), "delay": (92, "!I"), "dispersion": (96, "!I")}
+    at |= {"seconds": (56, "!I"), "correction": (68, "!I"), "delay": (92, "!I"), "dispersion": (96, "!I")}
     data = bytearray(TRACKING)
     for name, value in changed.items():
         offset, form = at[name]
@@ -59,6 +59,16 @@ def test_a_real_report_of_chronyd() -> None:
     assert report.root_dispersion_ns in (1265, 1266)
     assert report.reference_ns == 1795420454_819962689
     assert (report.stratum, report.leap) == (2, 0)
+
+
+@pytest.mark.parametrize(
+    ("raw_ns", "utc"),
+    [(1 << 61, Interval(0, 1)), (0, Interval(0, (1 << 62) + 1)), (0, Interval(-(1 << 63), 0))],
+    ids=str,
+)
+def test_no_source_claims_what_no_clock_shows(raw_ns: int, utc: Interval) -> None:
+    with pytest.raises(Refused, match="century"):
+        Claim(raw_ns, utc)
 
 
 def test_its_claim_grows_as_the_oscillator_may_wander_and_no_faster_than_it_may_drift() -> None:
@@ -94,6 +104,9 @@ def test_numbers_are_read_outward(size: float, sign: int) -> None:
         ({"ns": S}, "makes no sense"),
         ({"delay": word(-1.0)}, "negative error"),
         ({"dispersion": word(17.0)}, "above 16 s"),
+        ({"correction": 0x7EFFFFFF}, "another century"),
+        ({"correction": 0x7F000000}, "another century"),
+        ({"seconds": 0x7FFFFFFE}, "another century"),
     ],
 )
 def test_what_chronyd_cannot_claim(changed: dict[str, int], says: str) -> None:
@@ -186,6 +199,8 @@ def test_tai_needs_a_valid_offset() -> None:
         (bodies(CURRENT_DATA_SET=bytes(18)), "follows no grandmaster"),
         (bodies(TIME_STATUS_NP=bytes(50)), "follows no grandmaster"),
         (bodies(CURRENT_DATA_SET=b"\0\1" + bytes(8) + b"\x7f" * 8), "makes no sense"),
+        (bodies(TIME_STATUS_NP=b"\x7f" * 16 + SENT[0xC000][16:]), "makes no sense"),
+        (bodies(TIME_STATUS_NP=SENT[0xC000][:8] + b"\x7f" * 8 + SENT[0xC000][16:]), "makes no sense"),
         (bodies(CURRENT_DATA_SET=b"\0"), "shorter than they should be"),
         ({}, "shorter than they should be"),
     ],

@@ -153,6 +153,11 @@ def test_answers_to_something_else_are_refused() -> None:
     assert refused(answer(version=5)).reason == "malformed"
 
 
+@pytest.mark.parametrize("apart_s", [-17, 17, -(1 << 30), 1 << 30])
+def test_a_server_whose_two_stamps_are_far_apart_is_refused(apart_s: int) -> None:
+    assert refused(answer(transmit=stamp(WALL_NS + apart_s * 10**9))).reason == "malformed"
+
+
 def test_a_server_that_does_not_know_the_time_is_refused() -> None:
     assert refused(answer(stratum=16)).reason == "unsynchronized"
     assert refused(answer(stratum=255)).reason == "unsynchronized"
