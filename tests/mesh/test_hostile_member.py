@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -28,6 +30,7 @@ from skewd.records import Record, RecordError
 from tests.daemon.test_daemon import MS, Bench, mesh
 from tests.mesh.hostile_values import I64_MAX, I64_MIN, S, forced
 from tests.mesh.member_fuzz import EVIL, PARTS, Hostile, Outside, inside
+from tests.sources.test_ntp_wire import answer, stamp
 from tests.waiting import LIMIT_S, until
 
 pytest.importorskip("cryptography", reason="skewd[mesh] is not installed")
@@ -115,12 +118,10 @@ def _refused(status: dict[str, Any]) -> int:
 
 class _Patience:
     def __init__(self) -> None:
-        import time
-
-        self._clock, self._end = time.monotonic, time.monotonic() + LIMIT_S
+        self._end = time.monotonic() + LIMIT_S
 
     def check(self) -> None:
-        assert self._clock() < self._end, f"not within {LIMIT_S:g} s"
+        assert time.monotonic() < self._end, f"not within {LIMIT_S:g} s"
 
 
 @pytest.mark.parametrize(
@@ -183,6 +184,17 @@ def broken(*_: object, **__: object) -> NoReturn:
 def problem(daemon: Daemon, code: str, subject: str) -> dict[str, Any] | None:
     found = [one for one in daemon.status()["problems"] if (one["code"], one["subject"]) == (code, subject)]
     return found[0] if found else None
+
+
+class TimeServer(asyncio.DatagramProtocol):
+    """Answers as an NTP server does."""
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+
+    def datagram_received(self, data: bytes, addr: Any) -> None:
+        now = stamp(time.time_ns())
+        self._transport.sendto(answer(origin=data[40:48], receive=now, transmit=now), addr)
 
 
 async def pair_of(bench: Bench) -> tuple[Daemon, SegmentReader]:
@@ -261,13 +273,20 @@ async def test_what_can_not_be_published_is_published_as_unknown(
 async def test_a_fault_in_what_a_source_says_leaves_the_source_out(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = SourceConfig(type="ntp", name="ntp", address="127.0.0.1:9", interval=S)
-    daemon = await bench.start("a", mesh=mesh("auto"), source=(source,))
     monkeypatch.setattr(Node, "on_utc", broken)
-    now = daemon.clock.raw_ns()
-    daemon._sources._take("ntp", ((now, 0), (0, now)), 0)
-    assert problem(daemon, "source-fault", "ntp") is not None
-    assert daemon.status()["faults"]["source"] == 1
+    transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(
+        TimeServer, local_addr=("127.0.0.1", 0)
+    )
+    try:
+        host, port = transport.get_extra_info("sockname")
+        source = SourceConfig(type="ntp", name="ntp", address=f"{host}:{port}", interval=S)
+        daemon = await bench.start("a", mesh=mesh("auto"), source=(source,))
+        await until(lambda: problem(daemon, "source-fault", "ntp"), "the fault to be said")
+        assert daemon.status()["faults"]["source"] >= 1
+        assert daemon.status()["sources"][0]["lower_ns"] is None
+        assert not daemon.ticker.done()
+    finally:
+        transport.close()
 
 
 async def test_a_fault_that_repeats_is_said_once(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
