@@ -162,7 +162,7 @@ class Daemon:
                 " or a hypervisor's, or not told"
             )
         self.node = self._resumed_node()
-        self._sources = SourceSet(self.node, clock, self._log, self._faults)
+        self._sources = SourceSet(self.node, clock, self._log, self._faults, wall_before=self._wall_before)
         self._links = LinkSet(
             config,
             self.node,
@@ -195,6 +195,7 @@ class Daemon:
         if content is not None and kept is None:
             self._log.warning(f"{self._state_file.path} is damaged or of another version; every bound starts anew")
         era = resume.first_raw_era(kept, boot=boot, facts=self._facts, now_raw_ns=now)
+        self._wall_before = None if self.clock.virtual else resume.wall_before(kept, boot=boot, now_raw_ns=now)
         node = Node(self.config, boot=boot, first=read_wall(self.clock), virtual=self.clock.virtual, raw_era=era)
         if kept is not None:
             clock = self.config.clock

@@ -364,6 +364,7 @@ class Node:
         ]
         # Not heard since the start, but perhaps after the next.
         peers += [kept for kept in self._kept.values() if now_raw_ns - kept.heard_ns <= PEER_GONE_NS]
+        wall = self.wall.wall_minus_raw(now_raw_ns)
         return Kept(
             node=self.name,
             boot=self.boot,
@@ -379,6 +380,7 @@ class Node:
             peers=tuple(peers[:PAIRS_MAX]),
             sources=self._utc.kept(),
             rate_basis=rate_basis,
+            wall_minus_raw=None if self.virtual else (wall.lo, wall.hi),
         )
 
     def resume(self, kept: Kept, public_keys: Mapping[str, bytes] | None = None) -> None:

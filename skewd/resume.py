@@ -5,7 +5,9 @@ false: a half-plane is an inequality about two raw clocks at one instant (``boun
 both run on. So the half-planes are kept in a small file and taken again, if it is beyond doubt that they are about
 the same clocks: the same boot, no suspend, clock source or machine changed since (``kernel_clock.RawFacts``), the same
 declared limits here and at the peer, and the peer's own raw clock the one it was, which its first message tells.
-What the peer's *wall* clock was is not kept: it may have been stepped meanwhile, and that message tells it, too.
+What the peer's *wall* clock was is not kept: it may have been stepped meanwhile, and that message tells it, too. What
+this host's was is kept, to see whether *it* was stepped meanwhile: who speaks of it from memory is not believed then
+(``sources/memory.py``).
 
 A source of UTC is taken at once, for UTC is not stepped; except by a leap second, which can only come at the end of
 a month: sources kept in another month than now, or within the month's last hour, are left out, and so are those that
@@ -41,6 +43,7 @@ from datetime import UTC, datetime
 from typing import Annotated, NamedTuple
 
 from skewd.bounds.pair import CONSTRAINTS_MAX, PairBound, Proof, pair_limits
+from skewd.clock import WallSample
 from skewd.interval import Interval
 from skewd.kernel_clock import RawFacts, disturbance
 from skewd.lean import msgspec
@@ -104,6 +107,8 @@ class Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
     sources: Annotated[tuple[KeptSource, ...], msgspec.Meta(max_length=PAIRS_MAX)]
     rate_basis: str = ""
     """What the raw clock's nominal rate rests on (``kernel_clock.rate_basis``)."""
+    wall_minus_raw: tuple[_Scale, _Scale] | None = None
+    """This host's wall - raw at ``at_raw_ns``; None on a virtual node, and by a version before this."""
 
     @property
     def facts(self) -> RawFacts:
@@ -166,6 +171,17 @@ def objection(
     if (kept.max_drift_ppm, kept.max_wander_ppb_per_s) != limits:
         return "the declared limits ([clock] max_drift_ppm, max_wander_ppb_per_s) have changed"
     return None
+
+
+def wall_before(kept: Kept | None, *, boot: bytes, now_raw_ns: int) -> WallSample | None:
+    """Where this host's wall clock stood when the file was kept; None where that is not known on this raw clock.
+
+    A wall clock that no slew leads from there to where it is now was stepped while no daemon looked, or slept.
+    """
+    if kept is None or kept.wall_minus_raw is None or kept.boot != boot or kept.at_raw_ns > now_raw_ns:
+        return None
+    low, high = kept.wall_minus_raw
+    return WallSample(kept.at_raw_ns, Interval(min(low, high), max(low, high)))
 
 
 def first_raw_era(kept: Kept | None, *, boot: bytes, facts: RawFacts, now_raw_ns: int) -> int:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from skewd import hostclock
-from skewd.clock import NodeClock
+from skewd.clock import NodeClock, WallSample
 from skewd.config import Config, SourceConfig
 from skewd.failures import StartError
 from skewd.faults import Faults
@@ -48,9 +48,17 @@ class SourceSet:
         clock: this node's clocks.
         log: told when one is found.
         faults: told of a fault of skewd's own in what a source said; that source then begins anew.
+        wall_before: where the wall clock stood when the daemon before this one ended.
     """
 
-    def __init__(self, node: Node, clock: NodeClock, log: Any, faults: Faults | None = None) -> None:
+    def __init__(
+        self,
+        node: Node,
+        clock: NodeClock,
+        log: Any,
+        faults: Faults | None = None,
+        wall_before: WallSample | None = None,
+    ) -> None:
         self._node = node
         self._faults = faults or Faults()
         self._clock = clock
@@ -63,6 +71,7 @@ class SourceSet:
         self._refusals: tuple[str, ...] = ()
         self._pools: dict[str, Pool] = {}
         self._steps: Steps | None = None
+        self._wall_before = wall_before
         self._watch: hostclock.SetWatch | None = None
         self.found: str | None = None
 
@@ -232,7 +241,11 @@ class SourceSet:
             with contextlib.suppress(OSError):
                 watch = hostclock.SetWatch()
                 asyncio.get_running_loop().add_reader(watch.fileno(), self._look_at_wall)
-            self._steps, self._watch = Steps(HostWall(self._clock), watch), watch
+            self._steps, self._watch = Steps(HostWall(self._clock), watch, self._wall_before), watch
+            self._wall_before = None  # what is opened later has this process's own readings to go by
+            if self._steps.inherited:
+                self._log.warning("the wall clock was stepped while no skewd ran")
+                self._node.on_memory_void()
         return self._steps
 
     def _forget_steps(self) -> None:

@@ -16,7 +16,7 @@ from skewd.clock import Clock
 from skewd.sources.claim import Claim, Refused, between
 from skewd.sources.kernel_wire import claimed
 from skewd.sources.local import HostWall
-from skewd.sources.memory import FromBefore, Steps
+from skewd.sources.memory import FromBefore, Steps, handled_by_all
 
 
 class KernelReader:
@@ -26,7 +26,7 @@ class KernelReader:
         self._wall, self._max_drift_ppm = HostWall(clock), max_drift_ppm
         self._kernel = hostclock.KernelReader()
         self._steps = steps or Steps(self._wall)
-        self._stepped = self._handled = self._steps.count
+        self._stepped = self._handled = handled_by_all(self._steps)
         self._written, self._error_us, self._fresh = 0, 0, False
 
     async def __call__(self) -> Claim:

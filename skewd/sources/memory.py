@@ -13,11 +13,13 @@ that was asked after the step. A daemon's own step (``makestep``) passes at once
 it is now.
 
 A step of any size is told by the kernel (``hostclock.SetWatch``); one that nobody tells is found where the clock moved
-by more than it can be slewed (:class:`Steps`).
+by more than it can be slewed (:class:`Steps`), also from the last reading of the process before this one to the first
+of this one.
 
 Limits: without the kernel's word a step is noticed from 1000 ppm of the time between two looks on. What was stepped
-before this process began can't be known. A daemon that mixes measurements from before and after a step is still
-believed, if what it says contradicts nothing that was known (``utc.py``). Pure, but for the readings it asks for.
+before this process began can't be known where no earlier one has kept a reading (``resume.py``). A daemon that mixes
+measurements from before and after a step is still believed, if what it says contradicts nothing that was known
+(``utc.py``). Pure, but for the readings it asks for.
 """
 
 from __future__ import annotations
@@ -65,15 +67,20 @@ class Steps:
     Args:
         clock: is read against raw.
         watch: tells when it is set; None where nobody does.
+        before: a reading by the process before this one, on the same raw clock.
     """
 
-    def __init__(self, clock: Sampled, watch: Watch | None = None) -> None:
+    def __init__(self, clock: Sampled, watch: Watch | None = None, before: WallSample | None = None) -> None:
         self._clock, self._watch = clock, watch
         self.latest, self._rate_ppb = clock.sample(), clock.rate_ppb()
         """The newest reading."""
-        self.count = 0
-        """How many there were."""
         self.kept: deque[Step] = deque(maxlen=STEPS_MAX)
+        if before is not None and passage(before, self.latest, rates_ppb(self._rate_ppb, self._rate_ppb)) is None:
+            self.kept.append(Step(before, self.latest))
+        self.inherited = len(self.kept)
+        """How many of them were made while no process looked: nobody here has heard anything since."""
+        self.count = self.inherited
+        """How many there were."""
 
     def look(self, *, was_set: bool = False) -> bool:
         """Reads the clock; True when it was stepped since the last look.
@@ -102,6 +109,11 @@ class Steps:
             self._watch = None
 
 
+def handled_by_all(steps: Steps) -> int:
+    """How many steps need not concern who asks for the first time: all, unless they were before this process."""
+    return 0 if steps.count == steps.inherited else steps.count
+
+
 class Memory:
     """Judges the reports of one daemon about a clock.
 
@@ -111,8 +123,7 @@ class Memory:
 
     def __init__(self, steps: Steps) -> None:
         self._steps = steps
-        self._handled = steps.count
-        self._judged = steps.count
+        self._handled = self._judged = handled_by_all(steps)
         self._seen: tuple[int, int] | None = None
         self._since: int | None = None
 

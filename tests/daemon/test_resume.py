@@ -123,6 +123,18 @@ def test_it_is_used_for_the_same_clocks_only(more: dict[str, Any], says: str) ->
     assert says in str(objection(kept(), **more))
 
 
+def test_where_the_wall_clock_stood_is_known_on_the_same_raw_clock_only() -> None:
+    found = resume.decode(resume.encode(kept(wall_minus_raw=(7 * SECOND, 7 * SECOND + 200))))
+    assert found is not None
+    stood = resume.wall_before(found, boot=BOOT, now_raw_ns=60 * SECOND)
+    assert stood is not None
+    assert (stood.raw_ns, stood.wall_minus_raw) == (50 * SECOND, Interval(7 * SECOND, 7 * SECOND + 200))
+    assert resume.wall_before(found, boot=b"z" * 16, now_raw_ns=60 * SECOND) is None
+    assert resume.wall_before(found, boot=BOOT, now_raw_ns=49 * SECOND) is None
+    before_this_version = resume.decode(resume.encode(kept()))
+    assert resume.wall_before(before_this_version, boot=BOOT, now_raw_ns=60 * SECOND) is None
+
+
 def test_a_raw_era_is_never_used_for_two_clocks() -> None:
     def era(found: Kept | None, facts: RawFacts = FACTS, now: int = 60 * SECOND) -> int:
         return resume.first_raw_era(found, boot=BOOT, facts=facts, now_raw_ns=now)

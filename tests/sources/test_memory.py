@@ -125,3 +125,35 @@ def test_more_steps_than_are_kept() -> None:
         assert not memory.believe(measured, SLACK_NS)
     wall.raw_ns += S
     assert memory.believe(wall.reads(wall.raw_ns), SLACK_NS)
+
+
+@given(STEPS.filter(lambda size: abs(size) > 20 * MS), st.integers(0, 64 * S))
+def test_a_step_while_no_process_looked_is_found_by_the_next_one(size: int, measured_ago_ns: int) -> None:
+    """What was measured before it is not believed, and what was measured after it is."""
+    wall = Wall()
+    before = wall.sample()
+    measured = wall.reads(wall.raw_ns - measured_ago_ns)
+    wall.raw_ns += 10 * S
+    assert Steps(wall, wall, before).inherited == 0
+    wall.minus_raw_ns += size
+    steps = Steps(wall, wall, before)
+    memory = Memory(steps)
+    assert steps.inherited == steps.count == 1
+    for _ in range(3):
+        wall.raw_ns += S
+        steps.look()
+        assert not memory.believe(measured, SLACK_NS)
+    for _ in range(2):
+        wall.raw_ns += 16 * S
+        steps.look()
+        if memory.believe(wall.reads(wall.raw_ns - S), SLACK_NS):
+            break
+    assert not memory.waiting
+
+
+def test_a_slew_while_no_process_looked_is_no_step() -> None:
+    wall = Wall()
+    before = wall.sample()
+    wall.raw_ns += 10 * S
+    wall.minus_raw_ns += 500_000 * 10
+    assert Steps(wall, wall, before).count == 0
