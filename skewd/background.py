@@ -23,6 +23,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import os
+import sys
 import threading
 import time
 from collections import deque
@@ -162,9 +164,27 @@ async def joined(thread: threading.Thread, limit_s: float) -> bool:
         # A thread of its own: as many as there are to wait for.
         threading.Thread(target=wait, name=f"{thread.name}-end", daemon=True).start()
     except RuntimeError:
-        return not thread.is_alive()
-    await over
+        pass
+    else:
+        await over
+    if thread.is_alive():
+        _left_behind.append(thread)
     return not thread.is_alive()
+
+
+_left_behind: list[threading.Thread] = []
+
+
+def leave(code: int) -> int:
+    """The exit code of a process that is over; where a thread was left behind, the process ends here and now.
+
+    A library whose thread hangs would be waited for by its own clean-up, at the interpreter's end.
+    """
+    if any(thread.is_alive() for thread in _left_behind):
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+        os._exit(code)
+    return code
 
 
 def within(limit_s: float, work: Callable[[], T]) -> T:

@@ -3,6 +3,10 @@
 Standard output belongs to answers (``READY {...}``, ``--json``), so nothing may be logged there by default, neither by
 us nor by a library. Set once, by the command that runs for long; the level can be changed later.
 
+Whoever reads standard error may stop reading, and a pipe that is full would hold up whoever logs. So lines wait in a
+bounded queue for a thread of their own, what finds it full is dropped, and a line says how many were
+(``background.LineWriter``). At the end of the process what is left is waited for, ``LAST_S`` at most.
+
 Who asks for JSON parses every line, so all of them must be: tracebacks, warnings, why the start failed, and what
 libraries in C (librdkafka, gRPC, Aeron) write to file descriptor 2 past Python. So with ``json`` a process of our own
 keeps standard error for itself and puts a pipe in its place, which a thread reads and wraps line by line.
@@ -20,14 +24,21 @@ import os
 import sys
 import threading
 from collections.abc import MutableMapping
+from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
+from skewd.background import LineWriter
 from skewd.lean import structlog
 
 _NUMBERS = logging.getLevelNamesMapping()
 _least = logging.INFO
+_lines: LineWriter | None = None
+
 _json = False
+
+LAST_S = 1.0
+"""How long the last lines are waited for."""
 
 STRAY_BYTES_MAX = 8192
 
@@ -40,14 +51,23 @@ def configure_logs(level: str, form: str, *, own_process: bool = False) -> None:
         form: ``text`` or ``json``.
         own_process: whether all that this process writes there is to be JSON, if that is the form.
     """
-    global _json
+    global _json, _lines
     _json = form == "json"
-    stream = _stray_lines_as_json() if _json and own_process else sys.stderr
+    if _lines is None:
+        atexit.register(finish_logs)  # before the next one, so that it is called after it
     render = structlog.processors.JSONRenderer(default=str) if form == "json" else _render_text
     shared: list[structlog.typing.Processor] = [
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
     ]
+
+    def dropped(count: int) -> str:
+        line = {"event": "log lines were dropped: standard error was not read", "lines": count, "level": "warning"}
+        line["time"] = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+        return str(render(None, 'warning', line)) + "\n"
+
+    _lines = LineWriter(_stray_lines_as_json() if _json and own_process else sys.stderr, dropped)
+    stream = cast(TextIO, _lines)
     structlog.configure(
         processors=[_drop_lesser, *shared, structlog.processors.format_exc_info, render],
         wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),
@@ -75,6 +95,7 @@ def aloud(*lines: str, level: str = "error") -> None:
         if _json:
             getattr(structlog.get_logger(), level)(line)
         else:
+            finish_logs()  # the lines before it come first
             print(f"skewd: {line}", file=sys.stderr)
 
 
@@ -121,6 +142,12 @@ def _log_stray_line(line: bytes) -> None:
     text = line[:STRAY_BYTES_MAX].decode("utf-8", "replace").strip()
     if text:
         structlog.get_logger().warning(text, logger="stderr")
+
+
+def finish_logs() -> None:
+    """Waits ``LAST_S`` at most until what was logged is out."""
+    if _lines is not None:
+        _lines.drain(LAST_S)
 
 
 def set_level(level: str) -> None:

@@ -40,7 +40,8 @@ def run(config: Path | None, virtual_clock: str | None) -> int:
         loaded = load_with_origins(config, os.environ)
     except ConfigError as error:
         return refused(config, os.environ, error)
-    from skewd.logs import aloud, configure_logs
+    from skewd.background import leave
+    from skewd.logs import aloud, configure_logs, finish_logs
 
     configure_logs(loaded.config.log.level, loaded.config.log.format, own_process=True)
     from skewd.clock import clock_from_option
@@ -55,7 +56,9 @@ def run(config: Path | None, virtual_clock: str | None) -> int:
         aloud("VIRTUAL CLOCK: a test hook; nothing here says anything about this host's time", level="warning")
     from skewd import daemon
 
-    return daemon.run(loaded.config, clock, _say_ready, lambda: load_config(config, os.environ))
+    code = daemon.run(loaded.config, clock, _say_ready, lambda: load_config(config, os.environ))
+    finish_logs()
+    return leave(code)
 
 
 def refused(config: Path | None, environment: Mapping[str, str], error: ConfigError) -> int:

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import io
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -95,6 +97,23 @@ class TestPool:
             within(LIMIT_S, lambda: 1 // 0)
         with pytest.raises(TimeoutError):
             within(0.01, gate)
+
+
+_LEFT = """
+import asyncio, atexit, threading
+from skewd.background import joined, leave
+hung = threading.Thread(target=threading.Event().wait, daemon=True)
+atexit.register(lambda: hung.join())  # as a library's clean-up
+hung.start()
+assert not asyncio.run(joined(hung, 0.01))
+print("said", flush=False)
+raise SystemExit(leave(3))
+"""
+
+
+def test_a_thread_that_was_left_behind_is_not_waited_for_by_its_librarys_clean_up() -> None:
+    done = subprocess.run([sys.executable, "-c", _LEFT], capture_output=True, text=True, timeout=LIMIT_S)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "said\n", "")
 
 
 class TestNames:

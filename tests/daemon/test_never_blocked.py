@@ -134,3 +134,44 @@ def test_an_identity_for_which_there_was_no_place_is_kept_once_there_is(short: P
             again.kill()
     finally:
         daemon.kill()
+
+
+NOISY = """
+import threading
+from skewd import daemon
+tick = daemon.Daemon.tick
+def noisy(self):
+    for _ in range(50):
+        self._log.warning("x" * 400)
+    tick(self)
+daemon.Daemon.tick = noisy
+"""
+"""Twenty kilobytes of log lines a tick."""
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_log_that_nobody_reads_stops_neither_the_stamps_nor_the_end(short: Path, form: str) -> None:
+    daemon = Running(short, f'[mesh]\nlisten = "off"\nreference = "n"\n[log]\nformat = "{form}"\n', NOISY)
+    try:
+        daemon.ready()
+        reader = SegmentReader(daemon.runtime / NAME)
+        first = wait_until(lambda: reader.latest, "a knot")
+        seconds = 2 * 10**9  # a pipe holds 64 KiB: half a second of lines
+        wait_until(lambda: reader.latest and reader.latest.raw_ns > first.raw_ns + seconds, "knots of later")
+        told = daemon.until_told(lambda told: True, "a status")
+        daemon.until_told(lambda later: later["uptime_s"] > told["uptime_s"], "the next status")
+        assert daemon.stop() == 0
+    finally:
+        daemon.kill()
+
+
+def test_what_was_logged_before_the_end_is_read_after_it(short: Path) -> None:
+    daemon = Running(short, '[mesh]\nlisten = "off"\n[log]\nlevel = "debug"\n')
+    try:
+        daemon.ready()
+        assert daemon.stop() == 0
+        assert daemon.process.stderr is not None
+        lines = daemon.process.stderr.read().splitlines()
+        assert any(" unsynchronized " in line or " problem " in line for line in lines), lines
+    finally:
+        daemon.kill()

@@ -2,10 +2,15 @@
 
 import asyncio
 import threading
+from collections.abc import Hashable
+from types import SimpleNamespace
+from typing import Any, cast
 
+import pytest
 from structlog.testing import capture_logs
 
-from skewd.links.threaded import Budget, Condition, Handover
+from skewd.links import threaded
+from skewd.links.threaded import Budget, Condition, Handover, ThreadedLink
 from tests.waiting import until
 
 
@@ -63,3 +68,28 @@ def test_the_budget_pauses_until_its_window_ends() -> None:
     pause_s = budget.spend(5.04)
     assert 0.059 < pause_s < 0.061
     assert budget.spend(5.1) == 0.0
+
+
+class Hung(ThreadedLink):
+    """A link whose library never comes back."""
+
+    def __init__(self) -> None:
+        super().__init__(cast(Any, SimpleNamespace(protocol=SimpleNamespace(link="hung"))), 10**9, ())
+        self._handover = Handover(lambda item: None)
+        self.free = threading.Event()
+
+    def _work(self) -> None:
+        self.free.wait()
+
+    def _ask(self, key: Hashable) -> None:
+        """Nobody is."""
+
+
+async def test_a_thread_that_hangs_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threaded, "_CLOSE_LIMIT_S", 0.01)
+    link = Hung()
+    link._start(None)
+    await link.close()
+    assert link._thread.is_alive()
+    link.free.set()
+    link._thread.join()
