@@ -216,9 +216,9 @@ class KeysFile:
             with self.path.open("rb") as file:
                 content = file.read(_PINS_BYTES_MAX + 1)
             kept = msgspec.msgpack.decode(content, type=list[_KeptKey])
-        except (OSError, msgspec.MsgspecError):
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
             return {}
-        return {each.name: each.public_key for each in kept if is_name(each.name)}
+        return {each.name: each.public_key for each in kept if is_name(each.name) and each.name not in RESERVED_NAMES}
 
     def write(self, keys: Mapping[str, bytes]) -> None:
         """Replaces the file, on the disk before this returns.

@@ -27,6 +27,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import blake2s
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from skewd.bounds.compose import FirstHand, Here, clock_tag, compose, judge
 from skewd.bounds.history import Knot, Status
 from skewd.clock import HostClock, WallSample
 from skewd.config import Config, ConfigError, MeshConfig, NodeConfig, SourceConfig, parse_config
-from skewd.identity import IdentityError, PinsFile, load_identity
+from skewd.identity import IdentityError, KeysFile, PinsFile, load_identity
 from skewd.interval import Interval
 from skewd.kernel_clock import (
     KernelClock,
@@ -51,7 +52,8 @@ from skewd.kernel_clock import (
 from skewd.keys import MeshKey, MeshKeyError, load_keys
 from skewd.links import envelope, wire
 from skewd.links.fragments import Assembler, TooLong
-from skewd.links.protocol import Proofs, Self
+from skewd.links.protocol import LinkProtocol, Proofs, Self, Timebases
+from skewd.member_keys import MemberKeys
 from skewd.node import Node
 from skewd.publish import clockbound_layout, segment
 from skewd.record_store import Pin, RecordStore
@@ -193,6 +195,57 @@ def seal_message(data: bytes) -> bytes:
         return data
     content = data[: -wire.MAC_BYTES]
     return content + wire._mac(KEY.secret, content)
+
+
+class Conversation:
+    """Two nodes that have spoken; from then on the one that is attacked hears what the other never said."""
+
+    def __init__(self) -> None:
+        choose = random.Random("conversation")
+        self.now_ns = 10 * S
+        self.keys = {"a": MemberKeys("a", SIGNING), "here": MemberKeys("here", private_key(bytes(32)))}
+        self.ends = {
+            name: LinkProtocol(
+                link="udp",
+                key=KEY,
+                describe=partial(_said, name),
+                random=choose.randbytes,
+                timebases=Timebases(),
+                member_keys=keys,
+                attach=lambda peer, room: _attachment()[:room],
+            )
+            for name, keys in self.keys.items()
+        }
+        self.said: list[bytes] = []
+        for _ in range(4):
+            for asking, answering in (("a", "here"), ("here", "a")):
+                request = self.ends[asking].prepare(answering)(self._later())
+                received = self.ends[answering].receive(request, asking, self._later())
+                answer = b"" if received.reply is None else received.reply(self._later())
+                self.ends[asking].receive(answer, answering, self._later())
+                self.said += [request] if asking == "a" else [answer]
+        self.said.append(self.ends["a"].prepare_one_way()(self._later()))
+        self.secret = self.keys["a"].secret_with(self.keys["here"].public_key, KEY.secret)
+
+    def _later(self) -> int:
+        self.now_ns += 1_000_000
+        return self.now_ns
+
+    def use(self, data: bytes) -> None:
+        """The attacked one hears it, and answers if it does."""
+        received = self.ends["here"].receive(data, "a", self._later())
+        if received.reply is not None:
+            received.reply(self._later())
+        self.ends["here"].peers(self.now_ns)
+
+    def seal(self, data: bytes) -> bytes:
+        """The MAC of the pair, or where the message is of the version before, of all."""
+        if len(data) < wire.MIN_MESSAGE_BYTES:
+            return data
+        content = data[: -wire.MAC_BYTES]
+        if content[4] == wire.VERSION:
+            return content + wire._mac(self.secret, content, wire.VERSION)
+        return content + wire._mac(KEY.secret, content)
 
 
 def use_record(data: bytes) -> None:
@@ -415,6 +468,15 @@ class Files:
         store.receive(_attachment(), first_hand_owner="a", received_raw_ns=S, first_hand_boot=BOOT)
         file.write(store.pins())
 
+    def member_keys(self, data: bytes) -> None:
+        self._written("keys-here", data)
+        pinned = KeysFile(self.directory, "here").read()
+        keys = MemberKeys("here", SIGNING, pinned=pinned)
+        for name in list(pinned)[:3]:
+            keys.key_of(name)
+            with contextlib.suppress(wire.Refused):
+                keys.secret_with(pinned[name], KEY.secret)
+
     def identity(self, data: bytes) -> None:
         half = data.find(b"|")
         self._written("identity-here", data[:half] if half >= 0 else data)
@@ -592,9 +654,13 @@ def targets(directory: Path) -> list[Target]:
     plain = json.dumps({"node": "x", "status": "synchronized", "peers": [{"name": "a", "lower_ns": -5, "upper_ns": 5}]})
     http = b"HTTP/1.0 200 OK\r\nContent-Type: application/json\r\n\r\n"
     message = _messages()
+    conversation = Conversation()
+    kept_keys = KeysFile(directory, "here")
+    kept_keys.write({"a": PUBLIC, "b": bytes(range(32))})
     return [
         Target("message", message, use_message, (wire.Refused,), seal_message),
         Target("message, unsealed", message, use_claimed, (wire.Refused,)),
+        Target("conversation", conversation.said, conversation.use, (), conversation.seal),
         Target("record", _records(), use_record, (RecordError,)),
         Target("attachment", [_attachment()], use_attachment),
         Target("signed record", _records(), lambda data: use_attachment(bytes(38) + bundle([data])), (), seal_record),
@@ -602,6 +668,7 @@ def targets(directory: Path) -> list[Target]:
         Target("fragments", [b"\1\x80\5hello\1\x40\5world\2\xc0\3abc\1\0\2xx"], use_fragments),
         Target("kept bounds", _kept(), use_kept, (), seal_kept),
         Target("pins", [pins.path.read_bytes()], files.pins),
+        Target("member keys", [kept_keys.path.read_bytes()], files.member_keys),
         Target("identity", [b"skewd-identity-1 " + b"0f" * 32 + b"\n|12\n"], files.identity, (IdentityError,)),
         Target("mesh keys", [b"skewd-key-1 " + b"0e" * 32 + b"\n"], files.keys, (MeshKeyError,)),
         Target("steering left", [discipline.encode(discipline.Left(BOOT.hex(), 5, (5, 6), 10_000))], use_discipline),

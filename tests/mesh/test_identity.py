@@ -78,6 +78,10 @@ def test_pins_are_kept_and_damage_is_survived(tmp_path: Path) -> None:
     file.write(pins)
     assert file.read() == pins
     whole = file.path.read_bytes()
+    keys = KeysFile(tmp_path, "a")
+    keys.write({"b": bytes(32)})
+    keys.path.write_bytes(keys.path.read_bytes().replace(b"name", b"na\xffe"))
+    assert keys.read() == {}
     for damaged in (whole[:-3], whole.replace(b"boot", b"b\xff\xfft"), whole.replace(b"\xa1b", b"\xa1\xff"), b"\xc1"):
         file.path.write_bytes(damaged)
         assert file.read() == {}
