@@ -44,6 +44,8 @@ MAX_AGE_S = 60.0
 NEVER_OK = frozenset({"peers-lost"})
 """With one of these problems the verdict on this node is at least WARNING, however near the bound."""
 
+KEYLESS = "mesh WITHOUT A KEY: any process on this machine could speak as a peer"
+
 VIRTUAL = "VIRTUAL CLOCK: a test hook, not this host's time"
 
 
@@ -164,6 +166,7 @@ def _facts(status: NodeStatus, question: _Question) -> _Facts:
         "" if status.status == "synchronized" else status.status,
         _rests_on(status),
         _not_agreed(status),
+        KEYLESS if _keyless(status) else "",
         VIRTUAL if status.virtual else "",
     )
     return _Facts(
@@ -257,7 +260,8 @@ def _at_least(code: int, text: str, status: NodeStatus) -> tuple[int, str]:
 
 
 def _unknown(reason: str, question: _Question, status: NodeStatus | None = None) -> CheckResult:
-    notes = (VIRTUAL,) if status is not None and status.virtual else ()
+    said = [] if status is None else [(KEYLESS, _keyless(status)), (VIRTUAL, status.virtual)]
+    notes = tuple(note for note, is_so in said if is_so)
     return _result(UNKNOWN, reason, notes, question, None, status)
 
 
@@ -432,6 +436,10 @@ def _not_agreed(status: NodeStatus) -> str:
     if mesh is None or mesh.agreed is not False or mesh.timescale is None:
         return ""
     return "the reference is not agreed upon by all members"
+
+
+def _keyless(status: NodeStatus) -> bool:
+    return any(problem.code == "keyless-mesh" for problem in status.problems)
 
 
 def _refuse_stale(what: str, age_s: float | None, max_age_s: float, which: str = "") -> None:

@@ -453,16 +453,18 @@ class _Reading:
                 f"{exact_duration(config.check.warning)} is above critical "
                 f"({exact_duration(config.check.critical)}); make it the smaller one",
             )
-        if config.mesh.listen is not None and config.mesh.listen in config.mesh.peers:
-            self.rule("mesh.peers", "[mesh] peers", f"'{config.mesh.listen}' is this node itself; remove it")
-        if config.mesh.dns is not None and config.mesh.listen is None:
-            self.rule(
-                "mesh.dns", "[mesh] dns", "peers are found for UDP, which is off; set [mesh] listen, or remove it"
-            )
+        if config.mesh.listen is None:
+            for key, given in (("peers", bool(config.mesh.peers)), ("dns", config.mesh.dns is not None)):
+                if given:
+                    fix = "is for UDP, which [mesh] listen turns off; remove one of the two"
+                    self.rule(f"mesh.{key}", f"[mesh] {key}", fix)
         if config.discipline.mode == "slew":
             self.steered(config)
         self.sidecar(config)
         self.links(config)
+        if config.mesh.key is not None and config.mesh.key_file is not None:
+            fix = '"none" says that there is no key, and key_file names one; remove one of the two'
+            self.rule("mesh.key", "[mesh] key", fix)
         if config.mesh.key_file is None:
             self.without_key(config)
 
@@ -490,6 +492,12 @@ class _Reading:
 
     def steered(self, config: Config) -> None:
         """What a steered clock can't be steered by."""
+        if config.keyless:
+            fix = (
+                "slew would steer this clock by what a mesh without a key says, and anyone on this machine could speak"
+                " in it; name a key ([mesh] key_file), or leave the mesh out"
+            )
+            self.rule("discipline.mode", "[discipline] mode", fix)
         if config.mesh.reference == config.node.name:
             self.rule(
                 "discipline.mode",
@@ -600,11 +608,23 @@ class _Reading:
                     continue  # said above
                 if host is not None and not is_loopback(host):
                     self.rule("link", f"[[link]] {number}", f"{address} is beyond loopback: {fix}")
+        if config.keyless and mesh.key is None and not self.problems:
+            given = {"listen": mesh.listen, "peers": mesh.peers, "dns": mesh.dns}
+            made_by = {f"mesh.{key}": f"[mesh] {key}" for key, value in given.items() if value}
+            made_by |= {"link": "[[link]]"} if config.link else {}
+            key, label = next((key, label) for key, label in made_by.items() if key in self.places)
+            self.rule(key, label, f"makes a mesh, which has no key: {KEY_FIX}")
 
     def rule(self, key: str, label: str, message: str) -> None:
         place = self.places.get(key, "configuration")
         self.problem(place, "" if place == f"environment {_variable(key)}" else label, message)
 
+
+KEY_FIX = (
+    "write one with 'skewd keygen FILE' and name it as key_file; or, where everybody on this machine may move this"
+    ' clock, write key = "none" (loopback only)'
+)
+"""What to do about a mesh without a key."""
 
 _LINK_KEYS = {"topic": ("kafka",), "stream": ("aeron",), "directory": ("aeron",), "properties": ("kafka",)}
 """Keys of ``[[link]]`` that some transports only have."""

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 from skewd.lean import msgspec
+from skewd.ports import is_loopback, split_address
 from skewd.written import (
     FORWARD,
     HEADERS_MAX,
@@ -110,9 +112,12 @@ class UtcConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 class MeshConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``[mesh]``: the peers, and how they are measured over UDP."""
 
-    listen: Annotated[str | None, LISTEN] = "127.0.0.1:9957"
-    """``host:port``; port 0 picks one; None (written ``"off"``) for no UDP."""
+    listen: Annotated[str | None, LISTEN] = ""
+    """``host:port``; port 0 picks one; None (written ``"off"``) for no UDP. Never empty: when not given, see
+    :func:`usual_listen`."""
     key_file: Annotated[Path | None, PATH] = None
+    key: Annotated[str | None, choice("none")] = None
+    """``none``: the configuration says in words that this mesh has no key; on loopback only."""
     peers: Annotated[tuple[str, ...], many(parse_peer)] = ()
     dns: Annotated[str | None, Written(kind=str, parse=parse_peer)] = None
     """``name:port``; every address of the name is a peer, this node's own excepted."""
@@ -126,6 +131,28 @@ class MeshConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """How many members may lie without harm: what others say counts when one more than this say it."""
     reference: Annotated[str, Written(kind=str, parse=parse_reference)] = "auto"
     """``auto``, ``utc``, or a node's bare name (``node:x`` may be written too)."""
+
+    def __post_init__(self) -> None:
+        if self.listen == "":
+            msgspec.structs.force_setattr(self, "listen", usual_listen(self.peers, self.dns, self.key_file))
+
+
+MESH_PORT = 9957
+
+
+def usual_listen(peers: Sequence[str], dns: str | None, key_file: Path | None) -> str | None:
+    """Where a node listens that was not told where: nowhere unless a peer is named.
+
+    With a key on every interface, since the peers ask from wherever they are; without one, or where each peer is on
+    this machine, on loopback. IPv6 is listened on (and IPv4 besides, on the same socket) where a peer is written so.
+    """
+    if not peers and dns is None:
+        return None
+    hosts = [split_address(peer)[0] for peer in (*peers, *(() if dns is None else (dns,)))]
+    six = any(":" in host for host in hosts)
+    if key_file is None or all(is_loopback(host) for host in hosts):
+        return f"[::1]:{MESH_PORT}" if six else f"127.0.0.1:{MESH_PORT}"
+    return f"[::]:{MESH_PORT}" if six else f"0.0.0.0:{MESH_PORT}"
 
 
 class LinkConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -254,6 +281,17 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def sources(self) -> tuple[SourceConfig, ...]:
         """Every source of UTC that is configured, the servers of pools one by one."""
         return tuple(slot for source in self.source for slot in source.slots())
+
+    @property
+    def meshed(self) -> bool:
+        """Whether this node measures others, or lets itself be measured."""
+        mesh = self.mesh
+        return mesh.listen is not None or bool(mesh.peers) or mesh.dns is not None or bool(self.link)
+
+    @property
+    def keyless(self) -> bool:
+        """Whether it does so without a key: whoever is on this machine could speak as a peer."""
+        return self.meshed and self.mesh.key_file is None
 
     @property
     def socket_path(self) -> Path:

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import skewd
-from skewd import discipline, hostclock, resume, sd_notify, steering, telling
+from skewd import discipline, hostclock, requirements, resume, sd_notify, steering, telling
 from skewd.background import DISK
 from skewd.clock import NodeClock, VirtualClock, Watch, read_wall
 from skewd.config import Config
@@ -246,6 +246,7 @@ class Daemon:
     def told(self) -> NodeStatus:
         """Everything that this node tells of itself, now."""
         self._sources.tell_states()
+        self.node.silent_peers = self._plan.never_answered() | self._links.never_answered()
         now = self.clock.raw_ns()
         known = telling.status(self.node, now)
         told = msgspec.structs.replace(
@@ -266,6 +267,21 @@ class Daemon:
     def status(self) -> dict[str, Any]:
         """The same as ``skewd status --json`` has it."""
         return plain_status(self.told())
+
+    def _ask_for(self) -> None:
+        """Tells the node what the configuration asks for, as far as it is known now."""
+        discovery = self._discovery
+        if discovery is None:
+            self.node.ask_for(requirements.asked_by(self.config))
+            return
+        self.node.ask_for(
+            requirements.asked_by(
+                self.config,
+                over_udp=discovery.expected,
+                own=discovery.listed_own,
+                resolved=discovery.resolved,
+            )
+        )
 
     def _problems(self, told: NodeStatus, now_raw_ns: int) -> list[Problem]:
         """What each part says is wrong now.
@@ -355,6 +371,7 @@ class Daemon:
             stack.callback(self._clockbound.close)
             self._open_steering(stack)
             self._open_identity()
+            self._ask_for()
             if config.mesh.peers or config.mesh.dns is not None or any(link.peers for link in config.link):
                 self._join_mesh()
             ready: dict[str, Any] = {"socket": str(config.socket_path), "mesh": None, "metrics": None}
@@ -425,6 +442,9 @@ class Daemon:
             return
         made, unable = None, None
         try:
+            if config.keyless:
+                reason = "the mesh has no key, and anyone on this machine could speak in it; see [mesh] key_file"
+                raise OSError(errno.EPERM, reason)
             made = adjuster(clock)
         except OSError as error:
             unable = error.strerror
@@ -487,6 +507,7 @@ class Daemon:
         def found(candidates: frozenset[str]) -> None:
             udp.set_peers(sorted(candidates))
             self._plan.candidates(candidates, round(loop.time() * 1e9))
+            self._ask_for()
 
         mesh = self.config.mesh
         self._discovery = Discovery(
@@ -568,6 +589,7 @@ class Daemon:
             first_sequence=self._identity.first_sequence,
             say=lambda text, warning: self._log.warning(text) if warning else self._log.info(text),
             on_fault=lambda where, error: self._faults.failed("mesh", where, error),
+            now_raw_ns=self.clock.raw_ns(),
         )
         with self._faults.guard("mesh", "begin"):
             self._member.begin(self.clock.raw_ns())
@@ -580,6 +602,8 @@ class Daemon:
         now = self.clock.raw_ns()
         with self._faults.guard("mesh", "proofs", lambda: self.node.forget_peer(proofs.peer.name)):
             self.node.on_proofs(proofs, now)
+        if self._discovery is not None:
+            self._discovery.answered(proofs.address)
         # The plan's requests go over UDP: who asks over another link, slower perhaps, spares none of them.
         if proofs.asked and proofs.link == UDP:
             self._plan.asked_by(proofs.peer.name, round(asyncio.get_running_loop().time() * 1e9))
@@ -627,6 +651,7 @@ class Daemon:
             await self._use_sources(config)
         else:
             self.node.reconfigure(config)
+        self._ask_for()
         set_level(config.log.level)
 
     # -- the loop ------------------------------------------------------------------------------------------------

@@ -6,14 +6,17 @@ headless Service. It names this node too, it may be empty for a moment, and it m
 So the name is resolved again and again (every ``AGAIN_S``, with jitter, so that a fleet does not ask at once; after
 ``SOON_S`` when it failed). A failure keeps the last answer and is said, with the name; an answer replaces it, so a
 departed address is dropped. Own addresses are left out: those that this host has, at the port listened on, and
-those from which this node heard itself (behind address translation it does not know its own).
+those at which this node heard itself (behind address translation it does not know its own). So one list serves all
+nodes: each leaves itself out.
 
 What is found are addresses only. Who answers there is learnt by asking (``fanout.py``); a false answer of the DNS
 costs a few requests to strangers, since without the mesh key nobody is believed.
 
-Limits: ``ADDRESSES_MAX`` addresses; of more the least are taken, and it is said. One resolution at a time, at most
-``WAIT_S`` waited for (the system's resolver can't be interrupted: while it hangs no second one is started, and nobody
-waits for it in the end, see ``names.py``). Names in the static list are left as they are, for the link to resolve.
+Limits: an address of the static list that was this node's own is asked again after ``OWN_AGAIN_S``, since it may have
+become another's. ``ADDRESSES_MAX`` addresses; of more the least are taken, and it is said. One resolution at a time, at
+most ``WAIT_S`` waited for (the system's resolver can't be interrupted: while it hangs no second one is started, and
+nobody waits for it in the end, see ``names.py``). Names in the static list are left as they are, for the link to
+resolve.
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ ADDRESSES_MAX = 1000
 AGAIN_S = 30.0
 SOON_S = 3.0
 WAIT_S = 10.0
+OWN_AGAIN_S = 600.0
 _OWN_MAX = 256
 
 Resolve = Callable[[str, int], Awaitable[Iterable[str]]]
@@ -98,6 +102,8 @@ class Discovery:
         wait_s: float = WAIT_S,
     ) -> None:
         self.counters = dict.fromkeys(("resolved", "failed", "too_many", "without_key"), 0)
+        self.resolved = dns is None
+        """Whether the DNS name has ever been resolved (or there is none)."""
         self.problem: Problem | None = None
         """What is wrong with the DNS name now; None if nothing is."""
         self._static, self._dns = tuple(static), dns
@@ -105,7 +111,8 @@ class Discovery:
         self._resolve, self._own_addresses, self._jitter = resolve, own_addresses, jitter
         self._again_s, self._soon_s, self._wait_s = again_s, soon_s, wait_s
         self._answer: frozenset[str] = frozenset()
-        self._own: dict[str, None] = {}
+        self._own: dict[str, None] = {}  # not asked
+        self._listed_own: dict[str, asyncio.TimerHandle] = {}  # of the static list; not expected to answer
         self._told: frozenset[str] | None = None
         self._look = asyncio.Event()
         self._pending: asyncio.Future[Iterable[str]] | None = None
@@ -118,13 +125,40 @@ class Discovery:
     @property
     def candidates(self) -> frozenset[str]:
         """Every address that may be a peer's, as it was last told."""
-        return self._answer.difference(self._own).union(self._static)
+        return self._answer.union(self._static).difference(self._own)
+
+    @property
+    def expected(self) -> frozenset[str]:
+        """Those at which somebody else should answer."""
+        return self.candidates.difference(self._listed_own)
+
+    @property
+    def listed_own(self) -> frozenset[str]:
+        """Addresses of the static list that are this node's own."""
+        return frozenset(self._listed_own)
 
     def is_own(self, address: str) -> None:
-        """This node heard itself at ``address`` (``own_message``): it is no peer. One of the static list stays."""
-        if address in self._answer and address not in self._own and len(self._own) < _OWN_MAX:
-            self._own[address] = None
-            self._tell()
+        """This node heard itself at ``address`` (``own_message``): it is no peer, and is not asked."""
+        known = address in self._answer or address in self._static
+        if not known or address in self._own or len(self._own) >= _OWN_MAX:
+            return
+        self._own[address] = None
+        if address in self._static:
+            again = asyncio.get_running_loop().call_later(OWN_AGAIN_S, self._ask_own_again, address)
+            self._listed_own[address] = again
+        self._tell()
+
+    def _ask_own_again(self, address: str) -> None:
+        self._own.pop(address, None)
+        self._tell()
+
+    def answered(self, address: str) -> None:
+        """Somebody else answers at ``address``: it is this node's own no more."""
+        timer = self._listed_own.pop(address, None)
+        if timer is not None:
+            timer.cancel()
+            self._own.pop(address, None)
+            self._tell(anyway=True)
 
     def set_static(self, static: Iterable[str]) -> None:
         """Another static list, at once. What ``found`` raises for it is raised here, and the former list stays."""
@@ -134,6 +168,9 @@ class Discovery:
         except Exception:
             self._static = before
             raise
+        for address in self._listed_own.keys() - set(self._static):
+            self._listed_own.pop(address).cancel()
+            self._own.pop(address, None)
 
     def look_again(self) -> None:
         """Resolve soon, as peers don't answer any more; at most once per ``soon_s``."""
@@ -166,11 +203,11 @@ class Discovery:
         except (OSError, UnicodeError) as error:
             return self._failed(dns, str(getattr(error, "strerror", None) or error))
         self.counters["resolved"] += 1
-        self.problem = None
+        self.problem, self.resolved = None, True
         self._answer = self._usable(dns, texts, port)
         # What is no longer there need not be remembered as one's own.
-        self._own = {address: None for address in self._own if address in self._answer}
-        self._tell()
+        self._own = {a: None for a in self._own if a in self._answer or a in self._listed_own}
+        self._tell(anyway=self.counters["resolved"] == 1)
         return True
 
     def _failed(self, dns: str, why: str) -> bool:
@@ -206,9 +243,9 @@ class Discovery:
             addresses = set(sorted(addresses, key=lambda text: (text not in self._answer, text))[:ADDRESSES_MAX])
         return frozenset(addresses)
 
-    def _tell(self) -> None:
+    def _tell(self, *, anyway: bool = False) -> None:
         candidates = self.candidates
-        if candidates != self._told:
+        if candidates != self._told or anyway:
             self._found(candidates)
             self._told = candidates
 

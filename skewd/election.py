@@ -33,7 +33,10 @@ own timescale (``k_ns`` is None), that is its wall clock, steps and suspends inc
 
 **UTC** counts when more than ``liars`` members claim it first-hand, this node included; a node that is alone needs
 only itself. The claim of a single member is not enough for itself either: it would leave everybody else. UTC is taken
-when it was claimed without a break for ``hold_ns``, and left when it was not for ``UTC_GONE_NS``.
+when it was claimed without a break for ``hold_ns``, and left when it was not for ``UTC_GONE_NS``. But who is on UTC by
+sources of its own that tell it now does not leave it: whoever comes later and brings another timescale, with however
+many followers, knows less. (The others can't follow a single claim, so the mesh does not agree then; a second member
+with a source, or a lower ``liars``, mends that.)
 
 **Liars.** A member has one vote and its own record. ``epoch`` is a label and no rank, so a huge one gains nothing; a
 founder counts on from what more than ``liars`` members say. A vote that leaves living timescales over and over, or a
@@ -159,6 +162,7 @@ class Own:
         bound: what it knows of ``timescale - own raw`` now, of any timescale; None if it has no bound, or none that
             is narrow enough to be published.
         applied_ns: what it publishes as ``timescale - own raw`` now, for its present timescale; None if nothing.
+        utc_lives: whether sources of its own tell UTC now, and not in holdover.
     """
 
     boot: bytes
@@ -166,6 +170,7 @@ class Own:
     claims_utc: bool
     bound: Callable[[Timescale], Interval | None]
     applied_ns: int | None = None
+    utc_lives: bool = False
 
 
 class Reason(StrEnum):
@@ -248,13 +253,16 @@ class Election:
         interval_ns: how often peers are asked.
         liars: how many members may lie (``[mesh] liars``).
         reference: ``auto``; or ``utc`` or a node's name, and there is no election.
+        on_utc: whether this node was on UTC by its own sources before there was anybody else.
     """
 
-    def __init__(self, name: str, *, interval_ns: int, liars: int = 1, reference: str = "auto") -> None:
+    def __init__(
+        self, name: str, *, interval_ns: int, liars: int = 1, reference: str = "auto", on_utc: bool = False
+    ) -> None:
         self.name = name
         self._interval_ns, self._liars, self._configured = interval_ns, liars, reference
-        self._timescale: Timescale | None = None
-        self._epochs = 0
+        self._timescale: Timescale | None = UTC if on_utc and reference == "auto" else None
+        self._epochs = int(self._timescale is not None)
         self._epoch_founded = 0
         # When this node began to look for a timescale: at the start, or since its own lives no more.
         self._seeking_ns: int | None = None
@@ -485,11 +493,9 @@ class Election:
         else:
             self._utc_since_ns = None
         if self._timescale == UTC:
-            if self._utc_last_ns is None:
-                self._utc_last_ns = now  # taken by the word of others
-            # Taken while alone, and then the others have another timescale: it is not kept for long.
-            alone = not view.utc_votes and bool(view.living)
-            return available or now - self._utc_last_ns < (view.timing.hold_ns if alone else UTC_GONE_NS)
+            if self._utc_last_ns is None or view.own.utc_lives:
+                self._utc_last_ns = now  # taken by the word of others; or one's own sources tell it
+            return available or now - self._utc_last_ns < UTC_GONE_NS
         if self._timescale is None:
             return available
         return self._utc_since_ns is not None and now - self._utc_since_ns >= view.timing.hold_ns

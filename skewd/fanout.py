@@ -192,6 +192,10 @@ class Plan:
         """The names that answer."""
         return frozenset(s.name for s in self._addresses.values() if s.name is not None and not s.silent)
 
+    def never_answered(self) -> frozenset[str]:
+        """The addresses that were asked often enough to have answered, and never did."""
+        return frozenset(a for a, s in self._addresses.items() if s.silent and s.name is None)
+
     def anyone_silent(self) -> bool:
         """Whether an address that was asked does not answer any more: perhaps it has moved."""
         return any(state.silent for state in self._addresses.values())

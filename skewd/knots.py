@@ -204,7 +204,8 @@ class Knots:
         """
         if estimate.epoch != SELF:
             return self._as_labelled(estimate.bound, drift_ppb, at_raw, at_wall)
-        return self._wall.wall_minus_raw(at_raw).shift(at_raw - at_wall).hull(Interval(0, 0))
+        foretold = self._wall.wall_minus_raw(at_raw).shift(at_raw - at_wall).hull(Interval(0, 0))
+        return foretold + estimate.bound  # which is nothing, while others go by this clock
 
     def _as_labelled(self, bound: Interval, drift_ppb: Interval, at_raw: int, at_wall: int) -> Interval:
         """A bound at a raw instant, so that it also holds for the wall reading that its knot has for that instant.

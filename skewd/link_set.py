@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 from skewd.background import DISK
 from skewd.clock import NodeClock
-from skewd.config import Config, LinkConfig
+from skewd.config import KEY_FIX, Config, LinkConfig
 from skewd.failures import StartError
 from skewd.fanout import Plan
 from skewd.faults import Faults
 from skewd.keys import KeyFile, KeyLook, KeyRing
-from skewd.links.protocol import LinkProtocol, Proofs, Timebases
+from skewd.links.protocol import Believes, LinkProtocol, Proofs, Timebases
 from skewd.node import Node
 from skewd.ports import format_address
 from skewd.problems import Problem, of_error
@@ -38,10 +38,14 @@ if TYPE_CHECKING:
 
 UDP = "udp"
 
+TRIES = 4
+"""Requests in a row without an answer, after which a peer that never answered counts as unheard."""
+
 _REFUSED = {
     "wrong_key": ("messages came with another mesh key", "all nodes of a mesh share one ([mesh] key_file)"),
     "bad_mac": ("messages failed authentication", "they were altered, or made with another key"),
 }
+"""What is refused and what a person can do about it: code, text, remedy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,7 @@ class _OpenLink:
     transport: str
     address: str
     counters: Callable[[], dict[str, int]]
+    protocol: LinkProtocol
     use_keys: Callable[[KeyRing], None]
     trouble: Callable[[], str | None] = lambda: None
     direction: str = "both"
@@ -106,6 +111,8 @@ class LinkSet:
             StartError, OSError, ValueError: one can't be had; names it and the fix.
         """
         mesh = self._config.mesh
+        if self._config.keyless and mesh.key is None:
+            raise StartError(f"there is a mesh or a [[link]], and it has no key: {KEY_FIX}")
         if mesh.key_file is not None:
             self._key_file = KeyFile(mesh.key_file)
         address = None
@@ -119,7 +126,8 @@ class LinkSet:
         from skewd.kernel_stamps import SocketStamps
         from skewd.links.udp import UdpLink
 
-        mesh, protocol = self._config.mesh, self._protocol(UDP)
+        mesh = self._config.mesh
+        protocol = self._protocol(UDP, lambda address, name: self.udp is not None and self.udp.is_configured(address))
         self.udp = udp = await UdpLink.open(
             listen,
             protocol,
@@ -132,13 +140,14 @@ class LinkSet:
         )
         stack.push_async_callback(udp.close)
         address = format_address(*udp.address[:2])
-        self._open.append(_OpenLink(UDP, address, lambda: udp.counters, protocol.use_keys))
+        self._open.append(_OpenLink(UDP, address, lambda: udp.counters, protocol, protocol.use_keys))
         return address
 
     async def _open_link(self, stack: contextlib.AsyncExitStack, link: LinkConfig) -> None:
         from skewd.links.unavailable import LinkUnavailable
 
-        protocol = self._protocol(link.transport)
+        # Where a medium is shared by all, peers are named, and so are the senders.
+        protocol = self._protocol(link.transport, lambda address, name: address in link.peers or name in link.peers)
         try:
             opened = await self._make_link(link, protocol)
         except LinkUnavailable as error:
@@ -149,6 +158,7 @@ class LinkSet:
                 link.transport,
                 link.address,
                 lambda: opened.counters,
+                protocol,
                 getattr(opened, "use_keys", protocol.use_keys),
                 lambda: getattr(opened, "trouble", None),
                 link.direction,
@@ -198,7 +208,7 @@ class LinkSet:
     def _keys(self) -> KeyRing | None:
         return None if self._key_file is None else self._key_file.keys
 
-    def _protocol(self, link: str) -> LinkProtocol:
+    def _protocol(self, link: str, configured: Believes) -> LinkProtocol:
         return LinkProtocol(
             on_fault=lambda error: self._faults.failed("link", link, error),
             link=link,
@@ -208,7 +218,21 @@ class LinkSet:
             timebases=self._timebases,
             attach=self._attach,
             member_keys=self._member_keys(),
+            # With a key whoever has it is invited.
+            believes=configured if self._keys is None else None,
         )
+
+    def never_answered(self) -> frozenset[str]:
+        """The peers of the links beside UDP that were asked often enough to have answered, and never did."""
+        addresses = {
+            target.address
+            for link in self._open
+            if link.transport != UDP
+            for target in link.protocol.targets()
+            if target.name is None and target.unanswered >= TRIES
+        }
+        # On a medium that all share an address is the medium's with the name, which is what the configuration has.
+        return frozenset(addresses | {text.rpartition("/")[2].removeprefix("aeron:") for text in addresses})
 
     def reload_keys(self, *, anyway: bool = True) -> None:
         """Has the key file looked at, in a thread; if it changed (or ``anyway``), the links use it as it is then."""
@@ -247,16 +271,17 @@ class LinkSet:
 
     def problems(self) -> list[Problem]:
         """What is wrong with them."""
-        rows = self.rows()
+        rows, now = self.rows(), self._clock.raw_ns()
         found = []
         for row in rows:
             if row.trouble:
                 subject = f"{row.transport} {row.address}"
                 found.append(of_error("link-down", subject, f"link {subject}: {row.trouble}"))
         for reason, (wrong, remedy) in _REFUSED.items():
-            count = sum(row.counters.get(reason, 0) for row in rows)
+            count = sum(link.protocol.refused_lately(reason, now) for link in self._open)
             if count:
-                found.append(Problem(reason.replace("_", "-"), "", f"{count} {wrong}", remedy))
+                text = f"{count} {wrong} within the last minute"
+                found.append(Problem(reason.replace("_", "-"), "", text, remedy))
         if self._key_complaint is not None:
             found.append(of_error("key-file-refused", str(self._config.mesh.key_file), self._key_complaint))
         return found

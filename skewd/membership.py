@@ -83,6 +83,7 @@ class Membership:
         say: told what a person should know: news of keys, convictions, changes of timescale.
         on_fault: told where this code failed by a fault of its own, and how; without it such a fault is raised. The
             turn goes on without what failed: without bounds by others, or on the timescale of before.
+        now_raw_ns: when it becomes one, if the node was alone before; None at its start.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class Membership:
         first_sequence: int = 0,
         say: Say = lambda text, warning: None,
         on_fault: OnFault | None = None,
+        now_raw_ns: int | None = None,
     ) -> None:
         mesh = node.config.mesh
         self._on_fault = on_fault
@@ -106,7 +108,15 @@ class Membership:
         self._interval_ns, self._liars = mesh.interval, mesh.liars
         self._key, self._public_key, self._sequence = key, public_key_of(key), first_sequence
         self._first_sequence = first_sequence - first_sequence % SEQUENCES_PER_START
-        self._election = Election(node.name, interval_ns=mesh.interval, liars=mesh.liars, reference=mesh.reference)
+        # A node that was alone so far, on UTC: nobody who comes now takes that away.
+        self._was_on_utc = now_raw_ns is not None and node.reference_name() == UTC_NAME and node.utc_lives(now_raw_ns)
+        self._election = Election(
+            node.name,
+            interval_ns=mesh.interval,
+            liars=mesh.liars,
+            reference=mesh.reference,
+            on_utc=self._was_on_utc,
+        )
         self._say = say
         self._raw_era = node.raw_era
         self._turn_at_ns: int | None = None
@@ -116,7 +126,7 @@ class Membership:
         self._composed_of: tuple[object, ...] = ()
         self._renew_at_ns: int | None = None
         self._said: tuple[object, ...] = ()
-        self._view = node.mesh = MeshView(0)
+        self._view = node.mesh = MeshView(0, timescale=UTC_SCALE if self._was_on_utc else None)
         self._convicted: dict[str, int] = {}
         self._equivocal: frozenset[str] = frozenset()
         self._disputed: frozenset[str] = frozenset()
@@ -349,6 +359,7 @@ class Membership:
             claims_utc=node.claims_utc and utc is not None and utc.offset.width <= 2 * limit,
             bound=bound,
             applied_ns=node.applied_ns(now_raw_ns),
+            utc_lives=(node.claims_utc or self._was_on_utc) and node.utc_lives(now_raw_ns),
         )
         barred = self._convicted.keys() | self.store.contested
         confirmed = self.store.confirmed

@@ -13,7 +13,10 @@ by, and goes out as knots (``knots.py``).
 Which reference: the timescale that the mesh has agreed on (``election.py``, by way of ``membership.py``); without a
 mesh the configured one or, with ``auto``, UTC if there is any source. Sources that nobody configured but that were
 found on this machine count only in a node that is alone, for in a mesh all nodes must have the same reference. A node
-without source and peer has nothing to compare its clock with, and says so.
+without source and peer has nothing to compare its clock with, and says so. One that has not what its configuration
+asks for gives no estimate of its reference at all (``requirements.py``). Its own clock is its reference as long as the
+configuration says so by name; as long as others are heard, else: then they go by it. When they are lost its bound
+grows as fast as the clocks may drift apart, for what they go by now is another clock.
 
 What other members say (``hearsay.py``) bounds clocks that this node does not measure, and narrows a bound of its own
 where f + 1 disjoint paths agree; the status says which (``trust``).
@@ -31,7 +34,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from skewd import telling
+from skewd import requirements, telling
 from skewd.bounds.history import Knot, Status
 from skewd.bounds.observed import Observed
 from skewd.bounds.pair import PairBound
@@ -138,8 +141,37 @@ class Node:
         self._knots = Knots(self.wall, self.reference_estimate, self.status_with)
         self.mesh: MeshView | None = None
         """What ``membership.py`` makes of the records of all; None in a node that is alone."""
+        self._met_expected: set[str] = set()
+        self._last_heard_ns: int | None = None
+        self.asked = requirements.Asked(self.name, config.mesh.reference)
+        """What is asked for before the node may call itself synchronized: nothing, until :meth:`ask_for` says so."""
+        self.silent_peers: frozenset[str] = frozenset()
+        """Of the peers, those that were asked often enough to have answered, and never did."""
         self.steer_limit_ppb = 0
         """How fast this daemon may steer this clock before its peers hear of it again; 0 if it does not."""
+
+    def ask_for(self, asked: requirements.Asked) -> None:
+        """Takes what the configuration asks for, as far as it is known now; who was heard and stays was heard."""
+        self.asked = asked
+        self._met_expected &= asked.peers
+
+    def has(self, now_raw_ns: int) -> requirements.Has:
+        """What of it there is."""
+        return requirements.Has(
+            heard=frozenset(self._met_expected),
+            silent=self.silent_peers,
+            members=len(self._peers),
+            silence_ns=None if self._last_heard_ns is None else max(now_raw_ns - self._last_heard_ns, 0),
+            sources_heard=any(source.told for source in self.sources.values()),
+            sources=len(self.sources),
+            found=next((source.type for source in self.sources.values()), None) if self.sources_found else None,
+            reference=self.reference_name(),
+        )
+
+    @property
+    def blocked(self) -> str | None:
+        """The code of what keeps this node from being synchronized (``requirements.blocked``)."""
+        return requirements.blocked(self.asked, heard=bool(self._met_expected), sources_enough=self.sources_enough)
 
     def found_source(self, source: SourceConfig) -> None:
         """Adds a source that nobody configured: what this machine has anyway."""
@@ -271,6 +303,9 @@ class Node:
         if proofs.rtt_ns is not None:
             peer.rtt.add(now_raw_ns, max(proofs.rtt_ns, 0))
         peer.heard_ns, peer.address, peer.link = now_raw_ns, proofs.address, proofs.link
+        self._last_heard_ns = now_raw_ns
+        # By where it is asked; on media that all share by its name.
+        self._met_expected |= self.asked.peers & {proofs.address, declared.name}
         self._peers.move_to_end(declared.name)
         if declared.name == self._knot_reference:
             self._knots.improved()  # what other peers say makes no knot narrower
@@ -577,12 +612,33 @@ class Node:
 
     def _own_estimate(self, timescale: Timescale, at_raw_ns: int) -> Estimate | None:
         if timescale.k_ns is None:
-            still = Interval(0, 0)
-            return Estimate(still, still, 0, 0, 1, SELF, "")
+            return self._while_followed(_own_wall(""), at_raw_ns)
         if (timescale.keeper_boot, timescale.keeper_raw_era) != (self.boot, self.raw_era):
             return None
         bound = self.wall.from_raw(Interval(timescale.k_ns, timescale.k_ns), at_raw_ns)
-        return Estimate(bound, self.wall.drift_from_raw(Interval(0, 0)), 0, 0, 1, ("self", timescale.clock), "")
+        still = self.wall.drift_from_raw(Interval(0, 0))
+        return self._while_followed(Estimate(bound, still, 0, 0, 1, ("self", timescale.clock), ""), at_raw_ns)
+
+    def _while_followed(self, own: Estimate, at_raw_ns: int) -> Estimate | None:
+        """This node's own clock as the reference: what that is worth.
+
+        Where the configuration names it, it is right by definition. An elected one is what others go by, as long as
+        there are others. When they fall silent they carry the timescale on by another clock, and it drifts away from
+        this one; when they are forgotten, this clock is nobody's reference any more.
+        """
+        if self.config.mesh.reference == self.name:
+            return own
+        if not self._peers:
+            return None
+        silence_ns = max(at_raw_ns - next(reversed(self._peers.values())).heard_ns, 0)
+        if silence_ns > PEER_GONE_NS:
+            return None
+        own = own._replace(age_ns=silence_ns, interval_ns=self._asked_every_ns())
+        if own.heard:
+            return own
+        apart_ppb = math.ceil(self._limits.sum_with(self._limits.max_drift_ppm, 0)[0] * 1000) + 1
+        drift = own.drift_ppb.widen(apart_ppb)
+        return own._replace(bound=own.bound.widen(silence_ns * apart_ppb // _PPB + 1), drift_ppb=drift)
 
     def _carried_estimate(self, timescale: Timescale, at_raw_ns: int) -> Estimate | None:
         found = self.raw_estimate(timescale, at_raw_ns)
@@ -616,6 +672,11 @@ class Node:
             return Heard(offset, self.wall.drift_from_wall(estimate.drift_ppb), estimate.age_ns, estimate.interval_ns)
         return None if own or self.mesh is None else self.mesh.utc(at_raw_ns)
 
+    def utc_lives(self, at_raw_ns: int) -> bool:
+        """Whether own sources, configured or found, tell UTC now: not in holdover, and narrow enough to publish."""
+        own = self._utc.estimate(at_raw_ns)
+        return own is not None and own.heard and own.bound.width <= 2 * self.config.clock.max_uncertainty
+
     def _utc_estimate(self, at_raw_ns: int) -> Estimate | None:
         """UTC - own wall: own sources, else what f + 1 members say."""
         own = self._utc.estimate(at_raw_ns)
@@ -633,7 +694,12 @@ class Node:
         )
 
     def reference_estimate(self, at_raw_ns: int) -> Estimate | None:
-        """reference - own wall at an own raw instant; None too where that is nothing that can be told."""
+        """reference - own wall at an own raw instant.
+
+        None while that is unknown or nothing that can be told, and while this node is blocked.
+        """
+        if self.blocked is not None:
+            return None
         estimate = self._reference_estimate(at_raw_ns)
         return estimate if estimate is not None and within(estimate.bound, TOLD_MAX_NS) else None
 
@@ -646,8 +712,7 @@ class Node:
         if name == "utc":
             return self._utc_estimate(at_raw_ns)
         if name == self.name:
-            still = Interval(0, 0)
-            return Estimate(still, still, 0, 0, 1, SELF, f"node:{name}")
+            return self._while_followed(_own_wall(f"node:{name}"), at_raw_ns)
         return self.peer_estimate(name, at_raw_ns)
 
     def status_with(self, estimate: Estimate, uncertainty_ns: int) -> Status:
@@ -719,3 +784,9 @@ class Node:
         """``skewd status --json``, as far as it is the node's: see ``telling.py``."""
         told = telling.status(self, now_raw_ns)
         return plain_status(told.with_problems(telling.problems(self, told, now_raw_ns)))
+
+
+def _own_wall(name: str) -> Estimate:
+    """This node's own wall clock, seen from itself."""
+    still = Interval(0, 0)
+    return Estimate(still, still, 0, 0, 1, SELF, name)

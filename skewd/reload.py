@@ -54,8 +54,10 @@ def plan(running: Config, wanted: Config) -> Plan:
             for key in old.__struct_fields__:
                 if getattr(old, key) != getattr(new, key):
                     name = f"{section}.{key}"
-                    if name in LIVE:
+                    # Without a socket there is nothing to ask the first peers by.
+                    live = name in LIVE and (name != "mesh.peers" or running.mesh.listen is not None)
+                    if live:
                         taken[key] = getattr(new, key)
-                    (changed if name in LIVE else restart).append(name)
+                    (changed if live else restart).append(name)
             sections[section] = msgspec.structs.replace(old, **taken)
     return Plan(msgspec.structs.replace(running, **sections), tuple(changed), tuple(restart))

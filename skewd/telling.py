@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from skewd import assumptions
+from skewd import assumptions, requirements
 from skewd.bounds.compose import COMPOSED, FIRST_HAND
 from skewd.bounds.history import Status
 from skewd.durations import format_duration
@@ -217,8 +217,11 @@ def problems(node: Node, told: NodeStatus, now_raw_ns: int) -> list[Problem]:
     if node.virtual:
         wrong = "this is a VIRTUAL node: its clocks are a test's stand-ins, not this machine's"
         found.append(Problem("virtual-clock", "", wrong, ""))
+    found += requirements.problems(node.asked, node.has(now_raw_ns))
     about_reference = _about_reference(node, told, now_raw_ns)
-    if about_reference is not None:
+    # Where there is nobody to begin with, that is all there is to say.
+    nobody = node.blocked is not None or any(one.code == "nothing-to-compare" for one in found)
+    if about_reference is not None and not nobody:
         found.append(about_reference)
     if any(source.leap_at_ns is not None for source in node.sources.values()):
         wrong = "a leap second is announced: around it the bound is as wide as both readings of UTC"
@@ -239,11 +242,7 @@ def _about_reference(node: Node, told: NodeStatus, now_raw_ns: int) -> Problem |
     """Why there is no good bound on the reference."""
     reference = node.reference_name()
     if reference is None and not node.sources and not node.peers:
-        if node.config.mesh.peers:
-            remedy = "check that they run, and that the key is the same"
-            return Problem("peers-unheard", "", "no peer has answered yet", remedy)
-        wrong = "there is nothing to compare this clock with"
-        return Problem("nothing-to-compare", "", wrong, "add [[source]] or [mesh] peers")
+        return None  # said above
     if reference is None and node.mesh is not None:
         wrong = "joining the mesh: listening which reference it follows"
         return Problem("joining", "", wrong, "wait some seconds")
@@ -257,6 +256,10 @@ def _about_reference(node: Node, told: NodeStatus, now_raw_ns: int) -> Problem |
             wrong = "the sources disagree and no majority tells which is right"
             return Problem("sources-disagree", "", wrong, "add a source")
         return Problem("sources-unheard", "", "no source has answered yet", "see what each source says")
+    if told.offset_ns is None and reference == node.name:
+        wrong = "the reference is this node's own clock, and nobody else goes by it"
+        remedy = f'see why no peer is heard; if it is meant to be the reference, write [mesh] reference = "{node.name}"'
+        return Problem("reference-unheard", node.name, wrong, remedy)
     if told.offset_ns is None:
         wrong = f"no bound for the reference node '{reference}' yet"
         return Problem("reference-unheard", reference or "", wrong, "see whether it is among [mesh] peers, and up")

@@ -102,6 +102,8 @@ class Source:
     """What is expected of it, by its own announcement or that of others."""
     leap_at_ns: int | None = None
     """UTC of the midnight at which the announced leap is due."""
+    told: bool = False
+    """Whether it gave a bound since the start; what was kept from before a restart is memory."""
     begun: int = 0
     """How often the filter began anew on another reading of UTC."""
     prefer: bool = False
@@ -244,6 +246,7 @@ class UtcSources:
                 source.rtt.add(now_raw_ns, max(told.rtt_ns, 0))
             self._follow(now_raw_ns)
         source.heard_ns, source.state = now_raw_ns, "reachable"
+        source.told = source.told or (known and source.pair.offset(now_raw_ns) is not None)
         return known
 
     def on_step(self) -> None:

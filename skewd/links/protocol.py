@@ -44,6 +44,10 @@ It is sans I/O: bytes, stamps and randomness come in; bytes and proofs come out.
 an address is only where to send, and the name behind it is learnt from its answers. Nothing from the network
 raises, and every table is bounded: requests, answers, peers, addresses, sources, one-way messages.
 
+**Without a key** whoever reaches a link could speak in it, so only who is configured is believed (:data:`Believes`):
+an answer to a question that went to a configured address, and what comes from such an address. Others are answered,
+for the answer says nothing that they could not read off this machine's clock, and nothing that they say is used.
+
 **Who says so.** With ``member_keys`` every message that is believed is bound to its sender's own key: by a MAC that
 only the two can make, or (one-way, for everybody) by a signature. Until a node knows the other's key its request is an
 *introduction*: it is answered and not believed, like any request of a boot that has answered nothing yet, so an
@@ -70,13 +74,17 @@ from skewd.keys import KeyRing, MeshKey
 from skewd.links import wire
 from skewd.links.limiter import Limiter
 from skewd.links.timebases import Broadcast, Timebases
-from skewd.links.wire import Kind, Message, Refused, Self
+from skewd.links.wire import Kind, Message, Refused, Self, nonce_of
 from skewd.member_keys import MemberKeys
+from skewd.recent import Recent
 
-__all__ = ["Attach", "KnownPeer", "LinkProtocol", "Proofs", "Received", "Self", "Target", "Timebases"]
+__all__ = ["Attach", "Believes", "KnownPeer", "LinkProtocol", "Proofs", "Received", "Self", "Target", "Timebases"]
 
 Attach = Callable[[str | None, int], bytes]
 """What to attach to a message for a peer (``None``: whoever gets it), in that many bytes at most."""
+
+Believes = Callable[[str, str], bool]
+"""Whether what comes from this address, in this node's name, may be believed: where no key says who is invited."""
 
 _SECOND = 1_000_000_000
 _REQUESTS_PER_ADDRESS = 8
@@ -103,6 +111,7 @@ REASONS = (
     "malformed",  # authentic, but says what can't be
     "own_message",  # our own, back to us: this node is in its own list of peers, or someone reflects
     "duplicate_name",  # another node with our name
+    "stranger",  # without a key, and none of those that were configured: answered, and nothing of it used
     "wrong_receiver",  # meant for another node
     "former_identity",  # made for a key that this node had once: its sender will introduce itself again
     "other_identity",  # another key has this name
@@ -270,6 +279,7 @@ class LinkProtocol:
         limiter: of what comes; its own, if not given.
         member_keys: who this node is and who the others are, shared by the links of one daemon. Without it this node
             speaks the version before.
+        believes: where there is no key, who is believed; everybody, if not given.
         max_peers: peers kept at once; more are refused until one has been silent for ``peer_lifetime_ns``.
         request_lifetime_ns: an answer that comes later is not used.
         reply_lifetime_ns: how long a peer may take to its next request, for it to give us a round trip.
@@ -288,6 +298,7 @@ class LinkProtocol:
         request_bytes: int = wire.MAX_MESSAGE_BYTES,
         limiter: Limiter | None = None,
         member_keys: MemberKeys | None = None,
+        believes: Believes | None = None,
         max_peers: int = 1024,
         request_lifetime_ns: int = 10 * _SECOND,
         reply_lifetime_ns: int = 120 * _SECOND,
@@ -322,6 +333,8 @@ class LinkProtocol:
         self._request_lifetime_ns, self._reply_lifetime_ns = request_lifetime_ns, reply_lifetime_ns
         self._peer_lifetime_ns = peer_lifetime_ns
         self._limiter = Limiter(max_known=2 * max_peers) if limiter is None else limiter
+        self._believes = believes
+        self._refused_lately: dict[str, Recent] = {}
         self._ours: tuple[bytes, int] | None = None
         self._said: Self | None = None
         self._packed = b""
@@ -477,7 +490,19 @@ class LinkProtocol:
         except Refused as refused:
             received = _REFUSALS.get(refused.reason) or Received(error=refused.reason)
         self.counters[received.error or "accepted"] += 1
+        if received.error is not None:
+            self._refused_lately.setdefault(received.error, Recent()).add(received_raw_ns)
         return received
+
+    def refused_lately(self, reason: str, now_raw_ns: int) -> int:
+        """How many messages were refused for this reason within the last minute."""
+        recent = self._refused_lately.get(reason)
+        return 0 if recent is None else recent.count(now_raw_ns)
+
+    def asked_at(self, data: bytes) -> str | None:
+        """The address to which this request of ours went, as it is configured; None for anything else."""
+        request = self._requests.get(nonce_of(data))
+        return None if request is None else request.address
 
     def peers(self, now_raw_ns: int) -> dict[str, KnownPeer]:
         """The peers that are known at ``now_raw_ns``, by name."""
@@ -544,6 +569,12 @@ class LinkProtocol:
             raise Refused("duplicate_name")
         if message.receiver != me.name and (message.receiver or message.kind is Kind.REPLY):
             raise Refused("wrong_receiver")
+        # An answer names a nonce that went to a configured address and nowhere else.
+        unbidden = message.kind is not Kind.REPLY
+        if unbidden and self._believes is not None and not self._believes(address, message.sender.name):
+            if message.kind is Kind.ONE_WAY:
+                raise Refused("stranger")
+            return self._reply_unconfirmed(message, me, now_ns, len(data), stranger=True)
         if keys is not None:
             if message.public_key and not bound:
                 if message.kind is not Kind.REQUEST:
@@ -717,16 +748,29 @@ class LinkProtocol:
         if _is_replay(peer, (message.sent_ns, message.nonce)):
             raise Refused("replay")
 
-    def _reply_unconfirmed(self, message: Message, me: Self, now_ns: int, size: int) -> Received:
-        """Answer, so that the sender's next request can prove itself fresh; believe nothing yet."""
+    def _reply_unconfirmed(
+        self, message: Message, me: Self, now_ns: int, size: int, *, stranger: bool = False
+    ) -> Received:
+        """Answer, so that the sender's next request can prove itself fresh; believe nothing yet (a stranger never)."""
         waiting = (self._replies.get(nonce) for nonce in self._unconfirmed)
         if any(reply is not None and reply.request_nonce == message.nonce for reply in waiting):
             raise Refused("replay")
-        reply = self._reply(message, me, now_ns, self._unconfirmed, _UNCONFIRMED_REPLIES, size, used=False)
-        return Received(None, reply, "unconfirmed", message.sender.name)
+        reply = self._reply(
+            message, me, now_ns, self._unconfirmed, _UNCONFIRMED_REPLIES, size, used=False, stranger=stranger
+        )
+        return Received(None, reply, "stranger" if stranger else "unconfirmed", message.sender.name)
 
     def _reply(
-        self, message: Message, me: Self, received_ns: int, shelf: deque[bytes], limit: int, size: int, *, used: bool
+        self,
+        message: Message,
+        me: Self,
+        received_ns: int,
+        shelf: deque[bytes],
+        limit: int,
+        size: int,
+        *,
+        used: bool,
+        stranger: bool = False,
     ) -> Callable[[int], bytes]:
         nonce = self._nonce()
         name = message.sender.name
@@ -745,8 +789,9 @@ class LinkProtocol:
             received_ns=received_ns,
             sender=self._say(me),
             receiver=name,
-            told=(message.nonce, message.sent_ns) if introduced else self._told.get(name),
-            attachment=self._attachment(name, size - wire.MIN_MESSAGE_BYTES),
+            # A stranger is told nothing that was for another, and nothing is kept of it, not even what it was told.
+            told=(message.nonce, message.sent_ns) if introduced else None if stranger else self._told.get(name),
+            attachment=self._attachment(None if stranger else name, size - wire.MIN_MESSAGE_BYTES),
             identity=identity,
             pair=pair,
         )

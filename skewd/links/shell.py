@@ -129,7 +129,7 @@ class Shell:
         self.log = QuietLog(f"skewd.links.{protocol.link}")
         self._on_proofs = on_proofs
         self.on_own: Callable[[str], None] | None = None
-        """Told the address at which this node heard itself."""
+        """Told the address, as it is configured, at which this node heard itself."""
         protocol.counters |= dict.fromkeys(("internal_errors", *own_counters), 0)
 
     @property
@@ -157,7 +157,9 @@ class Shell:
             if received.proofs is not None:
                 self._on_proofs(received.proofs)
             if received.error == "own_message" and self.on_own is not None:
-                self.on_own(address)
+                asked = self.protocol.asked_at(data)
+                if asked is not None:
+                    self.on_own(asked)
             advice = _ADVICE.get(received.error or "")
             if advice is not None:
                 self.log.warning(f"link_{received.error}", address=address, advice=advice)

@@ -216,8 +216,12 @@ class UdpLink:
         self._resolve_now.set()
         self._changed.set()
 
+    def is_configured(self, address: str, _name: str = "") -> bool:
+        """Whether this is the address of a peer that is asked: as messages from there show it."""
+        return any(peer.sockaddr is not None and _text(peer.sockaddr) == address for peer in self._peers.values())
+
     def on_own(self, told: Callable[[str], None]) -> None:
-        """Has ``told`` called with each address at which this node heard itself."""
+        """Has ``told`` called with each address, as it is configured, at which this node heard itself."""
         self._shell.on_own = told
 
     async def close(self) -> None:

@@ -120,8 +120,11 @@ class Metrics:
         return web.Response(text="ok\n")
 
     def _get_ready(self) -> web.Response:
-        status = self._told.get().status
-        return web.Response(text=f"{status}\n", status=503 if status == UNSYNCHRONIZED else 200)
+        told = self._told.get()
+        if told.status != UNSYNCHRONIZED:
+            return web.Response(text=f"{told.status}\n")
+        why = "".join(f"{one.line}\n" for one in told.problems if one.severity == Severity.CRITICAL)
+        return web.Response(text=f"{told.status}\n{why}", status=503)
 
     def _get_page(self) -> web.Response:
         return web.Response(text=self._told.derived("page", _page), content_type="text/html")

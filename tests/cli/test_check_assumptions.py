@@ -175,7 +175,7 @@ def test_a_daemon_whose_clock_is_too_fast_is_found_out(tmp_path: Path, capsys: p
         file.write_text(
             f'[node]\nname = "{name}"\nruntime_dir = "{tmp_path}/{name}"\nstate_dir = "{tmp_path}"\n'
             '[metrics]\nlisten = "off"\n'
-            f'[mesh]\nlisten = "127.0.0.1:0"\ninterval = "50ms"\npeers = [{peers}]\n'
+            f'[mesh]\nkey = "none"\nlisten = "127.0.0.1:0"\ninterval = "50ms"\npeers = [{peers}]\n'
         )
         services.append(Service("run", "--config", str(file), *more, directory=tmp_path))
         return str(services[-1].ready()["mesh"])

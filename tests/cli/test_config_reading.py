@@ -46,7 +46,7 @@ def test_without_a_file_everything_has_its_default() -> None:
     assert config.socket_path == Path("/run/skewd/skewd.sock")
     assert config.segment_path == Path("/run/skewd/clock.shm")
     assert (config.clock.max_drift_ppm, config.clock.max_wander_ppb_per_s) == (100, 10)
-    assert (config.mesh.listen, config.mesh.interval, config.mesh.fanout) == ("127.0.0.1:9957", 10**9, 8)
+    assert (config.mesh.listen, config.mesh.interval, config.mesh.fanout) == (None, 10**9, 8)
     assert (config.mesh.reference, config.mesh.peers, config.mesh.key_file) == ("auto", (), None)
     assert (config.sidecar.grpc, config.sidecar.http) == ("127.0.0.1:4317", "127.0.0.1:4318")
     assert (config.sidecar.mode, config.sidecar.attribute_prefix, config.sidecar.stamps) == ("tag", "clock.", "unknown")
@@ -82,6 +82,7 @@ def test_a_file_sets_what_it_says_and_nothing_else(tmp_path: Path) -> None:
         address = "[2001:db8::1]:1123"
         interval = "2s"
         [mesh]
+        key = "none"
         peers = ["127.0.0.1:9958", "localhost:9959"]
         interval = "200ms"
         reference = "node:producer"
@@ -103,6 +104,7 @@ def test_a_file_sets_what_it_says_and_nothing_else(tmp_path: Path) -> None:
         False,
     )
     assert config.mesh.peers == ("127.0.0.1:9958", "localhost:9959")
+    assert (config.mesh.key, config.mesh.listen) == ("none", "127.0.0.1:9957"), "who has peers listens"
     assert (config.mesh.interval, config.mesh.reference) == (200_000_000, "producer")
     assert config.link[0].address == "ipc:///run/skewd/zmq"
     assert config.sidecar == Config().sidecar
@@ -126,7 +128,7 @@ AERON = '[[link]]\ntransport = "aeron"\n'
         ("[mesh]\ninterval = true", "true is not a duration"),
         ('[mesh]\ninterval = "1us"', "1us is out of range; choose from 10ms to 1h"),
         ('[mesh]\nintervall = "1s"', "[mesh] intervall: unknown key; did you mean 'interval'?"),
-        ('[mesh]\ncolour = "red"', "[mesh] colour: unknown key; the keys are listen, key_file, peers"),
+        ('[mesh]\ncolour = "red"', "[mesh] colour: unknown key; the keys are listen, key_file, key, peers"),
         ('[mash]\nlisten = "127.0.0.1:1"', "[mash]: unknown section; did you mean 'mesh'?"),
         ("[zzz]", "[zzz]: unknown section; the sections are node, clock"),
         ('listen = "127.0.0.1:1"', "listen: unknown key; it belongs under [mesh] or [metrics]"),
@@ -199,7 +201,8 @@ AERON = '[[link]]\ntransport = "aeron"\n'
         ("[mesh]\npeers = [1]", "[mesh] peers: [1] is not a list of texts"),
         ('[mesh]\npeers = ["127.0.0.1:0"]', "port 0, where nobody listens"),
         ('[mesh]\npeers = ["127.0.0.1:1", "127.0.0.1:1"]', "'127.0.0.1:1' is given twice"),
-        ('[mesh]\npeers = ["127.0.0.1:9957"]', "[mesh] peers: '127.0.0.1:9957' is this node itself"),
+        ('[mesh]\nkey = "secret"', "[mesh] key: 'secret' is unknown; choose none"),
+        ('[mesh]\nlisten = "off"\npeers = ["127.0.0.1:1"]', "[mesh] peers: is for UDP, which [mesh] listen turns off"),
         ('[mesh]\nreference = "a b"', "is neither auto, utc nor a node's name"),
         (
             '[discipline]\nmode = "slew"\n[[source]]\ntype = "chrony"',
@@ -266,8 +269,12 @@ def test_beyond_loopback_only_with_a_key(text: str, key: str) -> None:
 
 
 @pytest.mark.parametrize("listen", ["127.0.0.1:0", "127.9.9.9:1", "[::1]:9957", "localhost:9957"])
-def test_loopback_needs_no_key(listen: str) -> None:
-    assert read(f'[mesh]\nlisten = "{listen}"').mesh.listen == listen
+def test_loopback_needs_no_key_where_that_is_said(listen: str) -> None:
+    assert read(f'[mesh]\nkey = "none"\nlisten = "{listen}"').mesh.listen == listen
+    (problem,) = problems(f'[mesh]\nlisten = "{listen}"')
+    assert problem.startswith(f"{FILE}: [mesh] listen: makes a mesh, which has no key")
+    (problem,) = refused(None, {"SKEWD_MESH__LISTEN": listen})
+    assert problem.startswith("environment SKEWD_MESH__LISTEN: makes a mesh, which has no key")
 
 
 def test_listeners_can_be_turned_off() -> None:
@@ -371,7 +378,9 @@ VALUES: dict[str, tuple[str, Any]] = {
 class TestEnvironment:
     def test_every_key_can_be_set(self) -> None:
         keys = {f"{section}.{key}" for section in SECTIONS if section not in TABLES for key in fields(section)}
-        assert set(VALUES) == keys | set(TABLES)
+        assert set(VALUES) | {"mesh.key"} == keys | set(TABLES)
+        none = parse_config(None, None, {"SKEWD_MESH__KEY": "none"})  # not beside a key_file
+        assert (none.config.mesh.key, none.origins["mesh.key"]) == ("none", "environment SKEWD_MESH__KEY")
         env = {f"SKEWD_{key.replace('.', '__').upper()}": text for key, (text, _) in VALUES.items()}
         loaded = parse_config(None, None, env)
         for key, (_, expected) in VALUES.items():

@@ -151,7 +151,7 @@ def with_peer(tmp_path: Path, services: list[Service], *more: str) -> str:
     file = tmp_path / "peer.toml"
     file.write_text(
         f'[node]\nname = "there"\nruntime_dir = "{tmp_path}/run"\nstate_dir = "{tmp_path}"\n'
-        '[metrics]\nlisten = "off"\n[mesh]\nlisten = "127.0.0.1:0"\n' + "".join(more)
+        '[metrics]\nlisten = "off"\n[mesh]\nlisten = "127.0.0.1:0"\n' + "".join(more or ('key = "none"\n',))
     )
     services.append(Service("run", "--config", str(file), "--virtual-clock", "offset=-7ms", directory=tmp_path))
     return str(services[-1].ready()["mesh"])

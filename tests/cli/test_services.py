@@ -77,7 +77,7 @@ def config(tmp_path: Path) -> Path:
     file = tmp_path / "skewd.toml"
     file.write_text(
         f'[node]\nname = "inference"\nruntime_dir = "{tmp_path}/run"\nstate_dir = "{tmp_path}/state"\n'
-        '[mesh]\nlisten = "127.0.0.1:0"\n[metrics]\nlisten = "127.0.0.1:0"\n'
+        '[mesh]\nkey = "none"\nlisten = "127.0.0.1:0"\n[metrics]\nlisten = "127.0.0.1:0"\n'
     )
     return file
 

@@ -98,6 +98,7 @@ def test_nobody_to_compare_with(
     assert main(words) == 2
     assert "no source and no peer" in capsys.readouterr().err
     monkeypatch.setenv("SKEWD_MESH__PEERS", '["127.0.0.1:9"]')
+    monkeypatch.setenv("SKEWD_MESH__KEY", "none")
     assert main(words) == 1
 
 
@@ -182,7 +183,7 @@ def test_real_daemons(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         file.write_text(
             f'[node]\nname = "{name}"\nruntime_dir = "{tmp_path}/{name}"\nstate_dir = "{tmp_path}"\n'
             '[metrics]\nlisten = "off"\n'
-            f'[mesh]\nlisten = "127.0.0.1:0"\ninterval = "50ms"\nreference = "a"\npeers = [{peers}]\n'
+            f'[mesh]\nkey = "none"\nlisten = "127.0.0.1:0"\ninterval = "50ms"\nreference = "a"\npeers = [{peers}]\n'
         )
         services.append(Service("run", "--config", str(file), directory=tmp_path))
         return ["--config", str(file)], str(services[-1].ready()["mesh"])

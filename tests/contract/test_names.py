@@ -167,7 +167,7 @@ KEYS = {
     "node": "name runtime_dir state_dir",
     "clock": "max_drift_ppm max_wander_ppb_per_s max_uncertainty",
     "source": "name type address interval smear",
-    "mesh": "listen key_file peers dns interval fanout reference",
+    "mesh": "listen key_file key peers dns interval fanout reference",
     "link": "transport address topic peers",
     "sidecar": "grpc http forward mode keep_original attributes attribute_prefix transport",
     "spool": "path max_bytes",
@@ -192,7 +192,7 @@ def test_defaults() -> None:
         True,
     )
     assert (str(config.node.runtime_dir), str(config.node.state_dir)) == ("/run/skewd", "/var/lib/skewd")
-    assert (config.metrics.listen, config.mesh.listen) == ("127.0.0.1:9956", "127.0.0.1:9957")
+    assert (config.metrics.listen, config.mesh.listen) == ("127.0.0.1:9956", None)
     assert (config.sidecar.grpc, config.sidecar.http) == ("127.0.0.1:4317", "127.0.0.1:4318")
     assert (config.clock.max_drift_ppm, config.clock.max_wander_ppb_per_s) == (100, 10)
     assert (config.check.warning, config.check.critical) == (1_000_000, 3_000_000)
@@ -200,7 +200,8 @@ def test_defaults() -> None:
 
 
 def test_every_key_by_environment() -> None:
-    found = load_config(None, {"SKEWD_MESH__LISTEN": "127.0.0.1:1234", "SKEWD_MESH__PEERS": '["127.0.0.1:1"]'})
+    env = {"SKEWD_MESH__LISTEN": "127.0.0.1:1234", "SKEWD_MESH__PEERS": '["127.0.0.1:1"]', "SKEWD_MESH__KEY": "none"}
+    found = load_config(None, env)
     assert (found.mesh.listen, found.mesh.peers) == ("127.0.0.1:1234", ("127.0.0.1:1",))
 
 

@@ -69,12 +69,16 @@ async def bench(short: Path) -> AsyncIterator[Bench]:
 
 
 def mesh(reference: str, *peers: str, key: Path | None = None) -> MeshConfig:
-    return MeshConfig(listen="127.0.0.1:0", peers=peers, interval=100 * MS, reference=reference, key_file=key)
+    none = "none" if key is None else None
+    return MeshConfig(
+        listen="127.0.0.1:0", peers=peers, interval=100 * MS, reference=reference, key_file=key, key=none
+    )
 
 
 async def test_two_nodes_find_their_offset_and_follow_a_step(bench: Bench) -> None:
-    a = await bench.start("a", mesh=mesh("a"))
-    b = await bench.start("b", offset_ns=5 * MS, mesh=mesh("a", bench.addresses["a"]["mesh"]))
+    generate_key_file(bench.root / "key")
+    a = await bench.start("a", mesh=mesh("a", key=bench.root / "key"))
+    b = await bench.start("b", offset_ns=5 * MS, mesh=mesh("a", bench.addresses["a"]["mesh"], key=bench.root / "key"))
     told = await until(lambda: b.status()["offset_ns"] is not None and b.status(), "a bound")
     assert told["lower_ns"] <= -5 * MS <= told["upper_ns"]
     assert told["reference"] == "node:a"
@@ -109,17 +113,18 @@ async def test_two_nodes_find_their_offset_and_follow_a_step(bench: Bench) -> No
 async def test_peers_are_found_by_a_dns_name_and_its_failure_is_said(bench: Bench) -> None:
     await bench.start("a", mesh=mesh("a"))
     port = bench.addresses["a"]["mesh"].rpartition(":")[2]
-    found = MeshConfig(listen="127.0.0.1:0", dns=f"localhost:{port}", interval=100 * MS, reference="a")
+    found = MeshConfig(listen="127.0.0.1:0", dns=f"localhost:{port}", interval=100 * MS, reference="a", key="none")
     b = await bench.start("b", offset_ns=5 * MS, mesh=found)
     told = await until(lambda: b.status()["offset_ns"] is not None and b.status(), "a bound")
     assert told["lower_ns"] <= -5 * MS <= told["upper_ns"]
-    lost = MeshConfig(listen="127.0.0.1:0", dns="no-such-name.invalid:9957", interval=100 * MS, reference="a")
+    nowhere = "no-such-name.invalid:9957"
+    lost = MeshConfig(listen="127.0.0.1:0", dns=nowhere, interval=100 * MS, reference="a", key="none")
     c = await bench.start("c", mesh=lost)
     await until(lambda: any("no-such-name.invalid" in line for line in c.status()["messages"]), "what is wrong")
 
 
 async def test_messages_travel_over_zeromq_alone(bench: Bench, short: Path) -> None:
-    off = MeshConfig(listen=None, interval=100 * MS, reference="a")
+    off = MeshConfig(listen=None, interval=100 * MS, reference="a", key="none")
     link = LinkConfig(transport="zmq", address=f"ipc://{short}/a.ipc")
     await bench.start("a", mesh=off, link=(link,))
     b = await bench.start(

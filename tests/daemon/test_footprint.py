@@ -47,6 +47,7 @@ def environment(directory: Path) -> dict[str, str]:
         "SKEWD_NODE__RUNTIME_DIR": str(directory),
         "SKEWD_NODE__STATE_DIR": str(directory),
         "SKEWD_MESH__LISTEN": "127.0.0.1:0",
+        "SKEWD_MESH__KEY": "none",
         "SKEWD_METRICS__LISTEN": "127.0.0.1:0",
     }
 

@@ -86,7 +86,7 @@ async def test_one_link_is_enough(bench: Bench, links: dict[str, LinkConfig]) ->
 async def test_a_broker_that_is_not_there_keeps_nobody_from_starting(bench: Bench) -> None:
     (port,) = free_ports(1)
     link = LinkConfig(transport="kafka", address=f"127.0.0.1:{port}", topic="t", direction="receive")
-    a = await bench.start("a", mesh=MeshConfig(listen=None, reference="a"), link=(link,))
+    a = await bench.start("a", mesh=MeshConfig(listen=None, reference="a", key="none"), link=(link,))
     said = await until(lambda: [line for line in a.status()["messages"] if "no Kafka broker answers" in line], "a word")
     assert said[0].startswith(f"link kafka 127.0.0.1:{port}: ")
     screen = render_status(a.status())
@@ -108,7 +108,7 @@ async def test_a_library_that_is_missing_is_one_line(
     monkeypatch.setitem(sys.modules, module, None)
     config = Config(
         node=NodeConfig(name="a", runtime_dir=bench.root / "a", state_dir=bench.root),
-        mesh=MeshConfig(listen=None),
+        mesh=MeshConfig(listen=None, key="none"),
         link=(link,),
     )
     with pytest.raises(StartError, match=says) as refused:

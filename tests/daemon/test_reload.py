@@ -58,7 +58,7 @@ def level() -> Iterator[None]:
 def config(root: Path, *sources: SourceConfig, peers: tuple[str, ...] = (), **more: Any) -> Config:
     return Config(
         node=NodeConfig(name="n", runtime_dir=root / "run", state_dir=root),
-        mesh=MeshConfig(listen="127.0.0.1:0", peers=peers, interval=50 * MS, reference="utc"),
+        mesh=MeshConfig(listen="127.0.0.1:0", peers=peers, interval=50 * MS, reference="utc", key="none"),
         metrics=MetricsConfig(listen=None),
         source=sources,
         **more,
@@ -66,11 +66,12 @@ def config(root: Path, *sources: SourceConfig, peers: tuple[str, ...] = (), **mo
 
 
 def test_what_a_running_daemon_takes_up() -> None:
-    before = Config()
+    udp: dict[str, Any] = {"listen": "127.0.0.1:0", "key": "none"}
+    before = Config(mesh=MeshConfig(**udp))
     wanted = Config(
         source=(SourceConfig(type="kernel"),),
         clock=ClockConfig(max_drift_ppm=50, max_uncertainty=5 * MS),
-        mesh=MeshConfig(peers=("127.0.0.1:9",), interval=7 * MS),
+        mesh=MeshConfig(peers=("127.0.0.1:9",), interval=7 * MS, **udp),
         check=CheckConfig(warning=7, critical=8),
         log=LogConfig(level="debug", format="json"),
     )
@@ -78,16 +79,23 @@ def test_what_a_running_daemon_takes_up() -> None:
     assert made.changed == ("clock.max_uncertainty", "source", "mesh.peers", "log.level")
     assert made.restart == ("clock.max_drift_ppm", "mesh.interval", "log.format")
     assert made.config.clock == ClockConfig(max_uncertainty=5 * MS)
-    assert made.config.mesh == MeshConfig(peers=("127.0.0.1:9",))
+    assert made.config.mesh == MeshConfig(peers=("127.0.0.1:9",), **udp)
     assert made.config.log == LogConfig(level="debug")
     assert (made.config.source, made.config.check) == (wanted.source, wanted.check)
     assert plan(wanted, wanted) == (wanted, (), ())
 
 
+def test_peers_that_are_the_first_wait_for_a_restart() -> None:
+    """Nothing is open to ask them by, and a node that asks for peers and hears none is not synchronized."""
+    made = plan(Config(), Config(mesh=MeshConfig(peers=("127.0.0.1:9",), key="none")))
+    assert made.restart == ("mesh.listen", "mesh.key", "mesh.peers")
+    assert made.config == Config()
+
+
 async def test_peers_sources_and_limits_change_while_it_runs(short: Path) -> None:
     there = Config(
         node=NodeConfig(name="o", runtime_dir=short / "o", state_dir=short),
-        mesh=MeshConfig(listen="127.0.0.1:0"),
+        mesh=MeshConfig(listen="127.0.0.1:0", key="none"),
         metrics=MetricsConfig(listen=None),
     )
     other = Daemon(there, VirtualClock(VirtualPage.create(None)))

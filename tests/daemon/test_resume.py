@@ -383,7 +383,7 @@ async def test_a_daemon_takes_up_what_the_one_before_left() -> None:
         def daemon(node: str, *peers: str, wander: int = 10, interval: int = 50 * MS) -> Daemon:
             config = Config(
                 node=NodeConfig(name=node, runtime_dir=root / node, state_dir=root),
-                mesh=MeshConfig(listen="127.0.0.1:0", peers=peers, interval=interval, reference="a"),
+                mesh=MeshConfig(listen="127.0.0.1:0", peers=peers, interval=interval, reference="a", key="none"),
                 metrics=MetricsConfig(listen=None),
                 clock=ClockConfig(max_wander_ppb_per_s=wander),
             )

@@ -22,6 +22,7 @@ from skewd.clock import HostClock, VirtualClock, VirtualPage
 from skewd.config import Config, DisciplineConfig, MeshConfig, MetricsConfig, NodeConfig
 from skewd.daemon import Daemon
 from skewd.kernel_clock import frequency_of
+from skewd.keys import generate_key_file
 from tests.waiting import LIMIT_S, until, wait_until
 
 MS = 1_000_000
@@ -32,6 +33,7 @@ SLEW = DisciplineConfig(mode="slew")
 def short() -> Iterator[Path]:
     """A directory with a path short enough for Unix sockets."""
     with tempfile.TemporaryDirectory(prefix="skd") as name:
+        generate_key_file(Path(name) / "key")
         yield Path(name)
 
 
@@ -41,8 +43,9 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(discipline, "ANNOUNCE_NS", 1_000 * MS)
 
 
-def mesh(*peers: str) -> MeshConfig:
-    return MeshConfig(listen="127.0.0.1:0", peers=peers, interval=250 * MS, reference="a")
+def mesh(root: Path, *peers: str) -> MeshConfig:
+    """With a key: by a mesh without one no clock is steered."""
+    return MeshConfig(listen="127.0.0.1:0", peers=peers, interval=250 * MS, reference="a", key_file=root / "key")
 
 
 def node(root: Path, name: str) -> NodeConfig:
@@ -53,7 +56,7 @@ def node(root: Path, name: str) -> NodeConfig:
 async def reference(short: Path) -> AsyncIterator[tuple[VirtualPage, str]]:
     """Node a: its clock's page, and its address."""
     page = VirtualPage.create(None)
-    config = Config(node=node(short, "a"), mesh=mesh(), metrics=MetricsConfig(listen=None))
+    config = Config(node=node(short, "a"), mesh=mesh(short), metrics=MetricsConfig(listen=None))
     async with Daemon(config, VirtualClock(page)).running() as addresses:
         yield page, addresses["mesh"]
 
@@ -71,7 +74,7 @@ async def test_a_daemon_leads_its_clock_to_the_reference(short: Path, reference:
     found = frequency_of(3_000)
     here.adjust(frequency=found)
     config = Config(
-        node=node(short, "b"), mesh=mesh(address), metrics=MetricsConfig(listen="127.0.0.1:0"), discipline=SLEW
+        node=node(short, "b"), mesh=mesh(short, address), metrics=MetricsConfig(listen="127.0.0.1:0"), discipline=SLEW
     )
     daemon = Daemon(config, VirtualClock(here))
     async with daemon.running():
@@ -105,7 +108,8 @@ async def test_a_daemon_leads_its_clock_to_the_reference(short: Path, reference:
 
 async def test_another_hand_is_said(short: Path, reference: tuple[VirtualPage, str]) -> None:
     here = VirtualPage.create(None, offset_ns=20 * MS, epoch_ns=10**15, steerable=True)
-    config = Config(node=node(short, "b"), mesh=mesh(reference[1]), metrics=MetricsConfig(listen=None), discipline=SLEW)
+    followed = mesh(short, reference[1])
+    config = Config(node=node(short, "b"), mesh=followed, metrics=MetricsConfig(listen=None), discipline=SLEW)
     daemon = Daemon(config, VirtualClock(here))
     async with daemon.running():
         await until(lambda: (daemon.status()["discipline"]["rate_ppb"] or 0) < -300_000, "that it steers")
@@ -122,7 +126,8 @@ async def test_what_cannot_steer_says_so_and_goes_on(
     short: Path, reference: tuple[VirtualPage, str], clock: str
 ) -> None:
     """A virtual clock without an emulated kernel; and this machine's, which no test may set (``conftest.py``)."""
-    config = Config(node=node(short, "b"), mesh=mesh(reference[1]), metrics=MetricsConfig(listen=None), discipline=SLEW)
+    followed = mesh(short, reference[1])
+    config = Config(node=node(short, "b"), mesh=followed, metrics=MetricsConfig(listen=None), discipline=SLEW)
     daemon = Daemon(config, VirtualClock(VirtualPage.create(None)) if clock == "virtual" else HostClock())
     async with daemon.running():
         told = daemon.status()
@@ -135,7 +140,8 @@ async def test_what_cannot_steer_says_so_and_goes_on(
 async def test_what_a_dead_daemon_left_is_undone_by_the_next(short: Path) -> None:
     here = VirtualPage.create(short / "page", steerable=True)
     here.adjust(frequency=77)
-    config = Config(node=node(short, "b"), mesh=mesh(), metrics=MetricsConfig(listen=None))  # not even steering itself
+    # Not even steering itself.
+    config = Config(node=node(short, "b"), mesh=mesh(short), metrics=MetricsConfig(listen=None))
     daemon = Daemon(config, VirtualClock(here))
     left = discipline.Left(daemon.node.boot.hex(), -5, (77,), 10_000)
     (short / "steering-b").write_bytes(discipline.encode(left))
@@ -169,6 +175,7 @@ def test_a_killed_daemon_is_restored_by_the_command(short: Path) -> None:
             "SKEWD_NODE__RUNTIME_DIR": f"{short}/{name}",
             "SKEWD_NODE__STATE_DIR": str(short),
             "SKEWD_MESH__LISTEN": "127.0.0.1:0",
+            "SKEWD_MESH__KEY_FILE": str(short / "key"),
             "SKEWD_MESH__INTERVAL": "500ms",
             "SKEWD_MESH__REFERENCE": "a",
             "SKEWD_MESH__PEERS": json.dumps(peers),
