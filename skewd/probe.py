@@ -5,8 +5,8 @@ same packets and with the same arithmetic as the daemon's. So one question goes 
 (``REPEAT_S``), and the first answer that proves something ends it. Where the address names no port, both kinds are
 asked at their usual ports; where it names an unusual one, both there.
 
-A peer believes nothing of what this says about itself: it answers a stranger who holds the mesh's key, and forgets
-it. So a probe leaves no trace in a mesh but a count of messages.
+A peer believes nothing of what this says about itself, under a key that is made up for the moment: it answers a
+stranger who holds the mesh's key, and forgets it. So a probe leaves no trace in a mesh but a count of messages.
 
 Limits: UDP; at most ``ADDRESSES_MAX`` of a name's addresses; user-space stamps. The whole takes at most the time
 limit and the reading of one datagram, whatever a resolver or a server does.
@@ -14,6 +14,7 @@ limit and the reading of one datagram, whatever a resolver or a server does.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import secrets
@@ -28,8 +29,10 @@ from skewd.background import within
 from skewd.clock import Clock, read_wall
 from skewd.keys import MeshKey
 from skewd.links.protocol import LinkProtocol, Self
+from skewd.member_keys import MemberKeys
 from skewd.ports import format_address, is_loopback, split_address
 from skewd.probe_view import Finding, NoProof, from_ntp, from_peer
+from skewd.records import MeshExtraMissing, private_key
 from skewd.sources import ntp_wire
 from skewd.wall import WallMap
 
@@ -181,7 +184,10 @@ def _link(wall: WallMap, key: MeshKey | None, drift_ppm: int, wander_ppb_per_s: 
         max_drift_ppm=drift_ppm,
         max_wander_ppb_per_s=wander_ppb_per_s,
     )
-    return LinkProtocol(link="probe", key=key, describe=lambda: me, random=os.urandom)
+    keys = None
+    with contextlib.suppress(MeshExtraMissing):  # without the package it asks as the version before does
+        keys = MemberKeys(me.name, private_key(secrets.token_bytes(32)))
+    return LinkProtocol(link="probe", key=key, describe=lambda: me, random=os.urandom, member_keys=keys)
 
 
 def _first_proof(

@@ -53,6 +53,7 @@ from typing import NamedTuple
 from skewd.bounds.compose import clock_tag
 from skewd.bounds.confirm import spread
 from skewd.records import SIGNATURE_BYTES, Record, RecordError, bundle, decode, peek_owner, unbundle, verify
+from skewd.records import VERSION as RECORD_VERSION
 
 OWN_EVERY = 4
 OWN_EVERY_OF_MANY = 8
@@ -284,7 +285,10 @@ class RecordStore:
         try:
             record = decode(data)
         except RecordError:
-            return Refused(Reason.MALFORMED)
+            news = None
+            if data[:1] and data[0] > RECORD_VERSION:
+                news = f"{sender} passes on records of version {data[0]}, newer than this node reads; upgrade this node"
+            return Refused(Reason.MALFORMED, news)
         owner = record.owner
         if owner == self.own_name:
             return self._come_back(record, data, now_ns)

@@ -66,7 +66,8 @@ Proofs = Annotated[tuple[tuple[bool, _Raw, _Scale], ...], msgspec.Meta(max_lengt
 """(upper, local_ns, limit_ns) each: :class:`~skewd.bounds.pair.Proof`."""
 
 
-class KeptPeer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+# A field that is not known is passed over: a later version may add some. What changes a meaning changes the magic word.
+class KeptPeer(msgspec.Struct, frozen=True):
     """One peer: which raw clock of it, its declared limits, when it was last heard, and the half-planes."""
 
     name: Annotated[str, msgspec.Meta(max_length=63)]
@@ -78,7 +79,7 @@ class KeptPeer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     proofs: Proofs
 
 
-class KeptSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class KeptSource(msgspec.Struct, frozen=True, omit_defaults=True):
     """One source of UTC, by what it is configured as."""
 
     name: str
@@ -89,7 +90,7 @@ class KeptSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     smear: bool = False
 
 
-class Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class Kept(msgspec.Struct, frozen=True, omit_defaults=True):
     """Everything, and the clock that it is about."""
 
     node: str

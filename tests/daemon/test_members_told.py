@@ -24,9 +24,10 @@ from skewd.links import wire
 from skewd.links.protocol import LinkProtocol, Proofs, Self
 from skewd.links.udp import UdpLink
 from skewd.member_keys import MemberKeys
+from skewd.probe import probe
 from skewd.records import private_key
 from skewd.wall import WallMap
-from tests.waiting import until
+from tests.waiting import LIMIT_S, until
 
 MS = 1_000_000
 INTERVAL_NS = 50 * MS
@@ -245,3 +246,17 @@ async def test_without_the_package_a_mesh_is_one_clear_line(
     monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives.asymmetric.ed25519", None)
     with pytest.raises(StartError, match=r"pip install 'skewd\[mesh\]'"):
         await world.start("n", "127.0.0.1:9")
+
+
+@pytest.mark.parametrize("oldest", [2, 3])
+async def test_a_probe_is_answered_and_leaves_no_trace(world: World, oldest: int) -> None:
+    daemon, listen = await world.start("n", oldest_protocol=oldest)
+    clock = VirtualClock(VirtualPage.create(None))
+    finding = await asyncio.to_thread(
+        probe, listen, clock, kind="peer", key=world.keys.sending, drift_ppm=100, wander_ppb_per_s=10, timeout_s=LIMIT_S
+    )
+    assert finding.name == "n"
+    assert daemon.status()["peers"] == []
+    assert daemon._member_keys is not None
+    assert daemon._member_keys.pins() == {}
+    assert not {code for code, _ in codes(daemon)} & {"old-protocol", "version-mismatch"}
