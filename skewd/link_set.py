@@ -44,6 +44,10 @@ TRIES = 4
 _REFUSED = {
     "wrong_key": ("messages came with another mesh key", "all nodes of a mesh share one ([mesh] key_file)"),
     "bad_mac": ("messages failed authentication", "they were altered, or made with another key"),
+    "malformed": (
+        "messages of a member were refused: they say what no clock shows, or what no message can",
+        "see link_malformed in the log for its address; then what is wrong with that node's clocks, or with the node",
+    ),
 }
 """What is refused and what a person can do about it: code, text, remedy."""
 

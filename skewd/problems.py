@@ -113,6 +113,7 @@ CODES: dict[str, Code] = {
     "leap-announced": Code(_I, "a leap second is announced; around it the bound is as wide as both readings of UTC"),
     "link-down": Code(_W, "a link does not work"),
     "link-fault": Code(_W, "skewd failed by its own fault in a message of a link; the message is dropped"),
+    "malformed": Code(_W, "an authentic message said what no clock shows, or what no message can; it was refused"),
     "member-convicted": Code(_W, "a member lies about clocks and is left out"),
     "members-disputed": Code(_W, "members contradict each other, and nobody can be named"),
     "members-unvouched": Code(_W, "too few members vouch for some, so what those say does not count here"),

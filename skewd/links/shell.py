@@ -27,6 +27,7 @@ _LATER = 0.02  # of an interval: who was brought on leaves the next beginning to
 _ADVICE = {
     "wrong_key": "another mesh key: give both nodes the same [mesh] key_file",
     "bad_mac": "altered on the way, or made with another secret",
+    "malformed": "authentic, but says what no clock shows: see what is wrong with that node, or with its clocks",
     "bad_version": "another version of the protocol: upgrade the older node",
     "duplicate_name": "another node has this node's name: give each its own [node] name",
     "too_many_peers": "the table of peers is full: new peers are not measured",

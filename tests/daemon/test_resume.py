@@ -21,7 +21,7 @@ from skewd.daemon import Daemon
 from skewd.interval import Interval
 from skewd.kernel_clock import RawFacts
 from skewd.node import Node
-from skewd.resume import Kept
+from skewd.resume import Kept, KeptPeer
 from skewd.state_file import StateFile
 from tests.daemon.test_node import SECOND, Clocks, Mesh
 from tests.waiting import until
@@ -95,6 +95,25 @@ def test_a_valid_digest_over_something_else_is_refused() -> None:
 
     for body in (b"", msgspec.msgpack.encode({"node": "a"}), msgspec.msgpack.encode([1, 2])):
         assert resume.decode(b"skewdbd1" + hashlib.blake2s(body, digest_size=16).digest() + body) is None
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"at_raw_ns": (1 << 60) + 1},
+        {"raw_era": -1},
+        {"max_drift_ppm": float("nan")},
+        {"suspended_ns": (-(1 << 63), 0)},
+        {"peers": (KeptPeer("b", bytes(16), 1, 100, 10, 0, ((True, 0, (1 << 63) - 1),)),)},
+        {"peers": (KeptPeer("b", bytes(16), 1, 100, 10, 0, ((True, -(1 << 63), 0),)),)},
+        {"peers": (KeptPeer("b", bytes(16), 1 << 32, 100, 10, 0, ()),)},
+        {"peers": (KeptPeer("b", bytes(16), 1, 1e300, 10, 0, ()),)},
+    ],
+    ids=str,
+)
+def test_what_no_clock_shows_is_not_taken_up_again(more: dict[str, Any]) -> None:
+    # As a version before this one kept it, of a member that said so.
+    assert resume.decode(resume.encode(kept(**more))) is None
 
 
 def test_it_cannot_grow_without_limit() -> None:

@@ -661,6 +661,24 @@ class Outside:
         self.sock.settimeout(0.02)
 
 
+def rubbish(path: Path, choose: random.Random) -> None:
+    """What no HTTP client says, to the local API."""
+    said = choose.choice(
+        (
+            choose.randbytes(choose.randrange(1, 4000)),
+            b"GET /v1/status HTTP/1.1\r\n" + b"x" * choose.randrange(20_000),
+            b"POST /v1/now HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999999999999\r\n\r\n",
+            b"GET /" + b"%00" * 50 + b" HTTP/1.0\r\n\r\n",
+            b"GET /v1/status HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\n",
+        )
+    )
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(0.1)
+        client.connect(str(path))
+        client.sendall(said)
+        client.recv(100)
+
+
 def _free_port() -> int:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as found:
         found.bind(("127.0.0.1", 0))
@@ -690,6 +708,7 @@ def outside(directory: Path, seed: int, part: str, *, seconds: float, restart_s:
                     raise Broken(f"seed {seed}, part {part}: the daemon ended: {log}")
                 if time.monotonic() >= looked:
                     looked = time.monotonic() + 1
+                    rubbish(directory / "run" / "skewd.sock", world.choose)
                     if looked > warm and process.poll() is None:
                         during.append(resident_bytes(process.pid))
                     with contextlib.suppress(NoDaemonError, SlowDaemonError):

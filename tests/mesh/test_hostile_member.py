@@ -17,7 +17,7 @@ from skewd.api_client import NoDaemonError, SlowDaemonError, get_now, get_status
 from skewd.bounds.carry import Claim
 from skewd.bounds.history import Status
 from skewd.bounds.pair import PairBound
-from skewd.config import SourceConfig
+from skewd.config import ClockBoundConfig, DisciplineConfig, SourceConfig
 from skewd.daemon import Daemon
 from skewd.election import Election, Timescale
 from skewd.interval import Interval
@@ -25,8 +25,10 @@ from skewd.knots import Knots
 from skewd.links.protocol import Self
 from skewd.node import Node
 from skewd.publish import prometheus
+from skewd.publish.for_clockbound import ClockBoundPublisher
 from skewd.publish.segment import NAME, SegmentReader
 from skewd.records import Record, RecordError
+from skewd.steering import Steering
 from tests.daemon.test_daemon import MS, Bench, mesh
 from tests.mesh.hostile_values import I64_MAX, I64_MIN, S, forced
 from tests.mesh.member_fuzz import EVIL, PARTS, Hostile, Outside, inside
@@ -107,6 +109,7 @@ def test_a_reference_that_says_what_no_clock_shows_ends_nobody(short: Path, said
                 assert process.poll() is None, (short / "log").read_text()
                 world.speak_now()
                 limit.check()
+            assert "malformed" in [one["code"] for one in status["problems"]]
             assert status["problems"] == [one for one in status["problems"] if not one["code"].endswith("-fault")]
             assert get_now(socket_path)["reference"] in (None, f"node:{EVIL}")
     assert "Traceback" not in (short / "log").read_text()
@@ -287,6 +290,30 @@ async def test_a_fault_in_what_a_source_says_leaves_the_source_out(
         assert not daemon.ticker.done()
     finally:
         transport.close()
+
+
+async def test_a_fault_of_the_steering_ends_it_and_nothing_else(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Steering, "look", broken)
+    await bench.start("a", mesh=mesh("a"))
+    b = await bench.start("b", mesh=mesh("a", bench.addresses["a"]["mesh"]), discipline=DisciplineConfig(mode="slew"))
+    await until(lambda: b.status()["offset_ns"] is not None, "a bound")
+    assert problem(b, "internal-fault", "look") is not None
+    assert b.status()["discipline"]["state"] == "stopped"
+    assert not b.ticker.done()
+
+
+async def test_a_fault_of_the_clockbound_publisher_leaves_knots(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ClockBoundPublisher, "publish", broken)
+    await bench.start("a", mesh=mesh("a"))
+    clients = ClockBoundConfig(enabled=True, directory=bench.root / "cb")
+    b = await bench.start("b", mesh=mesh("a", bench.addresses["a"]["mesh"]), clockbound=clients)
+    reader = SegmentReader(bench.root / "b" / NAME)
+    await until(lambda: (knot := reader.latest) is not None and knot.bound is not None, "a bound")
+    assert b.status()["faults"]["clockbound"] >= 1
+    codes = {one["code"] for one in b.status()["problems"]}
+    assert "internal-fault" in codes
+    assert codes & {"clockbound-unknown", "clockbound-off"}
+    assert not b.ticker.done()
 
 
 async def test_a_fault_that_repeats_is_said_once(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
