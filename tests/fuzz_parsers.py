@@ -431,7 +431,8 @@ def use_config(data: bytes) -> None:
 
 
 def use_environment(data: bytes) -> None:
-    parse_config(None, None, {"SKEWD_MESH__PEERS": data.decode("utf-8", "surrogateescape"), "SKEWD_NODE__NAME": "x"})
+    peers = data.decode("utf-8", "surrogateescape")
+    parse_config(None, None, {"SKEWD_MESH__PEERS": peers, "SKEWD_MESH__KEY": "none", "SKEWD_NODE__NAME": "x"})
 
 
 def use_status(data: bytes) -> None:
