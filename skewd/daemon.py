@@ -46,6 +46,7 @@ from skewd.link_set import UDP, LinkSet
 from skewd.links.protocol import Proofs
 from skewd.links.wire import VERSION
 from skewd.logs import aloud, set_level
+from skewd.loop_facts import LoopFacts
 from skewd.membership import Membership, new_plan
 from skewd.node import Node
 from skewd.ports import format_address, split_address
@@ -180,6 +181,7 @@ class Daemon:
         self._early_ns = 0
         self._said: tuple[str, str | None] | None = None
         self._changes = ProblemLog(self._log)
+        self._loop = LoopFacts()
         self._writer: SegmentWriter | None = None
         self._segment_problem: Problem | None = None
         self._next_knot_ns = 0
@@ -254,7 +256,9 @@ class Daemon:
             sources=self._sources.told(known.sources),
             links=self._links.rows(),
             mesh=None if self._member is None else self._member.told(now),
+            peers_configured=len(self._configured_peers()),
             clock=self._clock_row(),
+            loop=self._loop.told(now),
             metrics=self._metrics_address,
             version=skewd.__version__,
             found=self._sources.found,
@@ -302,6 +306,11 @@ class Daemon:
         found += self._keeping.problems()
         found += [problem for problem in (self._segment_problem, self._frequency_left) if problem is not None]
         return found
+
+    def _configured_peers(self) -> frozenset[str]:
+        """Everybody that the configuration says to ask, with what its DNS name has now."""
+        over_udp = frozenset(self.config.mesh.peers) if self._discovery is None else self._discovery.candidates
+        return over_udp.union(*(link.peers for link in self.config.link))
 
     def _mesh_problems(self, now_raw_ns: int) -> list[Problem]:
         found = [] if self._member_keys is None else self._member_keys.problems(now_raw_ns)
@@ -660,8 +669,10 @@ class Daemon:
         watchdog_ns = sd_notify.watchdog_interval_ns()
         next_watchdog_ns = next_minute_ns = next_source_ns = 0
         while True:
+            begun = time.monotonic_ns()
             self.tick()
             now = time.monotonic_ns()
+            self._loop.late(now - begun, now)
             if watchdog_ns is not None and now >= next_watchdog_ns:
                 next_watchdog_ns = now + watchdog_ns
                 sd_notify.notify("WATCHDOG=1")
@@ -697,13 +708,16 @@ class Daemon:
     async def _pausing(self, longest_s: float) -> None:
         """Until the next look at the clocks is due, or a message has woken this process late enough to take it now."""
         loop = asyncio.get_running_loop()
-        self._early_ns = time.monotonic_ns() + round(longest_s * EARLY * 1e9)
+        begun_ns = time.monotonic_ns()
+        self._early_ns = begun_ns + round(longest_s * EARLY * 1e9)
         self._pause = loop.create_future()
         timer = loop.call_later(longest_s, _over, self._pause)
         try:
             await self._pause
         finally:
             timer.cancel()
+        now_ns = time.monotonic_ns()
+        self._loop.late(now_ns - begun_ns - round(longest_s * 1e9), now_ns)
 
     def tick(self) -> None:
         """Reads the clocks; publishes at once after a step, and otherwise when a knot is due.
@@ -768,6 +782,7 @@ class Daemon:
         knot = self.node.knot(now)
         if knot is not None:
             self._writer.publish(knot)
+        self._loop.published(knot, now)
         for better in self.node.tightened():
             self._writer.tighten(better)
 
@@ -778,6 +793,7 @@ class Daemon:
         knot = self.node.no_knot(self.clock.raw_ns())
         if knot is not None:
             self._writer.publish(knot)
+            self._loop.published(knot, knot.raw_ns)
         self._writer.heartbeat(self._facts.suspended_ns.hi)
         if self._clockbound is not None:
             self._clockbound.unknown()

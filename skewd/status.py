@@ -88,6 +88,12 @@ class _Bounded(msgspec.Struct, frozen=True):
         return Interval(self.lower_ns, self.upper_ns)
 
     @property
+    def farthest_ns(self) -> int | None:
+        """The largest distance from the offset that is applied to an end of the bound."""
+        bound, applied = self.bound, self.applied_ns
+        return None if bound is None or applied is None else bound.farthest(applied)
+
+    @property
     def applied_ns(self) -> int | None:
         """The offset that the daemon applies, or the middle where it names none or one outside its own bound."""
         bound = self.bound
@@ -212,6 +218,27 @@ class ClockRow(msgspec.Struct, frozen=True):
     kernel: KernelRow | None = None
 
 
+class WidthsRow(msgspec.Struct, frozen=True):
+    """How wide the published bounds on the present reference were: a count for each width up to ``le_ns``, and one for
+    all that were wider."""
+
+    reference: str | None = None
+    le_ns: list[int] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
+    sum_ns: int = 0
+
+
+class LoopRow(msgspec.Struct, frozen=True):
+    """How the daemon itself is doing (``loop_facts.py``)."""
+
+    lag_s: float | None = None
+    """The longest that anything waited for the loop within the last minute or two."""
+    publish_age_s: float | None = None
+    reference_changed_s: float | None = None
+    """How long ago the reference, or its epoch, became another one."""
+    widths: WidthsRow | None = None
+
+
 class ConfigRow(msgspec.Struct, frozen=True):
     """What became of the configuration when it was last read."""
 
@@ -248,6 +275,12 @@ class NodeStatus(_Bounded, frozen=True, kw_only=True):
     path: list[list[str]] = field(default_factory=list)
     peers: list[PeerRow] = field(default_factory=list)
     peers_left_out: int = 0
+    peers_configured: int | None = None
+    """Addresses that are to be asked: of ``[mesh] peers``, what ``[mesh] dns`` has, and the peers of each link."""
+    peers_heard: int | None = None
+    """Peers that this node has heard itself, and not forgotten (15 minutes)."""
+    peers_bounded: int | None = None
+    """Those of them on whose clock it has a bound."""
     sources: list[SourceRow] = field(default_factory=list)
     links: list[LinkRow] = field(default_factory=list)
     mesh: MeshRow | None = None
@@ -258,6 +291,7 @@ class NodeStatus(_Bounded, frozen=True, kw_only=True):
     messages: list[str] = field(default_factory=list)
     """The problems as lines, for command lines of before."""
     clock: ClockRow | None = None
+    loop: LoopRow | None = None
     metrics: str | None = None
     version: str | None = None
     found: str | None = None

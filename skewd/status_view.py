@@ -200,10 +200,25 @@ def _sources(status: NodeStatus) -> list[str]:
         ("type", lambda row: _word(row.type) + (" (found)" if row.configured is False else "")),
         ("offset", lambda row: _signed(row)),
         ("bound", lambda row: _uncertainty(row)),
+        ("best RTT", lambda row: _short(row.rtt_min_ns)),
+        ("root", lambda row: _root(row)),
         ("heard", lambda row: _age(row.age_s)),
+        ("answers", lambda row: _answers(row)),
         ("state", lambda row: _word(row.state)),
     ]
     return _table(status.sources, columns, "no sources of UTC; [[source]] adds one")
+
+
+def _root(row: SourceRow) -> str:
+    """How far from UTC its server may be and how many servers from a reference clock, by its own account."""
+    stratum = "" if row.stratum is None else f" (stratum {row.stratum})"
+    return f"{_short(row.root_distance_ns)}{stratum}"
+
+
+def _answers(row: SourceRow) -> str:
+    """``40 of 42`` questions gave a bound; questions to which there was nothing new are left out."""
+    asked = sum(row.answers.values()) - row.answers.get("unchanged", 0)
+    return f"{row.answers.get('used', 0)} of {asked}" if asked > 0 else _UNKNOWN
 
 
 def _peers(status: NodeStatus) -> list[str]:

@@ -11,18 +11,19 @@ to 1e-16 of their size.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from skewd.bounds.compose import FIRST_HAND
 from skewd.bounds.history import Status
 from skewd.discipline import State
-from skewd.status import DisciplineRow, MeshRow, NodeStatus, PeerRow, decode
+from skewd.status import DisciplineRow, LoopRow, MeshRow, NodeStatus, PeerRow, SourceRow, decode
 
 Told = NodeStatus | Mapping[str, Any]
 
@@ -50,11 +51,17 @@ class NodeCollector(Collector):
         yield from self._peers(told.peers)
         if told.mesh is not None:
             yield from self._mesh(told.mesh)
-        states = GaugeMetricFamily("skewd_source_state", "1 for the state a source is in.", labels=["source", "state"])
-        for source in told.sources:
-            for state in SOURCE_STATES:
-                states.add_metric([source.name or "", state], float(source.state == state))
-        yield states
+        for name, count, text in (
+            ("configured", told.peers_configured, "Addresses of peers that are to be asked, by list, DNS and links."),
+            ("heard", told.peers_heard, "Peers that this node has heard itself within 15 minutes."),
+            ("bounded", told.peers_bounded, "Those of them on whose clock this node has a bound."),
+        ):
+            if count is not None:
+                yield GaugeMetricFamily(f"skewd_peers_{name}", text, value=float(count))
+        yield from self._sources(told.sources)
+        yield self._dropped_stamps(told)
+        if told.loop is not None:
+            yield from self._loop(told.loop)
         eras = CounterMetricFamily(
             "skewd_clock_eras", "Discontinuities of this node's clocks seen, the start included."
         )
@@ -138,6 +145,7 @@ class NodeCollector(Collector):
             ("skewd_peer_offset_seconds", "applied_ns", "Peer's wall clock minus this node's, middle of the bound."),
             ("skewd_peer_offset_lower_seconds", "lower_ns", "Lower end of the bound on the peer's offset."),
             ("skewd_peer_offset_upper_seconds", "upper_ns", "Upper end of the bound on the peer's offset."),
+            ("skewd_peer_uncertainty_seconds", "farthest_ns", "Largest distance from the offset to either end."),
             ("skewd_peer_rtt_min_seconds", "rtt_min_ns", "Smallest round trip of the last minute."),
         ):
             family = GaugeMetricFamily(name, text, labels=["peer"])
@@ -161,6 +169,92 @@ class NodeCollector(Collector):
             first_hand.add_metric([peer.name or ""], float(peer.trust == FIRST_HAND))
         yield exchanged
         yield first_hand
+
+    def _sources(self, sources: list[SourceRow]) -> Iterable[Metric]:
+        now = self._wall_seconds()
+        for name, key, scale, text in (
+            (
+                "offset_seconds",
+                "applied_ns",
+                1e9,
+                "UTC by this source minus this node's clock, middle of the bound.",
+            ),
+            ("offset_lower_seconds", "lower_ns", 1e9, "Lower end of the bound by this source."),
+            ("offset_upper_seconds", "upper_ns", 1e9, "Upper end of the bound by this source."),
+            ("uncertainty_seconds", "farthest_ns", 1e9, "Largest distance from the offset to either end."),
+            ("rtt_seconds", "rtt_min_ns", 1e9, "Smallest round trip of the last minute."),
+            (
+                "root_distance_seconds",
+                "root_distance_ns",
+                1e9,
+                "How far from UTC its server is at most, by its word.",
+            ),
+            ("stratum", "stratum", 1, "Servers between it and a reference clock, by its word."),
+        ):
+            family = GaugeMetricFamily(f"skewd_source_{name}", text, labels=["source"])
+            for source in sources:
+                value = getattr(source, key)
+                if value is not None:
+                    family.add_metric([source.name or ""], value / scale)
+            yield family
+        heard = GaugeMetricFamily(
+            "skewd_source_last_answer_timestamp_seconds",
+            "When the source last told something of UTC, Unix time.",
+            labels=["source"],
+        )
+        states = GaugeMetricFamily("skewd_source_state", "1 for the state a source is in.", labels=["source", "state"])
+        answers = CounterMetricFamily(
+            "skewd_source_answers", "Questions to the source by how they ended.", labels=["source", "outcome"]
+        )
+        for source in sources:
+            if source.age_s is not None:
+                heard.add_metric([source.name or ""], now - source.age_s)
+            for state in SOURCE_STATES:
+                states.add_metric([source.name or "", state], float(source.state == state))
+            for outcome, count in source.answers.items():
+                answers.add_metric([source.name or "", outcome], count)
+        yield from (heard, states, answers)
+
+    @staticmethod
+    def _dropped_stamps(told: NodeStatus) -> Metric:
+        family = CounterMetricFamily(
+            "skewd_stamps_dropped",
+            "Stamps of the kernel that could not be believed, so that user space's were used.",
+            labels=["by"],
+        )
+        for link in told.links:
+            if (count := link.counters.get("kernel_unusable")) is not None:
+                family.add_metric([f"{link.transport} {link.address}"], count)
+        for source in told.sources:
+            if (count := source.counters.get("kernel_unusable")) is not None:
+                family.add_metric([source.name or ""], count)
+        return family
+
+    def _loop(self, loop: LoopRow) -> Iterable[Metric]:
+        for name, value, text in (
+            ("skewd_loop_lag_seconds", loop.lag_s, "Longest wait for the daemon's loop in the last minute or two."),
+            ("skewd_publish_age_seconds", loop.publish_age_s, "Time since a bound was last published."),
+        ):
+            if value is not None:
+                yield GaugeMetricFamily(name, text, value=value)
+        widths = loop.widths
+        if loop.reference_changed_s is not None and widths is not None:
+            changed = GaugeMetricFamily(
+                "skewd_clock_reference_changed_timestamp_seconds",
+                "When the reference, or its epoch, last became another one, Unix time.",
+                labels=["reference"],
+            )
+            changed.add_metric([widths.reference or ""], self._wall_seconds() - loop.reference_changed_s)
+            yield changed
+        if widths is not None:
+            ends = [*(repr(end / 1e9) for end in widths.le_ns), "+Inf"]
+            histogram = HistogramMetricFamily(
+                "skewd_clock_bound_width_seconds", "Widths of the bounds as published.", labels=["reference"]
+            )
+            sums = itertools.accumulate(widths.counts)
+            buckets = list(zip(ends, map(float, sums), strict=True))
+            histogram.add_metric([widths.reference or ""], buckets, sum_value=widths.sum_ns / 1e9)
+            yield histogram
 
     @staticmethod
     def _mesh(mesh: MeshRow) -> Iterable[Metric]:

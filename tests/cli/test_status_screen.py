@@ -45,9 +45,9 @@ what is wrong, and what to do
   ! 2 messages came with another mesh key
     -> all nodes of a mesh share one ([mesh] key_file)
 
-source  type  offset    bound      heard       state
-near    ntp   +1.20 ms  +-0.43 ms  71.0 s ago  truechimer
-far     ntp   -         -          -           unreachable
+source  type  offset    bound      best RTT  root              heard       answers   state
+near    ntp   +1.20 ms  +-0.43 ms  800us     12us (stratum 1)  71.0 s ago  40 of 42  truechimer
+far     ntp   -         -          -         -                 -           -         unreachable
 
 peer      address        offset     bound      best RTT  drift     heard      trust       state
 producer  10.0.0.7:9957  -5.002 ms  +-0.09 ms  200us     +1.2 ppm  0.3 s ago  first-hand  synchronized
@@ -138,7 +138,9 @@ def everything() -> dict[str, Any]:
         "era": 3,
         "uptime_s": 36_100.0,
         "sources": [
-            {**near, "age_s": 71.0, "state": "truechimer", "assumptions": observed("unknown")},
+            {**near, "age_s": 71.0, "rtt_min_ns": 800_000, "root_distance_ns": 12_000, "stratum": 1}
+            | {"state": "truechimer", "answers": {"used": 40, "timeout": 2, "unchanged": 7}}
+            | {"assumptions": observed("unknown")},
             {"name": "far", "type": "ntp", "offset_ns": None, "lower_ns": None, "upper_ns": None, "age_s": None}
             | {"state": "unreachable"},
         ],
@@ -247,7 +249,7 @@ def test_sources_and_links_have_their_tables() -> None:
     source = {"name": "near", "type": "ntp", "lower_ns": -5, "upper_ns": 7, "offset_ns": 1, "state": "truechimer"}
     link = {"transport": "udp", "address": "127.0.0.1:9957", "counters": {"bad_mac": 0}}
     screen = render_status(status_of(0, 9, sources=[source], links=[link]))
-    assert "near    ntp   +1 ns   +-6 ns  -      truechimer" in screen
+    assert "near    ntp   +1 ns   +-6 ns  -         -     -      -        truechimer" in screen
     assert "udp   127.0.0.1:9957  up     -         0" in screen
 
 
