@@ -52,7 +52,6 @@ from skewd.daemon import Daemon
 from skewd.election import Timescale
 from skewd.interval import Interval
 from skewd.keys import KeyFile, KeyRing, generate_key_file
-from skewd.links import protocol as protocol_module
 from skewd.links import wire
 from skewd.links.protocol import LinkProtocol, Self, Timebases
 from skewd.member_keys import MemberKeys
@@ -164,7 +163,7 @@ class Peer:
         if self.hostile is None:
             return contextlib.nullcontext()
         # Wherever the drafts are made: the protocol asks the wire for them by its module.
-        return mock.patch.object(protocol_module.wire, "draft", self.hostile.drafting(wire.draft))
+        return mock.patch.object(wire, "draft", self.hostile.drafting(wire.draft))
 
     def ask(self, address: str) -> bytes:
         with self.speaking():
@@ -479,7 +478,7 @@ class Inside:
                 self.evil.born()
         for _ in range(choose.randrange(1, 6)):
             kind = choose.random()
-            with contextlib.suppress(_UNWRITABLE):
+            with contextlib.suppress(*_UNWRITABLE):
                 if kind < 0.4:
                     self.asked_by_victim(self.evil)
                 elif kind < 0.9:
@@ -492,7 +491,7 @@ class Inside:
                 self.to_victim(peer.ask(VICTIM), peer)
                 self.asked_by_victim(peer)
                 self._between(peer, self.honest[0] if peer is self.honest[1] else self.honest[1])
-                with contextlib.suppress(_UNWRITABLE):
+                with contextlib.suppress(*_UNWRITABLE):
                     self._between(peer, self.evil)
             for peer in (*self.honest, self.evil):
                 with contextlib.suppress(*(_UNWRITABLE if peer is self.evil else ())):
