@@ -35,6 +35,19 @@ async def test_a_loop_that_does_not_turn_keeps_the_limit_waiting() -> None:
     await until(lambda: taken[-1] == 7)
 
 
+async def test_what_can_not_be_taken_holds_up_nothing_behind_it() -> None:
+    told: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["exception"]))
+    taken: list[float] = []
+    handover = Handover(lambda number: taken.append(1 / number))
+    for number in (1, 0, 2):
+        handover.put(number)
+    await until(lambda: len(taken) == 2)
+    assert handover.put(4)
+    await until(lambda: taken == [1, 0.5, 0.25])
+    assert [type(error) for error in told] == [ZeroDivisionError]
+
+
 async def test_closed_takes_nothing_more() -> None:
     taken: list[int] = []
     handover = Handover(taken.append)
