@@ -54,7 +54,7 @@ CHECKED_PER_S = 500
 TOLD_NS = 60_000_000_000
 """For how long after the last such message a problem is told."""
 
-_TOLD_MAX = 32
+_TOLD_MAX = 16
 _P = 2**255 - 19
 _S = 1_000_000_000
 
@@ -135,6 +135,8 @@ class MemberKeys:
         self._began_ns: int | None = None
         self._old: OrderedDict[str, int] = OrderedDict()
         self._told: OrderedDict[tuple[str, str], tuple[int, Problem]] = OrderedDict()
+        # Apart, for anybody can send these.
+        self._versions: OrderedDict[tuple[str, str], tuple[int, Problem]] = OrderedDict()
         self.key_changes = 0
 
     def __len__(self) -> int:
@@ -310,13 +312,20 @@ class MemberKeys:
                 f"upgrade {'that' if older else 'this'} node; one version apart they understand each other",
             ),
             now_ns,
+            self._versions,
         )
 
-    def _tell(self, problem: Problem, now_ns: int) -> None:
-        self._told[problem.identity] = (now_ns, problem)
-        self._told.move_to_end(problem.identity)
-        if len(self._told) > _TOLD_MAX:
-            self._told.popitem(last=False)
+    def _tell(
+        self,
+        problem: Problem,
+        now_ns: int,
+        told: OrderedDict[tuple[str, str], tuple[int, Problem]] | None = None,
+    ) -> None:
+        told = self._told if told is None else told
+        told[problem.identity] = (now_ns, problem)
+        told.move_to_end(problem.identity)
+        if len(told) > _TOLD_MAX:
+            told.popitem(last=False)
 
     def pins(self) -> dict[str, bytes]:
         """The public keys that are to be kept, by name."""
@@ -324,7 +333,8 @@ class MemberKeys:
 
     def problems(self, now_ns: int) -> list[Problem]:
         """What is wrong now, or was within ``TOLD_NS``."""
-        told = [problem for at_ns, problem in self._told.values() if 0 <= now_ns - at_ns <= TOLD_NS]
+        noted = (*self._told.values(), *self._versions.values())
+        told = [problem for at_ns, problem in noted if 0 <= now_ns - at_ns <= TOLD_NS]
         lately_ns = max(TOLD_NS, self._silent_ns)
         told += [
             Problem(

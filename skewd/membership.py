@@ -254,8 +254,10 @@ class Membership:
         """Whoever is proven to have signed two things under one number."""
         proven = self.store.equivocal
         self._equivocal = frozenset(name for name, at in proven.items() if 0 <= now_raw_ns - at <= CONVICTED_NS)
+        if self._equivocal & records.keys() - self._convicted.keys():
+            self._compose_at_ns = None  # nothing goes over a convicted member's clock any more
         for name in self._equivocal & records.keys():
-            self._convicted[name] = max(proven[name], self._convicted.get(name, 0))
+            self._convicted[name] = max(proven[name], self._convicted.get(name, proven[name]))
 
     def _note_unconfirmed(self, records: Mapping[str, Record], timing: Timing, now_raw_ns: int) -> None:
         """Members that too few vouch for have no vote. But this node does not say over their heads that all agree."""

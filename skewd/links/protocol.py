@@ -603,7 +603,9 @@ class LinkProtocol:
             raise Refused("old_timebase")
         if request.receiver_key and request.receiver_key != message.public_key:
             raise Refused("unknown_nonce")
-        if message.public_key and not request.receiver_key and message.echoed_ns != request.sent_ns:
+        # An echo may also come where we did not introduce ourselves: somebody used our nonce to do it in our name.
+        echoed_ns = request.sent_ns if request.receiver_key and message.echoed_ns is None else message.echoed_ns
+        if message.public_key and echoed_ns != request.sent_ns:
             raise Refused("altered")
         peer = self._confirm(message, me, request.address, now_ns)
         self._requests.pop(message.answers)

@@ -112,6 +112,22 @@ class TestAnotherMember:
                     assert all(sent != S + 500 * MS for sent, _ in received.proofs.incoming)
         assert at_b.proofs is not None
 
+    def test_nor_can_a_nonce_of_a_s_be_used_to_introduce_it_anew(self) -> None:
+        """C swallows A's request and introduces A to B with the same nonce and a stamp of its own."""
+        a, b = acquainted()
+        assert a.member_keys is not None
+        exchange(b, a, 2 * S + MS)
+        nonce = wire.nonce_of(a.request("b", 3 * S))
+        identity = a.member_keys.identity(b"", KEY.secret)
+        false = forged(Kind.REQUEST, a, 3 * S + 500 * MS, nonce=nonce, identity=identity)
+        at_b = b.receive(false, "a", 3 * S + MS)
+        at_a = a.receive(b.reply(at_b, 3 * S + MS), "b", 3 * S + 2 * MS)
+        assert (nothing(at_a), at_a.error) == (True, "altered")
+        for second in (4, 5):
+            at_b, _ = exchange(a, b, second * S)
+            assert at_b.proofs is not None
+            assert all(sent != 3 * S + 500 * MS for sent, _ in at_b.proofs.incoming)
+
     def test_a_s_words_are_not_replaced_by_a_downgrade(self) -> None:
         """A's introduction, stripped of its identity: B takes it for a node of the version before, if it never met A;
         the first time that A gets through, that is over for good."""
