@@ -20,6 +20,9 @@ Sockets are read by our own callback on ZeroMQ's descriptor and stamped right af
 frame over one turn of the event loop later. That descriptor is edge-triggered: it must be drained until empty, and
 looked at again after each send.
 
+A peer's name is resolved here (``names.py``), again every half minute, and libzmq gets addresses: it would resolve in
+the one thread that carries all its connections, and wait for the resolver at the end.
+
 **CURVE.** What leaves this machine goes through CurveZMQ (Curve25519), with key pairs that every node derives from the
 mesh key: there is nothing to configure and no public key to hand round. A client's first message is sealed with the
 server's public key, which is never sent and known to members only, so:
@@ -62,7 +65,8 @@ from skewd.links.shell import OnProofs, RawClock, Schedule, Shell
 from skewd.links.threaded import Budget
 from skewd.links.unavailable import LinkUnavailable
 from skewd.links.wire import is_name
-from skewd.ports import ListenError, PortTaken, is_loopback, split_address
+from skewd.names import NAMES, is_numeric, why
+from skewd.ports import ListenError, PortTaken, format_address, is_loopback, split_address
 
 if TYPE_CHECKING:
     import zmq
@@ -89,6 +93,8 @@ _TRIES_PER_KEY = 3
 _STAMPS_PER_WINDOW = 20
 _REBIND_S = 0.05
 _REBIND_TRIES = 100
+_RESOLVE_AGAIN_S = 30.0
+_RESOLVE_RETRY_S = 2.0
 _S = 1_000_000_000
 
 
@@ -119,9 +125,13 @@ def _derived(key: MeshKey, purpose: bytes) -> CurvePair:
 
 @dataclass(slots=True)
 class _Dealer:
-    """A connection to another daemon, and the key that is tried on it (``None``: plain)."""
+    """A connection to another daemon, where to, and the key that is tried on it (``None``: plain).
 
-    sock: _Socket
+    Without a socket while nothing is known that its name resolves to.
+    """
+
+    sock: _Socket | None
+    endpoint: str
     key: MeshKey | None
     tries: int = 0
 
@@ -150,6 +160,8 @@ class ZmqLink:
         self._bound_key: MeshKey | None = None
         self._rebinding: asyncio.Task[None] | None = None
         self._dealers: dict[str, _Dealer] = {}
+        self._endpoints: dict[str, list[str]] = {}
+        self._resolving: list[asyncio.Task[None]] = []
         self._attached: OrderedDict[bytes, _Attached] = OrderedDict()
         self._task: asyncio.Task[None] | None = None
         self._closed = False
@@ -211,6 +223,7 @@ class ZmqLink:
                 "stamps_refused",
                 "handshakes_failed",
                 "keys_tried",
+                "unresolved",
             ),
         )
         link = cls(zmq.Context(), shell, interval_ns, _ring(keys))
@@ -249,7 +262,7 @@ class ZmqLink:
         if self._closed:
             return
         self._closed = True
-        tasks = [task for task in (self._task, self._rebinding) if task is not None]
+        tasks = [task for task in (self._task, self._rebinding, *self._resolving) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -323,8 +336,40 @@ class ZmqLink:
         )
 
     def _connect(self, address: str) -> None:
-        self._dealers[address] = self._dealer(address, self._ways_to(address)[0])
+        key = self._ways_to(address)[0]
+        host, port = ("", 0) if address.startswith("ipc://") else split_address(address.removeprefix("tcp://"))
+        if not host or is_numeric(host):
+            self._endpoints[address] = [address]
+            self._dealers[address] = self._dealer(address, address, key)
+        else:
+            self._endpoints[address] = []
+            self._dealers[address] = _Dealer(None, "", key)
+            resolving = asyncio.create_task(self._resolve(address, host, port), name=f"skewd-zmq-resolve-{host}")
+            self._resolving.append(resolving)
         self._schedule.add(address, asyncio.get_running_loop().time())
+
+    async def _resolve(self, address: str, host: str, port: int) -> None:
+        """Keeps one peer's endpoints current, for ever."""
+        while True:
+            try:
+                found = await NAMES.find(host, port, kind=socket.SOCK_STREAM)
+            except (OSError, UnicodeError) as error:
+                self._shell.count("unresolved")
+                self._shell.log.warning("link_peer_unresolved", about=address, peer=address, error=why(error))
+            else:
+                addresses = dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found)
+                # What is plain because its name stays here must stay here, whatever a resolver says.
+                near = [one for one in addresses if is_loopback(one) or not is_loopback(host)]
+                self._take_endpoints(address, [f"tcp://{format_address(one, port)}" for one in near])
+            await asyncio.sleep(_RESOLVE_AGAIN_S if self._endpoints[address] else _RESOLVE_RETRY_S)
+
+    def _take_endpoints(self, address: str, endpoints: list[str]) -> None:
+        self._endpoints[address] = endpoints
+        former = self._dealers[address]
+        if endpoints and former.endpoint not in endpoints:
+            if former.sock is not None:
+                former.sock.close()
+            self._dealers[address] = self._dealer(address, endpoints[0], former.key)
 
     def _ways_to(self, address: str) -> list[MeshKey | None]:
         """With which keys to try, in order; ``None`` is plain, which never leaves this machine."""
@@ -332,7 +377,7 @@ class ZmqLink:
             return [None]
         return [None, *self._keys] if _stays_here(address) else [*self._keys]
 
-    def _dealer(self, address: str, key: MeshKey | None) -> _Dealer:
+    def _dealer(self, address: str, endpoint: str, key: MeshKey | None) -> _Dealer:
         import zmq
 
         sock = self._context.socket(zmq.DEALER)
@@ -340,30 +385,33 @@ class ZmqLink:
         def take(frames: list[bytes], stamp: int) -> None:
             self._from_dealer(address, frames, stamp)
 
-        made = _Dealer(_Socket(sock, take, self._shell), key)
+        around = _Socket(sock, take, self._shell)
         # A request that waits for a connection is stale when it leaves: better none.
         sock.setsockopt(zmq.IMMEDIATE, 1)
         sock.setsockopt(zmq.IPV6, 1)
         sock.setsockopt(zmq.RECONNECT_IVL, 100)
         sock.setsockopt(zmq.RECONNECT_IVL_MAX, 5000)
         if key is not None:
-            made.sock.connect_with(key)
+            around.connect_with(key)
         try:
-            sock.connect(address)
+            sock.connect(endpoint)
         except zmq.ZMQError as error:
-            made.sock.close()
+            around.close()
             raise ValueError(f"'{address}' can't be connected to: {error.strerror}; write tcp://host:port") from None
-        return made
+        return _Dealer(around, endpoint, key)
 
-    def _try_next_key(self, address: str) -> None:
-        """Nobody has answered for a while: perhaps the other side has another key of the ring in front."""
+    def _try_next(self, address: str) -> None:
+        """Nobody has answered for a while: perhaps the other side has another key of the ring in front, or it is at
+        another address of its name.
+        """
         dealer = self._dealers[address]
-        ways = self._ways_to(address)
-        at = ways.index(dealer.key) + 1 if dealer.key in ways else 0
-        if len(ways) == 1 and dealer.key in ways:
+        ways = [(endpoint, key) for endpoint in self._endpoints[address] for key in self._ways_to(address)]
+        now = (dealer.endpoint, dealer.key)
+        at = ways.index(now) + 1 if now in ways else 0
+        if dealer.sock is None or not ways or (len(ways) == 1 and now in ways):
             return
         dealer.sock.close()
-        self._dealers[address] = self._dealer(address, ways[at % len(ways)])
+        self._dealers[address] = self._dealer(address, *ways[at % len(ways)])
         self._shell.count("keys_tried")
 
     # -- receiving
@@ -451,9 +499,11 @@ class ZmqLink:
             if entry is not None:
                 self._send(self._router, self.protocol.prepare(entry.address), entry.routing_id)
         elif isinstance(key, str):
+            if self._dealers[key].sock is None:
+                return  # its name has no address yet
             self._dealers[key].tries += 1
             if self._dealers[key].tries % (_TRIES_PER_KEY + 1) == 0:
-                self._try_next_key(key)
+                self._try_next(key)
             self._send(self._dealers[key].sock, self.protocol.prepare(key))
 
     def _send(self, sock: _Socket | None, build: Callable[[int], bytes], routing_id: bytes | None = None) -> None:

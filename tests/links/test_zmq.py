@@ -5,14 +5,17 @@ import contextlib
 import os
 import socket
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zmq
 import zmq.asyncio
 
 from skewd.keys import KeyNeeded, KeyRing, MeshKey
+from skewd.links import zmq as zmq_link
 from skewd.links.protocol import LinkProtocol, Proofs
 from skewd.links.zmq import (
     ASK_STAMP,
@@ -544,3 +547,39 @@ async def test_closing_twice(start: Start) -> None:
     await a.link.close()
     with contextlib.closing(socket.create_server(("127.0.0.1", int(address.rpartition(":")[2])))):
         pass
+
+
+async def test_names_are_resolved_side_by_side_and_libzmq_waits_for_none(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, found, over = HostTime(), socket.getaddrinfo, threading.Event()
+    told = ["127.0.0.9"]  # where nobody listens
+
+    def resolve(host: str, port: int, *more: Any, **options: Any) -> Any:
+        if host == "dead.test":
+            over.wait()
+        return found(told[0] if host == "alive.test" else host, port, *more, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    monkeypatch.setattr(zmq_link, "_RESOLVE_AGAIN_S", 0.05)
+    a, b = start("a", clock), start("b", clock)
+    try:
+        port = (await a.open(listen="tcp://0.0.0.0:0")).rpartition(":")[2]
+        await b.open("tcp://dead.test:9957", f"tcp://alive.test:{port}")
+        told[0] = "127.0.0.1"  # it has moved
+        await until(lambda: len(b.complete("a")) >= 3, "answers from where the name leads now")
+        await b.link.close()  # while the dead name is asked for
+    finally:
+        over.set()
+
+
+async def test_a_name_that_stays_here_is_never_connected_beyond(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    def resolve(host: str, port: int, *_: Any, **__: Any) -> Any:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.7", port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    b = start("b", HostTime())
+    await b.open("tcp://localhost:9957")
+    await asyncio.sleep(0)
+    await until(lambda: not [task for task in b.link._resolving if task.done()], "the name to be asked for")
+    assert b.link._dealers["tcp://localhost:9957"].sock is None
