@@ -736,9 +736,11 @@ class Daemon:
         stepped = set_by_hand = False
         facts = RawFacts(self._source, hostclock.suspended_ns(), self._machine.marker(), self._facts.shift_ns)
         reason = disturbance(self._facts, facts)
+        before_ns = self.node.wall.latest.raw_ns
         if reason is not None:
             self._log.warning(f"{reason}; every bound starts anew")
             self.node.on_raw_disturbed(read_wall(self.clock))
+            self._sources.wall_was_set(before_ns, disturbed=True)
             self._facts = facts
             stepped = True
         else:
@@ -747,7 +749,7 @@ class Daemon:
                 self._log.warning("the wall clock was stepped", by=format_duration(self.node.wall.last_step_ns or 0))
                 stepped = set_by_hand = True
                 if not self.clock.virtual:  # of that one no daemon of this machine speaks
-                    self._sources.wall_was_set()
+                    self._sources.wall_was_set(before_ns)
         steers = False
         with self._faults.guard("discipline", "look", self._steering_failed):
             steers = self._steering is not None and self._steering.look(self.clock.raw_ns(), set_by_hand)

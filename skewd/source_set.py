@@ -218,16 +218,16 @@ class SourceSet:
         pool = self._pools[address]
         return lambda give_up: pool.take(source.name, give_up)
 
-    def wall_was_set(self) -> None:
-        """The wall clock was stepped, as the daemon has seen."""
+    def wall_was_set(self, since_raw_ns: int, *, disturbed: bool = False) -> None:
+        """The wall clock was stepped since a raw instant, as the daemon has seen; or raw was disturbed (suspend)."""
         if self._steps is not None:
-            self._look_at_wall(was_set=True)
+            self._look_at_wall(since_raw_ns, disturbed=disturbed)
 
-    def _look_at_wall(self, *, was_set: bool = False) -> None:
+    def _look_at_wall(self, since_raw_ns: int | None = None, *, disturbed: bool = False) -> None:
         assert self._steps is not None
         stepped = True
         with contextlib.suppress(OSError):  # who tells no more can't say that it was not set
-            stepped = self._steps.look(was_set=was_set)
+            stepped = self._steps.look(set_since_ns=since_raw_ns, disturbed=disturbed)
         if stepped:
             self._node.on_memory_void()
 
@@ -260,7 +260,7 @@ class SourceSet:
         from skewd.sources.local import LocalSource, Reader
 
         def on_claim(claim: Claim) -> None:
-            about = Answer(None, claim.root_distance_ns, claim.stratum, claim.reference_ns)
+            about = Answer(None, claim.root_distance_ns, claim.stratum, claim.reference_ns, claim.settled)
             self._take(source.name, claim.proofs(), claim.leap, about)
 
         assert self._config is not None, "use() comes first"

@@ -66,12 +66,14 @@ class Answer(NamedTuple):
         stratum: how many servers away from a reference clock it is.
         reference_ns: by the source's own count, when what it remembers was measured: two answers with the same one rest
             on the same measurement.
+        settled: nothing that it measured before a step of its clock is in it.
     """
 
     rtt_ns: int | None = None
     root_distance_ns: int | None = None
     stratum: int | None = None
     reference_ns: int | None = None
+    settled: bool = True
 
 
 class _Doubt(NamedTuple):
@@ -238,7 +240,7 @@ class UtcSources:
         told = about or Answer()
         source.stratum, source.root_distance_ns = told.stratum, told.root_distance_ns
         known = self._past_leap(source, [utc for _, utc in outgoing] + [utc for utc, _ in incoming], leap)
-        known = known and not self._doubted(source, outgoing, incoming, told.reference_ns)
+        known = known and not self._doubted(source, outgoing, incoming, told)
         if known:
             learn(source.pair, source.observed, outgoing, incoming)
             self._use_prior(source, now_raw_ns)
@@ -260,7 +262,7 @@ class UtcSources:
         source: Source,
         outgoing: Sequence[tuple[int, int]],
         incoming: Sequence[tuple[int, int]],
-        reference_ns: int | None,
+        told: Answer,
     ) -> bool:
         """Whether an answer is not to be learnt from: the first after a step, where it contradicts what was known."""
         if not source.suspect:
@@ -272,19 +274,19 @@ class UtcSources:
         if source.doubt is None:
             known = source.pair.offset(at_raw_ns)
             if known is None or known.intersect(said) is not None:
-                source.suspect = False
+                source.suspect = not told.settled
                 return False
             # Its memory of the wall clock or our memory of its word is wrong; neither is a bound any more.
             self._void(source)
             source.pair.contradictions += 1
-        elif source.doubt.reference_ns != reference_ns:
+        elif source.doubt.reference_ns != told.reference_ns:
             moved = abs(at_raw_ns - source.doubt.at_raw_ns) * math.ceil(self._limits.max_drift_ppm) // 1_000_000 + 1
             if said.intersect(source.doubt.utc_minus_raw.widen(moved)) is not None:
-                source.suspect, source.doubt = False, None
+                source.suspect, source.doubt = not told.settled, None
                 return False
         else:
             return True
-        source.doubt = _Doubt(at_raw_ns, said, reference_ns)
+        source.doubt = _Doubt(at_raw_ns, said, told.reference_ns)
         return True
 
     def _past_leap(self, source: Source, utc_ns: list[int], leap: int) -> bool:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from skewd.clock import Clock
 from skewd.ports import is_loopback, split_address
-from skewd.sources.chrony_wire import MAX_REPLY_BYTES, is_reply, parse, request
+from skewd.sources.chrony_wire import MAX_REPLY_BYTES, FollowsNothing, is_reply, parse, request
 from skewd.sources.claim import Claim, between
 from skewd.sources.local import AnswerLost, HostWall, exchange, unix_socket
 from skewd.sources.memory import FromBefore, Memory, Steps
@@ -58,7 +58,7 @@ class ChronyReader:
         self._wall, self._directory = HostWall(clock), directory
         self._max_drift_ppm, self._max_wander = max_drift_ppm, max_wander_ppb_per_s
         self._steps = steps or Steps(self._wall)
-        self._memory, self._allow_local = Memory(self._steps), allow_local
+        self._memory, self._allow_local = Memory(self._steps, mixes=True), allow_local
         for one in self._addresses:
             if not one.startswith("/") and not is_loopback(split_address(one, PORT)[0]):
                 raise ValueError(f"{one} is another machine's chronyd, which speaks of another clock; use 127.0.0.1")
@@ -97,17 +97,25 @@ class ChronyReader:
             )
             after = self._wall.after()
         self._steps.look()
-        tracking = parse(data, allow_local=self._allow_local)
-        correction = tracking.correction
-        if not self._memory.believe(tracking.reference_ns, _SLACK_NS + max(abs(correction.lo), abs(correction.hi))):
+        try:
+            tracking = parse(data, allow_local=self._allow_local)
+        except FollowsNothing:
+            self._memory.emptied()
+            raise
+        correction, distance_ns = tracking.correction, tracking.root_distance_ns
+        slack_ns = _SLACK_NS + max(abs(correction.lo), abs(correction.hi))
+        worth = self._memory.judge(tracking.reference_ns, slack_ns, distance_ns)
+        if not worth.believed:
             raise FromBefore(
                 "the wall clock was stepped, and chronyd still speaks of the clock of before; its next measurement is"
-                " waited for; 'chronyc burst 1/2' makes it measure at once"
+                " waited for; 'chronyc reset sources' makes it forget and measure at once"
             )
         claimed = tracking.utc_minus_wall(after.sample.wall_at_ns(), self._max_drift_ppm, self._max_wander)
+        claimed = claimed.widen(worth.wrong_ns)
         return Claim(
             *between(before, after, claimed, self._max_drift_ppm),
             tracking.leap,
+            settled=worth.settled,
             root_distance_ns=tracking.root_distance_ns,
             stratum=tracking.stratum,
             reference_ns=tracking.reference_ns,

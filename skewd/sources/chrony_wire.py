@@ -69,6 +69,10 @@ class Tracking:
         return self.correction.widen(self.root_distance_ns + growth)
 
 
+class FollowsNothing(Refused):
+    """chronyd has no measurement that it goes by."""
+
+
 def request(sequence: int) -> bytes:
     """The question; padded to the answer's length, as chronyd demands."""
     return _ASK.pack(_VERSION, _REQUEST, 0, 0, _TRACKING, 0, sequence & 0xFFFFFFFF, 0, 0).ljust(REPLY_BYTES, b"\0")
@@ -102,7 +106,8 @@ def parse(data: bytes, *, allow_local: bool = False) -> Tracking:
         allow_local: believe a chronyd that follows its own clock.
 
     Raises:
-        Refused: chronyd refused, follows nothing, or the answer can't be read.
+        FollowsNothing: chronyd is not synchronized.
+        Refused: it refused, follows itself, or the answer can't be read.
     """
     if len(data) < _HEADER.size:
         raise Refused(f"chronyd's answer of {len(data)} bytes is too short; is it chronyd that answers?")
@@ -115,7 +120,7 @@ def parse(data: bytes, *, allow_local: bool = False) -> Tracking:
         _BODY.unpack_from(data, _HEADER.size)
     )
     if leap == _UNSYNCHRONIZED or reference == 0:
-        raise Refused("chronyd is not synchronized yet; see chronyc sources")
+        raise FollowsNothing("chronyd is not synchronized yet; see chronyc sources")
     if leap not in (NO_LEAP, INSERT, DELETE) or ns >= _S:
         raise Refused("chronyd's report makes no sense; is it chronyd that answers?")
     root_delay, root_dispersion = number_ns(delay), number_ns(dispersion)

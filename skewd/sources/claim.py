@@ -48,6 +48,7 @@ class Claim:
         stratum: how many servers away from a reference clock it is; None where it does not tell.
         reference_ns: by its own count, when what it says was measured: claims with the same one rest on the same
             measurement; None where each claim is a measurement.
+        settled: nothing is mixed into it that was measured on the clock of before a step (``memory.py``).
 
     Raises:
         Refused: no clock shows that (``skewd/limits.py``).
@@ -59,6 +60,7 @@ class Claim:
     root_distance_ns: int | None = None
     stratum: int | None = None
     reference_ns: int | None = None
+    settled: bool = True
 
     def __post_init__(self) -> None:
         if not (is_raw(self.raw_ns) and within(self.utc_minus_raw, SCALE_MAX_NS)):

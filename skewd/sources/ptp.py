@@ -82,15 +82,16 @@ class PtpReader:
         found = await self._ask()
         self._follow(found.interface)
         self._steps.look()
+        before_ns = self._map.latest.raw_ns
         stepped = self._map.sample(self._sampled.sample(), self._sampled.rate_ppb())
         if stepped and self._seen_steps == self._steps.count:
-            self._steps.look(was_set=True)  # seen by the finer account of its rates alone
+            self._steps.look(set_since_ns=before_ns)  # seen by the finer account of its rates alone
         if self._seen_steps != self._steps.count:
             self._seen_steps = self._steps.count
             self._map = WallMap(self._sampled.sample())
             self._readings.clear()
         now = self._clock.raw_ns()
-        if not self._memory.believe(found.ingress_ns, _SLACK_NS):
+        if not self._memory.judge(found.ingress_ns, _SLACK_NS).believed:
             raise FromBefore("the clock that ptp4l speaks of was stepped; its next measurements are waited for")
         if found.ingress_ns == self._ingress_ns:
             if now - self._heard_raw_ns > SILENT_AFTER_NS:
