@@ -286,27 +286,23 @@ def now(words: Sequence[str]) -> int:
         return EX_USAGE
     for problem in problems:
         print(f"skewd now: {problem}", file=sys.stderr)
-    said: dict[str, Any] = {}
+    from skewd.status import NowAnswer, UnreadableStatus, decode_now
+
+    said, answered = NowAnswer(), True
     try:
-        said = get_now(config.socket_path)
-    except NoDaemonError as error:
+        said = decode_now(get_now(config.socket_path))
+    except (NoDaemonError, UnreadableStatus) as error:
+        answered = False
         print(f"skewd now: {error}", file=sys.stderr)
-    earliest, latest = said.get("earliest_ns"), said.get("latest_ns")
-    known = isinstance(earliest, int) and isinstance(latest, int) and earliest <= latest
-    answer = {
-        "earliest_ns": earliest if known else None,
-        "latest_ns": latest if known else None,
-        "reference": said.get("reference") if known else None,
-        "status": said.get("status") or "unsynchronized",
-    }
+    time_ns = said.time
     if options.json:
-        print(json.dumps(answer))
-    elif isinstance(earliest, int) and isinstance(latest, int) and known:
-        middle = (earliest + latest) // 2
-        print(f"{utc_text(middle)} +-{_half(latest - earliest)} ({answer['reference']}, {answer['status']})")
-    elif said:
+        known = {"earliest_ns": said.earliest_ns, "latest_ns": said.latest_ns, "reference": said.reference}
+        print(json.dumps((known if time_ns is not None else dict.fromkeys(known)) | {"status": said.status}))
+    elif time_ns is not None:
+        print(f"{utc_text(time_ns.midpoint)} +-{_half(time_ns.width)} ({said.reference}, {said.status})")
+    elif answered:
         print("unknown: no bound on the reference; 'skewd status' says why", file=sys.stderr)
-    return 0 if known else 1
+    return 0 if time_ns is not None else 1
 
 
 def utc_text(ns: int) -> str:

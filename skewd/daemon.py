@@ -60,7 +60,7 @@ from skewd.publish.web import LocalApi, Metrics
 from skewd.reload import plan
 from skewd.source_set import SourceSet
 from skewd.state_file import StateFile
-from skewd.status import ClockRow, ConfigRow, DisciplineRow, KernelRow, NodeStatus, told_problem
+from skewd.status import ClockRow, ConfigRow, DisciplineRow, KernelRow, NodeStatus, NowAnswer, told_problem
 from skewd.status import plain as plain_status
 
 if TYPE_CHECKING:
@@ -344,20 +344,20 @@ class Daemon:
             kernel=None if kernel is None else KernelRow(**kernel.told()),
         )
 
-    def now(self) -> dict[str, Any]:
+    def now(self) -> NowAnswer:
         """``skewd now --json``: the reference timescale's time, within its bound."""
         raw = self.clock.raw_ns()
         estimate = self.node.reference_estimate(raw)
         if estimate is None:
-            return {"earliest_ns": None, "latest_ns": None, "reference": None, "status": "unsynchronized"}
+            return NowAnswer()
         time_ns = (self.node.wall.wall_minus_raw(raw) + estimate.bound).shift(raw)
         uncertainty = estimate.bound.farthest(self.node.offset_applied(estimate, raw))
-        return {
-            "earliest_ns": time_ns.lo,
-            "latest_ns": time_ns.hi,
-            "reference": estimate.name,
-            "status": self.node.status_with(estimate, uncertainty).value,
-        }
+        return NowAnswer(
+            earliest_ns=time_ns.lo,
+            latest_ns=time_ns.hi,
+            reference=estimate.name,
+            status=self.node.status_with(estimate, uncertainty).value,
+        )
 
     # -- running -------------------------------------------------------------------------------------------------
 

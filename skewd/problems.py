@@ -15,11 +15,12 @@ Limits: ``PROBLEMS_MAX`` problems are told, the gravest first. Pure.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from enum import StrEnum
 from typing import NamedTuple
 
-PROBLEMS_MAX = 64
+PROBLEMS_MAX = 128
 
 
 class Severity(StrEnum):
@@ -154,9 +155,21 @@ CODES: dict[str, Code] = {
 
 
 def gravest_first(problems: Iterable[Problem]) -> list[Problem]:
-    """Each problem once, critical ones first, in a stable order; at most ``PROBLEMS_MAX``."""
+    """Each problem once, critical ones first, in a stable order; at most ``PROBLEMS_MAX``.
+
+    Where there are more, no code is lost: many subjects of one code give way before the only one of another.
+    """
     once: dict[tuple[str, str], Problem] = {}
     for problem in problems:
         once.setdefault(problem.identity, problem)
     order = list(Severity)[::-1]
-    return sorted(once.values(), key=lambda one: order.index(one.severity))[:PROBLEMS_MAX]
+    kept = list(once.values())
+    if len(kept) > PROBLEMS_MAX:
+        of_code: Counter[str] = Counter()
+        place = []
+        for problem in kept:
+            place.append((of_code[problem.code] > 0, order.index(problem.severity), of_code[problem.code]))
+            of_code[problem.code] += 1
+        chosen = sorted(range(len(kept)), key=place.__getitem__)[:PROBLEMS_MAX]
+        kept = [kept[number] for number in sorted(chosen)]
+    return sorted(kept, key=lambda one: order.index(one.severity))

@@ -288,6 +288,8 @@ class NodeStatus(_Bounded, frozen=True, kw_only=True):
     contradictions: int = 0
     uptime_s: float | None = None
     problems: list[ToldProblem] = field(default_factory=list)
+    problems_left_out: int = 0
+    """How many more there are, each of a code that is told with another subject."""
     messages: list[str] = field(default_factory=list)
     """The problems as lines, for command lines of before."""
     clock: ClockRow | None = None
@@ -301,12 +303,43 @@ class NodeStatus(_Bounded, frozen=True, kw_only=True):
 
     def with_problems(self, problems: Iterable[Problem]) -> NodeStatus:
         """The same with these problems, the gravest first."""
-        told = [told_problem(one) for one in gravest_first(problems)]
-        return msgspec.structs.replace(self, problems=told, messages=[one.line for one in told])
+        all_of_them = {one.identity: one for one in problems}
+        told = [told_problem(one) for one in gravest_first(all_of_them.values())]
+        left_out = len(all_of_them) - len(told)
+        lines = [one.line for one in told]
+        return msgspec.structs.replace(self, problems=told, problems_left_out=left_out, messages=lines)
 
     def and_problem(self, problem: Problem) -> NodeStatus:
         """The same with one more problem, that this command has found itself."""
         return msgspec.structs.replace(self, problems=[*self.problems, told_problem(problem)])
+
+
+class NowAnswer(msgspec.Struct, frozen=True):
+    """The answer of ``GET /v1/now``: the reference's time lies between these two, in nanoseconds since 1970."""
+
+    earliest_ns: int | None = None
+    latest_ns: int | None = None
+    reference: str | None = None
+    status: str = UNSYNCHRONIZED
+
+    @property
+    def time(self) -> Interval | None:
+        """The same as an interval; None while unknown."""
+        if self.earliest_ns is None or self.latest_ns is None or self.earliest_ns > self.latest_ns:
+            return None
+        return Interval(self.earliest_ns, self.latest_ns)
+
+
+def decode_now(told: Mapping[str, Any]) -> NowAnswer:
+    """What a daemon of this or another version told.
+
+    Raises:
+        UnreadableStatus: it makes no sense.
+    """
+    try:
+        return msgspec.convert(_without_nulls(told), NowAnswer)
+    except msgspec.ValidationError:
+        raise UnreadableStatus from None
 
 
 def told_problem(problem: Problem) -> ToldProblem:
@@ -320,7 +353,7 @@ def told_in_line(lines: Iterable[str]) -> list[ToldProblem]:
     return [ToldProblem(text=wrong, remedy=remedy) for wrong, _, remedy in parts]
 
 
-def encode(status: NodeStatus) -> bytes:
+def encode(status: NodeStatus | NowAnswer) -> bytes:
     """JSON, for the local API."""
     return msgspec.json.encode(status)
 

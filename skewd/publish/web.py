@@ -27,13 +27,13 @@ from skewd.problems import Severity
 from skewd.publish.doors import Door
 from skewd.publish.fresh import Fresh
 from skewd.publish.prometheus import exposition
-from skewd.status import UNSYNCHRONIZED, NodeStatus, ToldProblem, encode, plain
+from skewd.status import UNSYNCHRONIZED, NodeStatus, NowAnswer, ToldProblem, encode, plain
 
 
 class LocalApi:
     """The local API on a Unix socket: ``GET /v1/status``, ``GET /v1/now``."""
 
-    def __init__(self, told: Fresh[NodeStatus], now: Callable[[], dict[str, Any]]) -> None:
+    def __init__(self, told: Fresh[NodeStatus], now: Callable[[], NowAnswer]) -> None:
         self._told, self._now = told, now
         self._path: Path | None = None
         self._door: Door | None = None
@@ -42,7 +42,7 @@ class LocalApi:
         return web.Response(body=self._told.derived("json", encode), content_type="application/json")
 
     def _get_now(self) -> web.Response:
-        return web.json_response(self._now())
+        return web.Response(body=encode(self._now()), content_type="application/json")
 
     async def open(self, path: Path) -> None:
         """Listens. A socket left by a daemon that is gone is replaced (the caller holds the directory's lock)."""
