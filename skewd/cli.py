@@ -112,6 +112,7 @@ _CHECK = (
     _Option("--assumptions", "judge whether clocks keep to their declared drift and wander"),
     _Option("--timeout", "UNKNOWN if the daemon has not answered by then; default 2s", "D", duration=True, short="-t"),
     _Option("--version", "print the version and end", short="-V"),
+    _Option("--record", "with --assumptions: by what 'skewd record' wrote, not by the daemon", "FILE"),
 )
 
 
@@ -219,6 +220,8 @@ def _judge(words: Sequence[str]) -> Any:
         raise _UsageError(
             "--assumptions has no --warning or --critical; the limits are [clock] max_drift_ppm and so on"
         )
+    if options.record is not None:
+        return _judge_record(options)
     from skewd.config import ConfigError
 
     try:
@@ -271,6 +274,23 @@ def in_force(path: str | os.PathLike[str] | None) -> Salvaged:
         return Salvaged(load_config(path, os.environ), (), frozenset())
     except ConfigError as error:
         return salvage(path, os.environ, error)
+
+
+def _judge_record(options: Any) -> Any:
+    """The same verdict by a record, which needs neither a daemon nor its configuration."""
+    from skewd import assumptions
+    from skewd.check import unknown
+    from skewd.record_commands import load
+    from skewd.refused import RefusedError
+    from skewd.replay_view import as_status
+
+    if not options.assumptions:
+        raise _UsageError("--record goes with --assumptions")
+    try:
+        found = load(Path(options.record), candidates=True)
+    except RefusedError as error:
+        return unknown(str(error), peer=options.peer)
+    return assumptions.judge(as_status(found), peer=options.peer, strict=options.strict)
 
 
 def now(words: Sequence[str]) -> int:

@@ -362,6 +362,57 @@ def keygen(
     return 0
 
 
+@app.command()
+def record(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write; an older one becomes FILE.1.")],
+    config: ConfigOption = None,
+    duration: Annotated[
+        str | None, typer.Option(metavar="D", help="For how long; default: until SIGINT or SIGTERM.")
+    ] = None,
+    every: Annotated[
+        str, typer.Option(metavar="D", help="How often the daemon's own bounds are kept beside the proofs.")
+    ] = "5m",
+    max_bytes: Annotated[int, typer.Option(metavar="N", help="Bytes of a file; then the next is begun.")] = 16 << 20,
+    keep: Annotated[int, typer.Option(metavar="N", help="Older files that are kept.")] = 4,
+) -> int:
+    """Keep what the daemon learns, so that its bounds can be checked and its limits judged later."""
+    from skewd import record_commands
+    from skewd.recorder import KEEP_MAX, MAX_BYTES_LEAST
+
+    look_ns = _above_zero("--every", every)
+    if not 100_000_000 <= look_ns <= 3_600_000_000_000:
+        raise _RefusedError(f"--every: '{every}' is not from 100ms to 1h", cli.EX_USAGE)
+    if max_bytes < MAX_BYTES_LEAST:
+        raise _RefusedError(f"--max-bytes: {max_bytes} is too small; write {MAX_BYTES_LEAST} or more", cli.EX_USAGE)
+    if not 0 <= keep <= KEEP_MAX:
+        raise _RefusedError(f"--keep: {keep} is not from 0 to {KEEP_MAX}", cli.EX_USAGE)
+    return record_commands.record(
+        _in_force(config).config.evidence_path,
+        file,
+        duration_ns=None if duration is None else _above_zero("--duration", duration),
+        look_ns=look_ns,
+        max_bytes=max_bytes,
+        older=keep,
+    )
+
+
+@app.command()
+def replay(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A record; FILE.1 and so on are read first.")],
+    as_json: JsonOption = False,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Say whether the declared limits fit, and which would. Takes longer.")
+    ] = False,
+    bounds: Annotated[bool, typer.Option("--bounds", help="With --json: list every replayed bound.")] = False,
+) -> int:
+    """Compute the daemon's bounds again from a record, compare, and say what it tells of the limits."""
+    from skewd import record_commands
+
+    if bounds and not as_json:
+        raise _RefusedError("--bounds lists bounds as JSON; add --json", cli.EX_USAGE)
+    return record_commands.replay(file, as_json=as_json, calibrate=calibrate, bounds=bounds)
+
+
 @config_app.command("check")
 def config_check(
     file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="The file to check, as --config.")] = None,

@@ -299,6 +299,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return self.node.runtime_dir / "skewd.sock"
 
     @property
+    def evidence_path(self) -> Path:
+        """The socket where the daemon's own user gets evidence; as long a name as the other one's."""
+        return self.node.runtime_dir / "proof.sock"
+
+    @property
     def segment_path(self) -> Path:
         """The shared memory that the daemon publishes bounds in."""
         return self.node.runtime_dir / "clock.shm"

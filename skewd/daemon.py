@@ -32,13 +32,13 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import skewd
 from skewd import discipline, hostclock, requirements, resume, sd_notify, steering, telling
-from skewd.background import DISK, Keeper
+from skewd.background import DISK
 from skewd.clock import NodeClock, VirtualClock, Watch, read_wall
 from skewd.config import Config
 from skewd.durations import format_duration
 from skewd.failures import StartError
 from skewd.faults import Faults
-from skewd.keeping import LAST_S, Keeping
+from skewd.keeping import Keeping
 from skewd.kernel_clock import Adjuster, KernelClock, RawFacts, continued, disturbance
 from skewd.knots import KNOT_PERIOD_NS
 from skewd.lean import msgspec, structlog
@@ -53,6 +53,7 @@ from skewd.ports import format_address, split_address
 from skewd.problem_log import ProblemLog
 from skewd.problems import Problem, of_error
 from skewd.publish import clockbound, prometheus
+from skewd.publish.evidence_door import EvidenceDoor
 from skewd.publish.for_clockbound import ClockBoundPublisher
 from skewd.publish.fresh import Fresh
 from skewd.publish.segment import SegmentError, SegmentWriter
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
     from skewd.links.udp import UdpLink
     from skewd.member_keys import MemberKeys
     from skewd.record_store import Pin
+    from skewd.tap import Tap
 
 TICK_S = 0.125
 """How often at least the two clocks are compared where the kernel tells when one is set: what is left to find by
@@ -188,6 +190,7 @@ class Daemon:
         self._clockbound: ClockBoundPublisher | None = None
         self._steering: steering.Steering | None = None
         self._frequency_left: Problem | None = None
+        self._tap: Tap | None = None
 
     def _resumed_node(self) -> Node:
         """The node, with the bounds of the daemon before where they still hold."""
@@ -399,6 +402,10 @@ class Daemon:
             api = LocalApi(self._fresh, self.now)
             stack.push_async_callback(api.close)
             await api.open(config.socket_path)
+            door = EvidenceDoor(self._tap_for_evidence)
+            stack.push_async_callback(door.close)
+            await door.open(config.evidence_path)
+            stack.callback(self._close_tap)
             self._watch_clock(stack)
             stack.push_async_callback(self._keep_at_end)
             self._say()  # before the service manager is told that all is ready: it shows this text
@@ -458,7 +465,6 @@ class Daemon:
         except OSError as error:
             unable = error.strerror
         told_to_peers = config.mesh.listen is not None or config.link
-        kept = Keeper(lambda content: steering.keep_or_remove(file, content))
         self._steering = steering.Steering(
             self.node,
             None if self._frequency_left else made,
@@ -469,9 +475,7 @@ class Daemon:
             ),
             owners=None if clock.virtual else steering.owners_here,
             unable=unable or "what an earlier skewd left must be undone first",
-            kept=kept,
         )
-        stack.push_async_callback(kept.finish, LAST_S)
         watcher = asyncio.create_task(self._steering.watch_owners(), name="skewd-owners")
         stack.push_async_callback(_cancelled, watcher)
         stack.callback(self._steering.close, lambda: self._publish(self.clock.raw_ns()))
@@ -666,6 +670,26 @@ class Daemon:
         self._ask_for()
         set_level(config.log.level)
 
+    # -- evidence ------------------------------------------------------------------------------------------------
+
+    def _tap_for_evidence(self) -> Tap:
+        """``skewd record`` asks; what it needs is loaded by then only."""
+        from skewd.tap import Tap
+
+        if self._tap is None:
+            self._tap = Tap(self.node, lambda: self._facts.clock_source, self.clock.raw_ns, self._tap_failed)
+        return self._tap
+
+    def _tap_failed(self, error: Exception) -> None:
+        self._faults.failed("evidence", "learn", error)
+        self._close_tap()
+
+    def _close_tap(self) -> None:
+        """Whoever listens is told that it is over, and may ask again."""
+        if self._tap is not None:
+            tap, self._tap = self._tap, None
+            tap.close()
+
     # -- the loop ------------------------------------------------------------------------------------------------
 
     async def _tick_forever(self) -> None:
@@ -743,11 +767,17 @@ class Daemon:
             self._sources.wall_was_set(before_ns, disturbed=True)
             self._facts = facts
             stepped = True
+            if self._tap is not None:
+                with self._faults.guard("evidence", "restart", self._close_tap):
+                    self._tap.restarted(self.node.wall.latest.raw_ns)
         else:
             self._facts = continued(self._facts, facts)
             if self.node.on_wall(read_wall(self.clock), self._rate_ppb()):
                 self._log.warning("the wall clock was stepped", by=format_duration(self.node.wall.last_step_ns or 0))
                 stepped = set_by_hand = True
+                if self._tap is not None:
+                    with self._faults.guard("evidence", "step", self._close_tap):
+                        self._tap.stepped(self.node.wall.latest.raw_ns, self.node.wall.last_step_ns or 0)
                 if not self.clock.virtual:  # of that one no daemon of this machine speaks
                     self._sources.wall_was_set(before_ns)
         steers = False
@@ -788,6 +818,9 @@ class Daemon:
         if knot is not None:
             self._writer.publish(knot)
         self._loop.published(knot, now)
+        if self._tap is not None:
+            with self._faults.guard("evidence", "look", self._close_tap):
+                self._tap.look(now, knot)
         for better in self.node.tightened():
             self._writer.tighten(better)
 

@@ -29,7 +29,7 @@ TOLD_NS = 300_000_000_000
 
 WHERE_MAX = 32
 
-PARTS = ("mesh", "source", "link", "discipline", "clockbound", "publish", "state", "status", "loop")
+PARTS = ("mesh", "source", "link", "discipline", "clockbound", "publish", "state", "status", "evidence", "loop")
 """What is counted by itself: ``skewd_faults_total{part}``."""
 
 _CODES = {"mesh": "mesh-fault", "source": "source-fault", "link": "link-fault", "publish": "publish-fault"}

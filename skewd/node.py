@@ -32,9 +32,10 @@ import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from skewd import requirements, telling
+from skewd.agreement import Quorum
 from skewd.bounds.history import Knot, Status
 from skewd.bounds.observed import Observed
 from skewd.bounds.pair import PairBound
@@ -51,11 +52,14 @@ from skewd.knots import Knots
 from skewd.limits import TOLD_MAX_NS, within
 from skewd.links.protocol import Proofs, Self
 from skewd.over_links import OverLinks, RttMinimum
-from skewd.pairing import OscillatorLimits, learn
+from skewd.pairing import OscillatorLimits, Part, Subject, learn
 from skewd.resume import PAIRS_MAX, DriftPrior, Kept, KeptPeer, KeptSource, half_planes, plain
 from skewd.status import plain as plain_status
 from skewd.utc import Answer, Source, UtcSources
 from skewd.wall import STEER_PPB, WallMap
+
+if TYPE_CHECKING:
+    from skewd.tap import Tap
 
 PEERS_MAX = 256
 """Peers remembered at most (memory), whoever sends."""
@@ -147,6 +151,7 @@ class Node:
         """What is asked for before the node may call itself synchronized: nothing, until :meth:`ask_for` says so."""
         self.silent_peers: frozenset[str] = frozenset()
         """Of the peers, those that were asked often enough to have answered, and never did."""
+        self._tap: Tap | None = None
         self.steer_limit_ppb = 0
         """How fast this daemon may steer this clock before its peers hear of it again; 0 if it does not."""
 
@@ -297,7 +302,10 @@ class Node:
             )
             self._peers[declared.name] = peer
         peer.links.heard(proofs.link, proofs.address, now_raw_ns, proofs.rtt_ns)
-        learn(peer.pair, peer.observed, proofs.outgoing, proofs.incoming, peer.links)
+        if self._tap is None:
+            learn(peer.pair, peer.observed, proofs.outgoing, proofs.incoming, peer.links)
+        else:
+            self._tap.learn(self._subject(declared.name, peer), proofs.outgoing, proofs.incoming, peer.links)
         if declared.wall_raw_at_ns >= peer.declared.wall_raw_at_ns or declared.era > peer.declared.era:
             peer.declared = declared
         if proofs.rtt_ns is not None:
@@ -779,6 +787,49 @@ class Node:
     def offset_applied(self, estimate: Estimate, now_raw_ns: int) -> int:
         """What is applied to this node's times now: the line's offset, or the estimate's middle while there is none."""
         return self._knots.offset_applied(estimate, now_raw_ns)
+
+    # -- evidence (``tap.py``) -----------------------------------------------------------------------------------
+
+    def tap_with(self, tap: Tap | None) -> None:
+        """Has every message pass by ``tap`` from now on; None: nobody listens."""
+        self._tap = self._utc.tap = tap
+
+    def subjects(self) -> list[Subject]:
+        """Every pair of clocks that this node has a filter for."""
+        return [self._subject(name, peer) for name, peer in self._peers.items()] + [
+            self._utc.subject(source) for source in self._utc.by_name.values()
+        ]
+
+    def _subject(self, name: str, peer: Peer) -> Subject:
+        boot, era = peer.declared.timebase
+        clock = b"%s %d" % (boot, era)
+        return Subject("peer", name, clock, self.config.mesh.interval, False, peer.pair, peer.observed)
+
+    @property
+    def quorum(self) -> Quorum:
+        """How many sources of UTC there are, and how many must agree."""
+        return self._utc.quorum
+
+    def basis(self, at_raw_ns: int) -> tuple[str, list[Part]]:
+        """What :meth:`reference_estimate` is made of: ``utc`` by own sources, ``peer`` by one clock, or ``other``;
+        and of which pairs."""
+        timescale = None if self.mesh is None else self.mesh.timescale
+        name = self.reference_name()
+        if timescale is not None:
+            ours = timescale.carried or timescale.keeper == self.name
+            name = "utc" if timescale == UTC else None if ours else timescale.keeper
+        if name == "utc":
+            own = self._utc.estimate(at_raw_ns) is not None
+            return ("utc", self._utc.parts(at_raw_ns)) if own else ("other", [])
+        peer = None if name is None else self._peers.get(name)
+        found = None if name is None else self._raw_offset(name, at_raw_ns)
+        own_offset = None if peer is None else peer.pair.offset(at_raw_ns)
+        if name is None or found is None or own_offset is None:
+            return "other", []
+        known, wall = found
+        there = wall.minus_raw_at(known.offset.shift(at_raw_ns))
+        narrowed = None if known.offset == own_offset else (known.offset.lo, known.offset.hi)
+        return "peer", [Part(("peer", name), there.lo, there.hi, narrowed)]
 
     def status(self, now_raw_ns: int) -> dict[str, Any]:
         """``skewd status --json``, as far as it is the node's: see ``telling.py``."""

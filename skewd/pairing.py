@@ -34,6 +34,49 @@ class OscillatorLimits(NamedTuple):
         return Observed(max_drift_ppm=drift, max_wander_ppb_per_s=wander)
 
 
+PairKey = tuple[str, str]
+"""``peer`` or ``source``, and its name."""
+
+
+class Part(NamedTuple):
+    """One pair's part in what a node says of the reference.
+
+    Attributes:
+        lower_ns, upper_ns: what is added to its offset: a peer's wall - raw, or a leap that may have happened.
+        others: the offset as what other members said narrowed it; None if it was not.
+        preferred: whether it is a source that decides a tie.
+    """
+
+    key: PairKey
+    lower_ns: int
+    upper_ns: int
+    others: tuple[int, int] | None = None
+    preferred: bool = False
+
+
+class Subject(NamedTuple):
+    """A pair of a node's: this raw clock and another clock.
+
+    Attributes:
+        kind: ``peer`` or ``source``.
+        clock: names the other clock; another one after a reboot, or a leap second.
+        interval_ns: how often it is asked.
+        smear: whether it is UTC that is smeared around leap seconds.
+    """
+
+    kind: str
+    name: str
+    clock: bytes
+    interval_ns: int
+    smear: bool
+    pair: PairBound
+    observed: Observed
+
+    @property
+    def key(self) -> PairKey:
+        return self.kind, self.name
+
+
 def learn(
     pair: PairBound,
     observed: Observed,

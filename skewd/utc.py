@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from skewd.agreement import NOBODY, Agreed, Quorum, agree
 from skewd.bounds.history import carried
@@ -37,9 +37,12 @@ from skewd.estimate import Estimate
 from skewd.interval import Interval
 from skewd.limits import TOLD_MAX_NS, within
 from skewd.over_links import RttMinimum
-from skewd.pairing import OscillatorLimits, learn
+from skewd.pairing import OscillatorLimits, Part, Subject, learn
 from skewd.resume import LEAP_AHEAD_NS, DriftPrior, Kept, KeptSource, half_planes, may_have_leapt, plain
 from skewd.wall import WallMap
+
+if TYPE_CHECKING:
+    from skewd.tap import Tap
 
 LEAP_BEFORE_NS = 2_000_000_000
 LEAP_AFTER_NS = 10_000_000_000
@@ -139,6 +142,8 @@ class UtcSources:
         self._min_sources = config.utc.min_sources
         self._drift_priors: dict[str, DriftPrior] = {}
         self._contradictions_of_departed = 0
+        self.tap: Tap | None = None
+        """Who wants to know what is learnt; None: nobody."""
         self.by_name: dict[str, Source] = {}
         self.found = False
         """Whether nobody configured the sources: they were found on this machine."""
@@ -242,7 +247,10 @@ class UtcSources:
         known = self._past_leap(source, [utc for _, utc in outgoing] + [utc for utc, _ in incoming], leap)
         known = known and not self._doubted(source, outgoing, incoming, told)
         if known:
-            learn(source.pair, source.observed, outgoing, incoming)
+            if self.tap is None:
+                learn(source.pair, source.observed, outgoing, incoming)
+            else:
+                self.tap.learn(self.subject(source), outgoing, incoming)
             self._use_prior(source, now_raw_ns)
             if told.rtt_ns is not None:
                 source.rtt.add(now_raw_ns, max(told.rtt_ns, 0))
@@ -470,6 +478,26 @@ class UtcSources:
             ("utc", sum(source.pair.contradictions + source.begun for source in said.chosen) + self._taken_back),
             "utc",
         )
+
+    # -- evidence (``tap.py``) -------------------------------------------------------------------------------------
+
+    @staticmethod
+    def subject(source: Source) -> Subject:
+        """A source as a pair of clocks: UTC and this raw clock."""
+        # Not its address, which whoever reads evidence has no need to know. A filter that began anew may be about
+        # another server under the same name.
+        clock = b"%x" % (hash((source.type, source.address, source.begun, id(source.pair))) & 0xFFFF_FFFF)
+        return Subject("source", source.name, clock, source.interval_ns, source.smear, source.pair, source.observed)
+
+    def parts(self, at_raw_ns: int) -> list[Part]:
+        """What :meth:`estimate` is made of: each source that is known."""
+        found: list[Part] = []
+        for source, utc in self._known(at_raw_ns):
+            offset = source.pair.offset(at_raw_ns)
+            if offset is not None:
+                added = utc.lo - offset.lo, utc.hi - offset.hi
+                found.append(Part(("source", source.name), *added, preferred=source.prefer))
+        return found
 
 
 class _Said(NamedTuple):

@@ -26,7 +26,7 @@ import itertools
 import math
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from skewd.interval import Interval
 
@@ -38,6 +38,7 @@ RECENT_NS = 3_600_000_000_000
 _SECOND_NS = 1_000_000_000
 _CARRY_MAX_NS = 10 * _SECOND_NS
 _NEVER = -(1 << 63)
+_ANCHORS_MAX = 3
 
 
 class Verdict(StrEnum):
@@ -48,14 +49,37 @@ class Verdict(StrEnum):
     UNKNOWN = "unknown"
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
+class Seen(NamedTuple):
     """The size of a drift (ppb) or wander (ppb/s): at least and at most, over a window, known at a local instant."""
 
     least: int
     most: int
     window_ns: int
     at_ns: int
+
+
+class WindowState(NamedTuple):
+    """One window length: its open period (None: none was opened), and (instant, lowest, highest offset) of its best
+    offset and its anchors."""
+
+    open_period: int | None
+    open: tuple[int, int, int] | None
+    anchors: tuple[tuple[int, int, int], ...]
+
+
+class ObservedState(NamedTuple):
+    """All that an :class:`Observed` is; one window for each of ``WINDOWS_S``."""
+
+    drift_ppb: float
+    wander_ppb_per_s: float
+    windows: tuple[WindowState, ...]
+    upper: tuple[int, int] | None
+    lower: tuple[int, int] | None
+    drift: tuple[tuple[int, Seen], ...]
+    wander: tuple[tuple[int, Seen], ...]
+    drift_broken: Seen | None
+    wander_broken: Seen | None
+    broken_ns: int | None
 
 
 @dataclass(slots=True)
@@ -88,6 +112,7 @@ class Observed:
         "_wander_broken",
         "_wander_ppb_per_s",
         "_windows",
+        "revision",
     )
 
     def __init__(self, *, max_drift_ppm: float, max_wander_ppb_per_s: float) -> None:
@@ -102,6 +127,9 @@ class Observed:
         self._drift_broken: Seen | None = None
         self._wander_broken: Seen | None = None
         self._broken_ns: int | None = None
+        self.revision: int = 0
+        """Another number whenever a window learnt something: two proofs, one of each side, that left it alone might
+        as well never have met."""
 
     def outgoing(self, sent_local_ns: int, received_remote_ns: int) -> None:
         """A message left here at ``sent_local_ns`` (or later) and had arrived there by ``received_remote_ns``."""
@@ -116,6 +144,7 @@ class Observed:
     def contradiction(self, at_ns: int) -> None:
         """The filter was left without a possible state: some assumption broke, whichever it was."""
         self._broken_ns = at_ns
+        self.revision += 1
         # Proofs from before and after a jump make no exchange. The anchors stay: a jump between two of them breaks
         # the limit on drift as surely as a fast clock does, and their difference says by how much.
         self._upper = self._lower = None
@@ -149,12 +178,15 @@ class Observed:
         if period < window.open_period:
             return
         if period > window.open_period:
+            self.revision += 1
             self._close(window)
             window.open_period, window.open = period, None
         if 2 * into > window.period_ns:
+            self.revision += 1
             self._close(window)
             window.open_period = period + 1
         elif window.open is None or offset.width <= window.open[1].width:
+            self.revision += 1
             window.open = (at_ns, offset)
 
     def _close(self, window: _Window) -> None:
@@ -176,6 +208,71 @@ class Observed:
             self._wander[window.period_ns] = seen
             self._wander_broken = _worse(self._wander_broken, seen, self._wander_ppb_per_s)
 
+    # -- kept and replayed ---------------------------------------------------------------------------------------
+
+    @property
+    def latest(self) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
+        """The latest proof of each side, (local instant, limit on the offset there): upper and lower, None if none."""
+        return self._upper, self._lower
+
+    def expect(self, upper: tuple[int, int] | None, lower: tuple[int, int] | None) -> None:
+        """Has the next proofs meet these, of :attr:`latest` of another watch, or none."""
+        self._upper, self._lower = upper, lower
+
+    @property
+    def seen(self) -> tuple[dict[int, Seen], dict[int, Seen]]:
+        """The latest drift and wander by their window's length, ns."""
+        return self._drift, self._wander
+
+    def state(self) -> ObservedState:
+        """All that this watch is; :meth:`restored` makes another one that is the same."""
+        return ObservedState(
+            self._drift_ppb,
+            self._wander_ppb_per_s,
+            tuple(
+                WindowState(
+                    None if window.open_period == _NEVER else window.open_period,
+                    None if window.open is None else _flat(window.open),
+                    tuple(map(_flat, window.anchors)),
+                )
+                for window in self._windows
+            ),
+            self._upper,
+            self._lower,
+            tuple(self._drift.items()),
+            tuple(self._wander.items()),
+            self._drift_broken,
+            self._wander_broken,
+            self._broken_ns,
+        )
+
+    @classmethod
+    def restored(cls, state: ObservedState) -> Observed:
+        """The watch whose :meth:`state` this was.
+
+        Raises:
+            ValueError: it is the state of no watch.
+        """
+        limits = (state.drift_ppb, state.wander_ppb_per_s)
+        if not all(math.isfinite(limit) and limit >= 0 for limit in limits) or len(state.windows) != len(WINDOWS_S):
+            raise ValueError("these numbers are the state of no watch")
+        watch = cls(max_drift_ppm=state.drift_ppb / 1_000, max_wander_ppb_per_s=state.wander_ppb_per_s)
+        watch._drift_ppb = state.drift_ppb
+        watch._carry_ppb = max(CARRY_PPM * 1_000, round(10 * state.drift_ppb))
+        for window, told in zip(watch._windows, state.windows, strict=True):
+            anchors = [_anchor(anchor) for anchor in told.anchors]
+            instants = [at_ns for at_ns, _ in anchors]
+            if len(anchors) > _ANCHORS_MAX or sorted(set(instants)) != instants:
+                raise ValueError("these numbers are the state of no watch")
+            window.open_period = _NEVER if told.open_period is None else told.open_period
+            window.open = None if told.open is None else _anchor(told.open)
+            window.anchors = anchors
+        watch._upper, watch._lower = state.upper, state.lower
+        watch._drift, watch._wander = dict(state.drift), dict(state.wander)
+        watch._drift_broken, watch._wander_broken = state.drift_broken, state.wander_broken
+        watch._broken_ns = state.broken_ns
+        return watch
+
     def told(self, now_ns: int) -> dict[str, Any]:
         """What ``status --json`` says under ``assumptions``; unknown is None."""
         broken = self._broken_ns is not None and now_ns - self._broken_ns <= RECENT_NS
@@ -184,6 +281,16 @@ class Observed:
             "drift": _told(self._drift, self._drift_broken, self._drift_ppb, now_ns),
             "wander": _told(self._wander, self._wander_broken, self._wander_ppb_per_s, now_ns),
         }
+
+
+def _flat(anchor: tuple[int, Interval]) -> tuple[int, int, int]:
+    at_ns, offset = anchor
+    return at_ns, offset.lo, offset.hi
+
+
+def _anchor(flat: tuple[int, int, int]) -> tuple[int, Interval]:
+    at_ns, lo, hi = flat
+    return at_ns, Interval(lo, hi)
 
 
 def _slope(before: tuple[int, Interval], after: tuple[int, Interval]) -> Interval:

@@ -63,6 +63,7 @@ import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from skewd.interval import Interval
 
@@ -93,6 +94,34 @@ class Proof:
     upper: bool
     local_ns: int
     limit_ns: int
+
+
+class PairState(NamedTuple):
+    """All that a :class:`PairBound` is, to the last bit: what a copy needs to answer as the original does for ever.
+
+    Attributes:
+        drift_max_ppb, wander_max_ppb_per_s: the limits, in the units in which they are kept.
+        at_ns: the instant at which the set is kept; ``latest_ns`` that of the latest message, None before the first.
+        reference_ns: the offset that the lines' floats are relative to.
+        whole: whether both sides are known.
+        slowest_ppb, fastest_ppb: the ends of the drift's range.
+        upper, lower: (local instant, c) of each side's lines; ``upper_corners``, ``lower_corners`` their corners, ppb.
+        contradictions: how often the set became empty.
+    """
+
+    drift_max_ppb: float
+    wander_max_ppb_per_s: float
+    at_ns: int
+    latest_ns: int | None
+    reference_ns: int
+    whole: bool
+    slowest_ppb: float
+    fastest_ppb: float
+    upper: tuple[tuple[int, float], ...]
+    upper_corners: tuple[float, ...]
+    lower: tuple[tuple[int, float], ...]
+    lower_corners: tuple[float, ...]
+    contradictions: int
 
 
 def pair_limits(
@@ -164,6 +193,7 @@ class PairBound:
         "_upper",
         "_whole",
         "contradictions",
+        "revision",
     )
 
     def __init__(self, *, max_drift_ppm: float, max_wander_ppb_per_s: float) -> None:
@@ -174,9 +204,13 @@ class PairBound:
         self._accel = float(max_wander_ppb_per_s)
         self.contradictions: int = 0
         """How often the set became empty: each time an assumption broke and a new set was begun."""
+        self.revision: int = 0
+        """Another number whenever the set is another one. What leaves it as it is changes no answer, ever: a message
+        that left this number alone might as well never have come."""
         self._begin()
 
     def _begin(self) -> None:
+        self.revision += 1
         self._upper, self._lower = _Edge(1), _Edge(-1)
         self._whole = False  # whether both sides are known, so that there is a set
         self._slowest, self._fastest = -self._drift_max, self._drift_max
@@ -209,12 +243,14 @@ class PairBound:
             self._latest_ns = local_ns
         most = edge.sign * (limit_ns - self._reference_ns) + _OUTWARD_NS
         if not self._whole:
+            self.revision += 1
             held = self._first(edge, other, local_ns, most)
         else:
             if local_ns >= self._at_ns:
                 elapsed = (local_ns - self._at_ns) / _SECOND_NS
                 if most >= self._reach(edge, elapsed) - _WORTH_NS:
                     return True
+                self.revision += 1
                 self._carry(local_ns, elapsed, other)
                 most = edge.sign * (limit_ns - self._reference_ns) + _OUTWARD_NS
             held = self._cut(edge, other, local_ns, most)
@@ -259,6 +295,7 @@ class PairBound:
             self.contradictions += 1
             self._begin()
             return False
+        self.revision += 1
         # Any drift in the range is possible with some offset: none of the set's corners needs to be sought.
         self._slowest, self._fastest = slowest, fastest
         for edge in (self._upper, self._lower):
@@ -335,6 +372,58 @@ class PairBound:
             else:
                 self.incoming(there_ns, proof.local_ns)
         return self.contradictions == before
+
+    def state(self) -> PairState:
+        """All that this filter is; :meth:`restored` makes another one that is the same to the last bit."""
+        upper, lower = self._upper, self._lower
+        return PairState(
+            self._drift_max,
+            self._accel,
+            self._at_ns,
+            self._latest_ns,
+            self._reference_ns,
+            self._whole,
+            self._slowest,
+            self._fastest,
+            tuple(upper.proofs),
+            tuple(upper.corners),
+            tuple(lower.proofs),
+            tuple(lower.corners),
+            self.contradictions,
+        )
+
+    @classmethod
+    def restored(cls, state: PairState) -> PairBound:
+        """The filter whose :meth:`state` this was.
+
+        Raises:
+            ValueError: it is the state of no filter.
+        """
+        floats = (
+            *(state.drift_max_ppb, state.wander_max_ppb_per_s, state.slowest_ppb, state.fastest_ppb),
+            *(c for _, c in (*state.upper, *state.lower)),
+            *(*state.upper_corners, *state.lower_corners),
+        )
+        sides = ((state.upper, state.upper_corners), (state.lower, state.lower_corners))
+        known = all(lines and len(corners) == len(lines) - 1 for lines, corners in sides)
+        if (
+            not all(map(math.isfinite, floats))
+            or any(len(lines) > CONSTRAINTS_MAX + 1 for lines, _ in sides)
+            or (state.whole and not known)
+            or state.slowest_ppb > state.fastest_ppb
+            or (state.latest_ns is None) != (not state.upper and not state.lower)
+        ):
+            raise ValueError("these numbers are the state of no filter")
+        pair = cls(max_drift_ppm=0, max_wander_ppb_per_s=state.wander_max_ppb_per_s)
+        if state.drift_max_ppb < 0:
+            raise ValueError("these numbers are the state of no filter")
+        pair._drift_max = state.drift_max_ppb
+        pair._at_ns, pair._latest_ns, pair._reference_ns = state.at_ns, state.latest_ns, state.reference_ns
+        pair._whole, pair._slowest, pair._fastest = state.whole, state.slowest_ppb, state.fastest_ppb
+        for edge, (lines, corners) in zip((pair._upper, pair._lower), sides, strict=True):
+            edge.proofs, edge.corners = list(lines), list(corners)
+        pair.contradictions = state.contradictions
+        return pair
 
     @property
     def latest_local_ns(self) -> int | None:
@@ -428,6 +517,7 @@ class PairBound:
         line = self._line((local_ns, most))
         if not self._bend(edge, local_ns, most):
             return True
+        self.revision += 1
         return self._narrow(edge, other, *line)
 
     def _bend(self, edge: _Edge, local_ns: int, most: float) -> bool:

@@ -83,6 +83,8 @@ def told() -> dict[str, Any]:
         (("keygen",), {"file"}),
         (("config", "check"), {"--config"}),
         (("config", "show"), {"--config"}),
+        (("record",), {"file", "--config", "--duration", "--every", "--max-bytes", "--keep"}),
+        (("replay",), {"file", "--json", "--calibrate", "--bounds"}),
         (("sidecar",), {"--config", "--forward", "--static-offset", "--static-uncertainty"}),
         (("experiment", "run"), set()),
         (("experiment", "report"), set()),
@@ -98,7 +100,10 @@ def test_commands_and_their_options(words: tuple[str, ...], options: set[str]) -
     [
         (
             "check",
-            ["--config", "--peer", "--warning", "--critical", "--strict", "--max-age", "--assumptions", "--json"],
+            [
+                *("--config", "--peer", "--warning", "--critical", "--strict", "--max-age", "--assumptions"),
+                *("--record", "--json"),
+            ],
         ),
         ("now", ["--config", "--json"]),
     ],
