@@ -3,7 +3,7 @@
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 /usr/local/bin/python3 /usr/bin/python3 \
 	"$$HOME"/.pyenv/versions/3.*/bin/python3; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 8))' 2>/dev/null && echo "$$p" && break; done)
-COMMANDS := setup demo test test-all simulate simulate-mesh experiment bench test-neighbours lint types wheel fuzz fuzz-member fuzz-parsers clean pins
+COMMANDS := setup demo test test-all simulate simulate-mesh failsafe experiment bench test-neighbours lint types wheel fuzz fuzz-member fuzz-parsers clean pins
 
 .PHONY: $(COMMANDS)
 .NOTPARALLEL:

@@ -30,6 +30,8 @@ COMMANDS = {
                  "a million bounds against the truth, mutants and broken limits; writes docs/reports/simulation.md"),
     "simulate-mesh": (["python", "-m", "tests.mesh.campaign"],
                       "meshes of up to a thousand members, a thousand attempts of liars; writes docs/reports/mesh.md"),
+    "failsafe": (["python", "-m", "tests.failsafe.campaign"],
+                 "daemons under every fault, against the truth; writes docs/reports/failsafe.md (root, 10 minutes)"),
     "experiment": (["python", "-m", "benchmarks.experiment"],
                    "the experiment's every run, half an hour; writes docs/reports/experiment.md"),
     "bench": (["python", "-m", "benchmarks.sidecar.compare"],
