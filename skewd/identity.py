@@ -8,8 +8,8 @@ restarts (``records.py``), and a machine that is put back to an earlier state re
 have in messages (``member_keys.py``).
 
 Without a directory that can be written there is still an identity, new at each start (and kept as soon as there is a
-place for it, ``keeping.py``); peers accept the new key at once
-on a new boot, else only after the former one has been silent for five minutes. ``kept`` is False, and whoever starts
+place for it, ``keeping.py``); peers accept the new key once the former one has been silent for a minute
+(``member_keys.py``). ``kept`` is False, and whoever starts
 the daemon says so.
 
 Limits: the files are trusted as the daemon's own directory is; a damaged identity is an error that names the file,
@@ -125,8 +125,8 @@ def _read(path: Path) -> bytes | None:
     match = _FORM.fullmatch(content.decode("ascii", "replace"))
     if match is None:
         raise IdentityError(
-            f"{path} is damaged; restore it, or remove it: the node then gets a new key, which peers accept on a new "
-            "boot, or after five minutes"
+            f"{path} is damaged; restore it, or remove it: the node then gets a new key, which peers accept after "
+            "a minute"
         )
     return bytes.fromhex(match[1])
 
