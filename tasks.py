@@ -40,10 +40,12 @@ COMMANDS = {
                         "builds Jaeger and four languages' SDKs (once, minutes) and tests beside them"),
     "fuzz": (["python", "-m", "tests.sidecar.fuzz"],
              "look for bodies on which the patch's twins differ, for 3 minutes; writes docs/reports/fuzz.md"),
-    "fuzz-member": (["python", "-m", "tests.mesh.member_fuzz"],
-                    "a member with a valid key says anything to whole daemons, for 10 minutes (--minutes)"),
-    "fuzz-parsers": (["python", "-m", "tests.fuzz_parsers"],
-                     "every parser of what others write gets what nobody should write, for 10 minutes (--minutes)"),
+    "fuzz-member": (["python", "-m", "tests.mesh.member_fuzz", "--report"],
+                    "a member with a valid key says anything to whole daemons, for 10 minutes; writes its part of"
+                    " docs/reports/fuzz-daemon.md"),
+    "fuzz-parsers": (["python", "-m", "tests.fuzz_parsers", "--report"],
+                     "every parser gets what nobody should write, for 10 minutes; writes its part of"
+                     " docs/reports/fuzz-daemon.md"),
     "wheel": (["python", "-m", "hatchling", "build", "-t", "wheel", "-d", "dist"],
               "build the wheels into dist/: skewd's, and skewd-native's where cargo is"),
     "pins": ([], "write requirements/*.txt anew from pyproject.toml (with uv; --upgrade moves to the newest versions)"),

@@ -251,7 +251,7 @@ def unpack(content: bytes) -> list[Fact]:
     """
     try:
         return _decode_facts(content)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise EvidenceError(f"no evidence of version {VERSION} ({error}); do the versions agree?") from None
 
 

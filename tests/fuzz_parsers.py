@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
+import io
 import json
 import random
 import secrets
@@ -32,7 +33,7 @@ from hashlib import blake2s
 from pathlib import Path
 from typing import Any
 
-from skewd import api_client, discipline, resume, status
+from skewd import api_client, discipline, evidence, replay_view, resume, status
 from skewd.bounds.carry import Claim
 from skewd.bounds.compose import FirstHand, Here, clock_tag, compose, judge
 from skewd.bounds.history import Knot, Status
@@ -58,10 +59,13 @@ from skewd.node import Node
 from skewd.publish import clockbound_layout, segment
 from skewd.record_store import Pin, RecordStore
 from skewd.records import Edge, Record, RecordError, bundle, decode, private_key, public_key_of, sign, unbundle
+from skewd.replay import replayed
 from skewd.sources import chrony_wire, kernel_wire, ntp_wire, phc_wire, ptp_wire
 from skewd.sources.claim import Claim as UtcClaim
 from skewd.sources.claim import Look, Refused, between
 from skewd.stamps import raw_of_stamp, receive_stamp, send_stamp
+from tests import fuzz_report
+from tests.evidence.test_evidence import SAMPLE as EVIDENCE
 from tests.mesh.hostile_values import EDGES
 from tests.mesh.member_fuzz import MEMORY_SLACK, growth, resident_bytes
 
@@ -443,6 +447,35 @@ def use_status(data: bytes) -> None:
             status.decode(told, odd_is_unknown=lenient)
 
 
+def use_evidence(data: bytes) -> None:
+    replay = replayed(evidence.read(io.BytesIO(data)), candidates=True)
+    replay_view.told(replay)
+    replay_view.render(replay, calibrate=True)
+
+
+def seal_evidence(data: bytes) -> bytes:
+    """The header as it was, each segment's checksum right."""
+    begin = len(evidence.MAGIC) + 1
+    made = bytearray(evidence.Writer.header() + data[begin:])
+    at, head = begin, evidence._HEAD.size
+    while at + head <= len(made):
+        length, _, kind = evidence._HEAD.unpack_from(made, at)
+        length = min(length, len(made) - at - head)
+        content = bytes(made[at + head : at + head + length])
+        evidence._HEAD.pack_into(made, at, length, zlib.crc32(bytes([kind]) + content), kind)
+        at += head + length
+    return bytes(made)
+
+
+def _evidence() -> list[bytes]:
+    """The first facts of the sample that is kept of this format."""
+    writer = evidence.Writer()
+    data = writer.header()
+    for fact in list(evidence.read(io.BytesIO(EVIDENCE.read_bytes())))[:14]:
+        data += writer.add(fact)
+    return [data + writer.flush()]
+
+
 def use_clockbound(data: bytes) -> None:
     for layout in (clockbound_layout.V1, clockbound_layout.V2):
         clockbound_layout.is_header(layout, data)
@@ -684,6 +717,7 @@ def targets(directory: Path) -> list[Target]:
         Target("machine", [b"monotonic 5 6\nboottime 1 2\n", b"flags : tsc_known_freq\n", bytes(112)], use_machine),
         Target("configuration", [config.read_bytes(), b'[mesh]\nlisten = "off"\n'], use_config, (ConfigError,)),
         Target("environment", [b'["127.0.0.1:9958", "localhost:9959"]'], use_environment, (ConfigError,)),
+        Target("evidence", _evidence(), use_evidence, (evidence.EvidenceError,), seal_evidence),
         Target("status", [http + plain.encode()], use_status, (api_client.NoDaemonError,)),
         Target("ClockBound", [clockbound_layout.header(clockbound_layout.V2, 4)], use_clockbound),
     ]
@@ -754,19 +788,42 @@ def all_targets() -> Iterator[list[Target]]:
         yield targets(Path(name))
 
 
+def report(outcomes: list[tuple[str, Outcome]], seed: int, minutes: float) -> None:
+    """The parsers' section of the page."""
+    total = sum(outcome.inputs for _, outcome in outcomes)
+    failures = sum(len(outcome.failures) for _, outcome in outcomes)
+    rows = [
+        (name, outcome.inputs, outcome.refused, f"{outcome.slowest_s * 1e3:.1f} ms", f"{outcome.grown >> 10} KiB")
+        for name, outcome in outcomes
+    ]
+    fuzz_report.write(
+        "parsers",
+        [
+            f"The last run: seed {seed}, {minutes:g} minutes on {fuzz_report.machine()}; {total} inputs,"
+            f" {failures} other exceptions, 0 exits. Memory: by how much the resident size of the second half was above"
+            " the greatest of the first.",
+            "",
+            *fuzz_report.table(("parser", "inputs", "refused by an exception", "slowest", "memory"), *rows),
+        ],
+    )
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz_parsers", description=__doc__)
     parser.add_argument("--minutes", type=float, default=10.0, help="for how long, all targets together")
     parser.add_argument("--seed", type=int, default=None, help="without it, another each time")
     parser.add_argument("--only", default=None, help="the name of one target")
+    parser.add_argument("--report", action="store_true", help="write docs/reports/fuzz-daemon.md")
     options = parser.parse_args(arguments)
     seed = secrets.randbelow(1 << 31) if options.seed is None else options.seed
     print(f"seed {seed}", flush=True)
     failed = 0
+    outcomes: list[tuple[str, Outcome]] = []
     with all_targets() as every:
         chosen = [target for target in every if options.only in (None, target.name)]
         for target in chosen:
             outcome = fuzz(target, seed, seconds=options.minutes * 60 / len(chosen))
+            outcomes.append((target.name, outcome))
             wrong = bool(outcome.failures) or outcome.grown > MEMORY_SLACK
             failed += wrong
             print(
@@ -777,6 +834,8 @@ def main(arguments: list[str] | None = None) -> int:
             for failure in outcome.failures:
                 print(f"  {failure}", flush=True)
     print("failed" if failed else "nothing failed", flush=True)
+    if options.report:
+        report(outcomes, seed, options.minutes)
     return 1 if failed else 0
 
 
