@@ -122,6 +122,7 @@ def daemon_environment(directory: Path, name: str, port: int, peers: Sequence[in
         "SKEWD_NODE__NAME": name,
         "SKEWD_NODE__RUNTIME_DIR": str(home),
         "SKEWD_NODE__STATE_DIR": str(home),
+        "SKEWD_MESH__KEY": "none",
         "SKEWD_MESH__LISTEN": f"127.0.0.1:{port}",
         "SKEWD_MESH__PEERS": json.dumps([f"127.0.0.1:{peer}" for peer in peers]),
         "SKEWD_MESH__INTERVAL": "1s",

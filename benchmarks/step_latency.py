@@ -28,7 +28,7 @@ import asyncio, os, random, statistics, struct, sys, time
 from pathlib import Path
 from skewd import daemon as running, hostclock
 from skewd.clock import HostClock, VirtualClock, VirtualPage
-from skewd.config import Config, MeshConfig, MetricsConfig, NodeConfig, SourceConfig
+from skewd.config import Config, MeshConfig, MetricsConfig, NodeConfig
 
 STEPS, ROOT = int(sys.argv[1]), Path(sys.argv[2])
 
@@ -58,7 +58,6 @@ async def measure(kind):
     config = Config(
         node=NodeConfig(name="a", runtime_dir=directory, state_dir=directory),
         mesh=MeshConfig(listen=None, reference="a"), metrics=MetricsConfig(listen=None),
-        source=(SourceConfig(type="kernel"),),
     )
     page = VirtualPage.create(directory / "page") if kind.startswith("page") else None
     daemon = running.Daemon(config, HostClock() if page is None else VirtualClock(page))

@@ -271,7 +271,7 @@ def _link_state(row: LinkRow) -> str:
     return state + way
 
 
-_REFUSALS = frozenset(REASONS) - {"unconfirmed", "one_way_unconfirmed"} | {
+_REFUSALS = frozenset(REASONS) - {"unconfirmed", "one_way_unconfirmed", "own_message"} | {
     "bad_frames",
     "attach_refused",
     "handshakes_failed",
@@ -279,7 +279,8 @@ _REFUSALS = frozenset(REASONS) - {"unconfirmed", "one_way_unconfirmed"} | {
     "bad_labels",
     "oversized_data",
 }
-"""Counters of a link that count messages that were turned away; a new peer's first ones are ``unconfirmed``."""
+"""Counters of a link that count messages that were turned away; a new peer's first ones are ``unconfirmed``, and one's
+own, heard where the list has this node's address, are no refusals."""
 
 
 def _refused(row: LinkRow) -> str:

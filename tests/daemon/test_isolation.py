@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import tempfile
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from skewd.node import PEER_GONE_NS
 from skewd.problems import CODES, Severity
 from skewd.requirements import Asked, Has
 from skewd.sources import find
+from skewd.status import decode
+from skewd.status_view import render_status
 from tests.daemon.judges import RunningDaemon, UtcServer, dead_address
 from tests.daemon.test_node import Clocks, Mesh
 from tests.waiting import until, wait_until
@@ -165,6 +168,28 @@ def test_a_list_with_this_nodes_own_address_is_no_row_of_refusals(start: Start) 
     )
     assert daemon.status["links"][0]["counters"]["own_message"] == before["own_message"] <= 8
     assert "peer-unheard" not in daemon.codes()
+    screen = render_status(decode(daemon.status))
+    assert "own_message" not in screen
+    assert f"{own} of [mesh] peers is this node itself, and is not asked" in screen
+
+
+def test_a_node_of_which_nothing_is_asked_and_that_finds_nothing(start: Start) -> None:
+    daemon = start("here", "", virtual="offset=5ms")  # on a virtual clock nothing is looked for
+    said = daemon.judged()
+    assert not said.healthy
+    assert (said.check, said.waitsync, said.readyz) == (3, 2, 503)
+    for text in (said.check_line, said.readyz_text):
+        assert "there is nothing to compare this clock with" in text
+
+
+def test_the_daemonset_as_it_is_shipped_where_its_name_does_not_resolve(short: Path, start: Start) -> None:
+    shipped = (Path(__file__).parents[2] / "deploy" / "kubernetes" / "daemonset.yaml").read_text()
+    config = textwrap.dedent(shipped.partition("skewd.toml: |\n")[2].partition("---")[0])
+    config = config.replace("/etc/skewd-mesh/mesh.key", f"{short}/key").replace("0.0.0.0:9957", "127.0.0.1:0")
+    assert "dns = " in config
+    daemon = start("here", config.replace(".skewd.svc:", ".invalid:"), virtual="offset=5ms")
+    daemon.has_run(5)  # it would have founded a timescale after three
+    refuses_everybody(daemon, "peers-unheard", "skewd-peers.invalid:9957")
 
 
 def _subjects(daemon: RunningDaemon, code: str) -> set[str]:

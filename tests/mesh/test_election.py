@@ -51,14 +51,14 @@ class Seat:
         self.bounds: dict[Timescale, Interval] = {}
         self.applied_ns: int | None = None
         self.raw_era = 1
-        self.utc = False
+        self.utc = self.utc_lives = False
         self.last: Decision | None = None
         self.reasons: list[Reason] = []
 
     def see(self, *members: Member, seconds: int = 1) -> Decision:
         """Sees the same for so long; the last decision."""
         for _ in range(seconds):
-            own = Own(boot(self.name), self.raw_era, self.utc, self.bounds.get, self.applied_ns)
+            own = Own(boot(self.name), self.raw_era, self.utc, self.bounds.get, self.applied_ns, self.utc_lives)
             self.last = self.election.decide(self.now_s * S, own, members)
             if self.last.changed is not None:
                 self.reasons.append(self.last.changed)
@@ -308,6 +308,36 @@ def test_a_node_alone_with_a_source_has_utc() -> None:
     seat = Seat("m")
     seat.utc = True
     assert seat.see(seconds=5).timescale == UTC
+
+
+def test_who_has_utc_by_live_sources_does_not_leave_it_for_those_who_come_later() -> None:
+    """They may be many, and agree, and be there for long."""
+    seat = Seat("m")
+    seat.utc = seat.utc_lives = True
+    seat.see(seconds=5)
+    others = [member(name, walls("a")) for name in ("a", "b", "c")]
+    decision = seat.see(*others, seconds=2 * UTC_GONE_NS // S)
+    assert (decision.timescale, decision.agreed) == (UTC, False)
+    # In holdover it is kept as long as any UTC is, and then left.
+    seat.utc_lives = False
+    assert seat.see(*others, seconds=UTC_GONE_NS // S - 1).timescale == UTC
+    assert seat.see(*others, seconds=10).timescale == walls("a")
+    assert seat.reasons == [Reason.JOINED, Reason.UTC_VANISHED]
+
+
+def test_a_node_that_was_alone_on_utc_begins_there() -> None:
+    seat = Seat("m")
+    seat.election = Election("m", interval_ns=S, on_utc=True)
+    seat.utc = seat.utc_lives = True
+    decision = seat.see(member("a", walls("a")), seconds=60)
+    assert (decision.timescale, decision.epochs, seat.reasons) == (UTC, 1, [])
+
+
+def test_a_newcomer_with_the_only_source_follows_what_is_there() -> None:
+    """It never was on UTC; one claim is not enough, and the others are there already."""
+    seat = Seat("m")
+    seat.utc = seat.utc_lives = True
+    assert seat.see(member("a", walls("a")), member("b", walls("a")), seconds=60).timescale == walls("a")
 
 
 def test_utc_outlasts_a_source_that_is_away_for_a_while() -> None:
