@@ -106,8 +106,8 @@ async def test_two_nodes_find_their_offset_and_follow_a_step(bench: Bench) -> No
     high = bench.pages["a"].wall_ns()
     assert interval.lo <= high
     assert interval.hi >= low
-    assert told_now["earliest_ns"] <= high
-    assert told_now["latest_ns"] >= low
+    assert told_now.earliest_ns <= high
+    assert told_now.latest_ns >= low
 
 
 async def test_peers_are_found_by_a_dns_name_and_its_failure_is_said(bench: Bench) -> None:
