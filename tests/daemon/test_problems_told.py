@@ -112,7 +112,12 @@ def test_a_problem_has_one_code_everywhere_and_goes_when_it_is_over(
     running.reload("info")
     wait_until(lambda: "config-refused" not in running.codes(), "that it is over")
     assert "config-refused" not in running.series()
-    changes = [(line["event"], line["code"]) for line in running.log() if line["event"] in ("problem", "problem over")]
+
+    def changed() -> list[tuple[str, str]]:
+        return [(line["event"], line["code"]) for line in running.log() if line["event"] in ("problem", "problem over")]
+
+    wait_until(lambda: ("problem over", "config-refused") in changed(), "the log, which a thread writes")
+    changes = changed()
     assert changes.count(("problem", "sources-unheard")) == 1
     assert [change for change in changes if change[1] == "config-refused"] == [
         ("problem", "config-refused"),
