@@ -51,6 +51,7 @@ READS = (1,)
 MAGIC = b"skewd evidence "
 SEGMENT_MAX = 1 << 20
 PAIRS_MAX = 1 << 16
+NAME_MAX = 255
 _BATCH_BITS = 8 * 4096
 
 _HEAD = struct.Struct("!IIB")
@@ -58,7 +59,7 @@ _FACTS, _PROOFS = 1, 2
 _SPAN = 1 << 63
 _SECOND_NS = 1_000_000_000
 
-Name = Annotated[str, msgspec.Meta(max_length=255)]
+Name = Annotated[str, msgspec.Meta(max_length=NAME_MAX)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Index = Annotated[int, msgspec.Meta(ge=0, lt=PAIRS_MAX)]
 

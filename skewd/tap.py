@@ -27,6 +27,7 @@ from skewd.bounds.observed import Observed, ObservedState
 from skewd.evidence import (
     ALONE,
     EXPECTED,
+    NAME_MAX,
     UNWATCHED,
     WATCHED,
     About,
@@ -180,6 +181,7 @@ class Tap:
         self._clock_source = clock_source
         self._now_raw_ns = now_raw_ns
         self._on_fault = on_fault
+        self._closed = False
         self._listeners: list[Listener] = []
         self._entries: dict[PairKey, _Entry] = {}
 
@@ -206,12 +208,13 @@ class Tap:
         """Ends it."""
         if listener in self._listeners:
             self._listeners.remove(listener)
-        if not self._listeners:
+        if not self._listeners and not self._closed:  # after that another tap may have its place
             self._entries.clear()
             self._node.tap_with(None)
 
     def close(self) -> None:
         """Nothing more comes, for anybody."""
+        self._closed = True
         self._node.tap_with(None)
         for listener in self._listeners:
             listener.close()
@@ -266,7 +269,7 @@ class Tap:
         return Begin(
             entry.index,
             subject.kind,
-            subject.name,
+            subject.name[:NAME_MAX],
             subject.clock,
             max(subject.interval_ns, 1),
             subject.smear,

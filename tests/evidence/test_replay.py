@@ -14,7 +14,7 @@ from skewd.bounds.observed import Verdict
 from skewd.evidence import Begin, Fact, Gone, Learnt, Look, Missed, Restart, read
 from skewd.replay import CANDIDATES, Extreme, Replay, judgement, judgements, replayed, same_but_latest
 from skewd.replay_view import render, told
-from skewd.tap import QUEUE_MAX, Listener
+from skewd.tap import QUEUE_MAX, Listener, Tap
 from tests.evidence.worlds import SECOND, World, content_of
 
 
@@ -287,3 +287,25 @@ def test_a_restart_of_the_raw_clock_ends_all_pairs() -> None:
     world = World()
     replay = replayed([*recorded(world, 1), Restart(1, 2)])
     assert replay.live == {}
+
+
+def test_a_fault_of_the_taps_own_costs_no_proof() -> None:
+    """It ends the evidence and nothing else; whoever asks next has a tap that works."""
+    world = World()
+    recorded(world, 1)
+    world.tap._on_fault = lambda _: world.tap.close()
+    world.tap._entries = None  # type: ignore[assignment]
+    before = world.node.subjects()[0].pair.latest_local_ns
+    world.run(5)
+    after = world.node.subjects()[0].pair.latest_local_ns
+    assert before is not None
+    assert after is not None
+    assert after > before + 4 * SECOND
+    assert world.listener.closed
+    again = Tap(world.node, lambda: "tsc", lambda: world.raw(world.true_ns), world.failed)
+    late = Listener(lambda: None, SECOND)
+    again.listen(late)
+    world.tap.leave(world.listener)  # as its door does, when it has noticed
+    world.run(20)
+    replay = through_a_file(late.take(again.anew))
+    assert sum(summary.kept for summary in replay.pairs.values()) > 20
