@@ -259,7 +259,6 @@ class Daemon:
             sources=self._sources.told(known.sources),
             links=self._links.rows(),
             mesh=None if self._member is None else self._member.told(now),
-            peers_configured=len(self._configured_peers()),
             clock=self._clock_row(),
             loop=self._loop.told(now),
             metrics=self._metrics_address,
@@ -309,11 +308,6 @@ class Daemon:
         found += self._keeping.problems()
         found += [problem for problem in (self._segment_problem, self._frequency_left) if problem is not None]
         return found
-
-    def _configured_peers(self) -> frozenset[str]:
-        """Everybody that the configuration says to ask, with what its DNS name has now."""
-        over_udp = frozenset(self.config.mesh.peers) if self._discovery is None else self._discovery.candidates
-        return over_udp.union(*(link.peers for link in self.config.link))
 
     def _mesh_problems(self, now_raw_ns: int) -> list[Problem]:
         found = [] if self._member_keys is None else self._member_keys.problems(now_raw_ns)

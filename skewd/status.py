@@ -276,7 +276,7 @@ class NodeStatus(_Bounded, frozen=True, kw_only=True):
     peers: list[PeerRow] = field(default_factory=list)
     peers_left_out: int = 0
     peers_configured: int | None = None
-    """Addresses that are to be asked: of ``[mesh] peers``, what ``[mesh] dns`` has, and the peers of each link."""
+    """Addresses that are to be asked: of ``[mesh] peers`` (but one's own), what ``[mesh] dns`` has, each link's."""
     peers_heard: int | None = None
     """Peers that this node has heard itself, and not forgotten (15 minutes)."""
     peers_bounded: int | None = None

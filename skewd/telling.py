@@ -43,6 +43,7 @@ def status(node: Node, now_raw_ns: int) -> NodeStatus:
         reference=None if reference is None else "utc" if reference == "utc" else f"node:{reference}",
         peers=peers,
         peers_left_out=left_out,
+        peers_configured=len(node.asked.peers),
         peers_heard=len(node.peers),
         peers_bounded=sum(peer.pair.known for peer in node.peers.values()),
         sources=_source_rows(node, now_raw_ns),
