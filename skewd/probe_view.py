@@ -24,7 +24,7 @@ from skewd.check import describe, rounded_up, short
 from skewd.durations import format_duration
 from skewd.interval import Interval
 from skewd.links.protocol import Proofs
-from skewd.sources.ntp_wire import NtpSample
+from skewd.sources.ntp_wire import NtpSample, own_clock
 from skewd.wall import WallMap
 
 _LEAP = {0: "none announced", 1: "a leap second will be inserted", 2: "a leap second will be removed"}
@@ -45,6 +45,7 @@ class Finding:
         at_most_ns: what the question proves about the offset, when it was sent; ``at_least_ns`` what the answer
             proves, when it was received.
         error_ns: how far the other's stamps may be from what they are meant to tell, by its own account.
+        own_clock: by what a server says that it follows its own clock, which tells nothing of UTC; None if it does not.
     """
 
     type: str
@@ -64,6 +65,7 @@ class Finding:
     root_delay_ns: int | None = None
     root_dispersion_ns: int | None = None
     precision_ns: int | None = None
+    own_clock: str | None = None
     era: int | None = None
     max_drift_ppm: int | None = None
     max_wander_ppb_per_s: int | None = None
@@ -94,6 +96,7 @@ def from_ntp(sample: NtpSample, wall: WallMap, *, address: str, drift_ppm: float
         root_delay_ns=sample.root_delay_ns,
         root_dispersion_ns=sample.root_dispersion_ns,
         precision_ns=sample.precision_ns,
+        own_clock=own_clock(sample.stratum, sample.reference_id, sample.root_delay_ns, sample.root_dispersion_ns),
     )
 
 
@@ -203,6 +206,14 @@ def explain(finding: Finding) -> str:
             ("stratum", f"{finding.stratum} (reference {finding.name})"),
             ("leap", _LEAP.get(finding.leap, "unknown")),
         ]
+        if finding.own_clock is not None:
+            rows.append(
+                (
+                    "own clock",
+                    f"it follows nothing but itself ({finding.own_clock}), so this is not UTC, and as a [[source]] it"
+                    " is refused unless allow_local = true",
+                )
+            )
     else:
         rows += [
             ("peer", f"era {finding.era}, its wall clock known within {_length(finding.error_ns)} of its raw clock"),

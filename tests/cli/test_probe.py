@@ -105,6 +105,14 @@ def test_an_ntp_server(serve: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert "behind UTC" in out
 
 
+def test_a_server_that_follows_its_own_clock_is_said_to(serve: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    address = serve(lambda question, at: [packet(question, at, stratum=1, reference=b"LOCL")])
+    assert main(["probe", address, "--timeout", "60s", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["own_clock"] == "its reference id is 'LOCL'"
+    assert main(["probe", address, "--as", "ntp", "--timeout", "60s"]) == 0
+    assert "this is not UTC" in capsys.readouterr().out
+
+
 GOLDEN = """\
 192.0.2.1:123 is an NTP server; this clock is 1.5 ms ahead of UTC (+-3.1 ms) by what the server says
 

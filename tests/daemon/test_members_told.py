@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import random
+import socket
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -31,6 +32,14 @@ from tests.waiting import LIMIT_S, until
 
 MS = 1_000_000
 INTERVAL_NS = 50 * MS
+
+
+def free_udp_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        socks = [stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) for _ in range(count)]
+        for sock in socks:
+            sock.bind(("127.0.0.1", 0))
+        return [int(sock.getsockname()[1]) for sock in socks]
 
 
 @pytest.fixture
@@ -97,7 +106,7 @@ class World:
                 name=name, runtime_dir=self.directory / f"run{place}{name}", state_dir=self.directory / f"state{place}"
             ),
             mesh=MeshConfig(
-                listen="127.0.0.1:0", peers=peers, key_file=self.key_file, interval=INTERVAL_NS, **mesh
+                **{"listen": "127.0.0.1:0", "peers": peers, "key_file": self.key_file, "interval": INTERVAL_NS, **mesh}
             ),
             metrics=MetricsConfig(listen=None),
         )  # fmt: skip
@@ -149,6 +158,17 @@ async def test_two_of_this_version_say_nothing_of_versions_and_use_a_pair_s_key(
         assert not {code for code, _ in codes(daemon)} & {"old-protocol", "version-mismatch", "duplicate-name"}
         for reason in ("old_version", "unbound", "altered", "former_identity", "other_identity", "bad_mac"):
             assert counters(daemon)[reason] == 0
+
+
+async def test_without_a_key_for_the_mesh_a_pair_has_one_all_the_same(world: World) -> None:
+    """Each is configured with the other: in a mesh without a key nobody else is believed."""
+    ports = free_udp_ports(2)
+    addresses = [f"127.0.0.1:{port}" for port in ports]
+    keyless: dict[str, Any] = {"key_file": None, "key": "none", "oldest_protocol": 3}
+    a, _ = await world.start("a", addresses[1], listen=addresses[0], **keyless)
+    b, _ = await world.start("b", addresses[0], listen=addresses[1], **keyless)
+    await until(lambda: bounded(a, "b")() and bounded(b, "a")(), "both bounds, with nothing of version 2 believed")
+    assert ("keyless-mesh", "") in codes(a)
 
 
 async def test_where_the_version_before_is_not_accepted_both_sides_say_so(world: World) -> None:

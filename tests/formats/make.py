@@ -109,8 +109,8 @@ PINS = {"b": Pin(public_key_of(private_key(SECRETS["b"])), True, 17, BOOT)}
 
 def packets() -> dict[str, bytes]:
     """What the version before sends, and, where this is a version with keys, what it sends itself."""
-    own = {"sender": wire.packed(SELF), **MESSAGE}
-    answering = {"answers": ANSWERED, "received_ns": RECEIVED_NS}
+    own: dict[str, Any] = {"sender": wire.packed(SELF), **MESSAGE}
+    answering: dict[str, Any] = {"answers": ANSWERED, "received_ns": RECEIVED_NS}
     made = {
         "request": wire.draft(KEY.key_id, KEY.secret, kind=Kind.REQUEST, **own, **answering)(SENT_NS),
         "reply": wire.draft(KEY.key_id, KEY.secret, kind=Kind.REPLY, **own, **answering)(SENT_NS),
@@ -124,7 +124,7 @@ def packets() -> dict[str, bytes]:
     b = public_key_of(private_key(SECRETS["b"]))
     anyone, paired = a.identity(b"", KEY.secret), a.identity(b, KEY.secret)
     pair = a.secret_with(b, KEY.secret)
-    echo = {**own, "told": (ANSWERED, RECEIVED_NS)}
+    echo: dict[str, Any] = {**own, "told": (ANSWERED, RECEIVED_NS)}
     for name, fields in {
         "introduction": {**own, "kind": Kind.REQUEST, "identity": anyone},
         "signed-one-way": {**own, "kind": Kind.ONE_WAY, "others": OTHERS, "identity": anyone, "sign": a.sign},

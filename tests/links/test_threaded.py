@@ -39,7 +39,7 @@ async def test_what_can_not_be_taken_holds_up_nothing_behind_it() -> None:
     told: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["exception"]))
     taken: list[float] = []
-    handover = Handover(lambda number: taken.append(1 / number))
+    handover: Handover[int] = Handover(lambda number: taken.append(1 / number))
     for number in (1, 0, 2):
         handover.put(number)
     await until(lambda: len(taken) == 2)
