@@ -237,6 +237,11 @@ class Keeper:
         return self._error
 
     @property
+    def error(self) -> str | None:
+        """Why the last write that ended failed; None if it did not."""
+        return self._error
+
+    @property
     def written(self) -> bytes | None:
         """What the file is known to hold; None before the first write, and after one that failed."""
         return self._written

@@ -32,13 +32,13 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import skewd
 from skewd import discipline, hostclock, requirements, resume, sd_notify, steering, telling
-from skewd.background import DISK
+from skewd.background import DISK, Keeper
 from skewd.clock import NodeClock, VirtualClock, Watch, read_wall
 from skewd.config import Config
 from skewd.durations import format_duration
 from skewd.failures import StartError
 from skewd.faults import Faults
-from skewd.keeping import Keeping
+from skewd.keeping import LAST_S, Keeping
 from skewd.kernel_clock import Adjuster, KernelClock, RawFacts, continued, disturbance
 from skewd.knots import KNOT_PERIOD_NS
 from skewd.lean import msgspec, structlog
@@ -459,6 +459,7 @@ class Daemon:
         except OSError as error:
             unable = error.strerror
         told_to_peers = config.mesh.listen is not None or config.link
+        kept = Keeper(lambda content: steering.keep_or_remove(file, content))
         self._steering = steering.Steering(
             self.node,
             None if self._frequency_left else made,
@@ -469,7 +470,9 @@ class Daemon:
             ),
             owners=None if clock.virtual else steering.owners_here,
             unable=unable or "what an earlier skewd left must be undone first",
+            kept=kept,
         )
+        stack.push_async_callback(kept.finish, LAST_S)
         watcher = asyncio.create_task(self._steering.watch_owners(), name="skewd-owners")
         stack.push_async_callback(_cancelled, watcher)
         stack.callback(self._steering.close, lambda: self._publish(self.clock.raw_ns()))

@@ -3,7 +3,8 @@
 The daemon calls :meth:`Steering.look` at each of its ticks, publishes the bounds if that says so, and then calls
 :meth:`Steering.act`: a rate never takes effect before the bounds that allow for it are out. Before the first change,
 and before each further one, the state file says what was found and what is being set; without a place for it nothing
-is ever set. It is removed once the frequency of before is back, or another hand has taken over.
+is ever set. It is removed once the frequency of before is back, or another hand has taken over. The file is written in
+a thread (``background.Keeper``): an order waits for it, and a later one takes its place; meanwhile the rate stays.
 
 Limits: the file is not flushed to the disk, since a crash of the machine resets the kernel as well. Time daemons are
 looked for every ``OWNERS_EVERY_S`` seconds, in a thread that nobody waits for; a daemon that moves something in between
@@ -34,6 +35,48 @@ OWNERS_EVERY_S = 10.0
 KIND = "steering"
 
 
+class Kept(Protocol):
+    """How the state file is kept: a :class:`~skewd.background.Keeper` of :func:`keep_or_remove`."""
+
+    def keep(self, content: bytes) -> None: ...
+
+    @property
+    def written(self) -> bytes | None: ...
+
+    @property
+    def error(self) -> str | None: ...
+
+
+def keep_or_remove(file: StateFile, content: bytes) -> None:
+    """Writes the file, or removes it where there is nothing to say.
+
+    Raises:
+        OSError: it can't be written or removed.
+    """
+    if content:
+        file.write(content)
+    else:
+        file.remove()
+
+
+class AtOnce:
+    """The file, kept by who waits for the disk: for simulations."""
+
+    def __init__(self, file: StateFile) -> None:
+        self._file = file
+        self.written: bytes | None = None
+        self.error: str | None = None
+
+    def keep(self, content: bytes) -> None:
+        """Writes it now."""
+        try:
+            keep_or_remove(self._file, content)
+        except OSError as error:
+            self.written, self.error = None, error.strerror
+        else:
+            self.written, self.error = content, None
+
+
 class Log(Protocol):
     """Where it is said."""
 
@@ -53,7 +96,7 @@ class Steering:
     Args:
         node: whose bounds must allow for it.
         adjuster: the kernel; None where there is none to be had, and ``unable`` says why.
-        file: what survives a crash.
+        file: what survives a crash; ``kept`` writes it, at once by default.
         announce_ns: how long the kernel is watched, and peers told, before anything is set.
         owners: the time daemons seen here, or None if they can't be seen; itself None where none can touch this
             clock (a virtual one).
@@ -69,8 +112,11 @@ class Steering:
         announce_ns: int,
         owners: Callable[[], Sequence[TimeDaemon] | None] | None,
         unable: str | None = None,
+        kept: Kept | None = None,
     ) -> None:
         self._node, self._adjuster, self._file, self._log = node, adjuster, file, log
+        self._kept = AtOnce(file) if kept is None else kept
+        self._waiting: tuple[Order, bytes] | None = None
         self._owners = owners
         self._daemons: Sequence[TimeDaemon] | None = None if owners is not None else ()
         self._looked = False
@@ -106,12 +152,19 @@ class Steering:
         kernel = self._adjuster.read()
         order = self._pilot.look(Look(raw_ns, kernel, stepped, self._reference, self._obstacle()))
         self._node.steer_limit_ppb = self._pilot.announced_ppb
+        if order is not None and not order.last:
+            self._waiting = (order, self._left(order))
+            self._kept.keep(self._waiting[1])
+        ended = self._pilot.ended()
+        if ended:
+            self._waiting = None
+        if order is None or not order.last:  # of a last one the file tells already
+            order = self._ready()
         if order is not None:
-            if self._keep(order):
-                self._order = order
-                assert self._pilot.found is not None
-                self._node.will_steer(rate_ppb(self._pilot.found.tick_us, order.frequency))
-        elif self._pilot.ended() and before is not None and kernel is not None:
+            self._order = order
+            assert self._pilot.found is not None
+            self._node.will_steer(rate_ppb(self._pilot.found.tick_us, order.frequency))
+        elif ended and before is not None and kernel is not None:
             # Another hand has it: what was ours is over.
             self._node.will_steer(kernel.rate_ppb)
             self._forget()
@@ -176,6 +229,9 @@ class Steering:
     def problems(self) -> list[Problem]:
         """What keeps the clock from being steered."""
         state, reason = self._pilot.state, self._pilot.reason
+        if reason is None and self._kept.error is not None:
+            wrong = f"{self._file.path} can't be kept as it should be: {self._kept.error}"
+            return [Problem("state-not-kept", str(self._file.path), wrong, "make its directory writable, with room")]
         if reason is None:
             return []
         code = _CODES.get(state, "discipline-waiting")
@@ -206,32 +262,38 @@ class Steering:
             return "it is not known yet which time daemons run here"
         return discipline.owner_seen(self._daemons)
 
-    def _keep(self, order: Order) -> bool:
-        """Says on disk what is about to be set; False if it can't, and then nothing may be set."""
+    def _left(self, order: Order) -> bytes:
+        """What the file says while an order is about to be carried out."""
         pilot = self._pilot
-        if order.last:
-            return True  # the file says already what to restore
         assert pilot.found is not None
         assert self._adjuster is not None
         kernel = self._adjuster.read()
         now = pilot.found.frequency if kernel is None else kernel.frequency
-        left = Left(self._node.boot.hex(), pilot.found.frequency, (now, order.frequency), pilot.found.tick_us)
-        try:
-            self._file.write(discipline.encode(left))
-        except OSError as error:
+        return discipline.encode(
+            Left(self._node.boot.hex(), pilot.found.frequency, (now, order.frequency), pilot.found.tick_us)
+        )
+
+    def _ready(self) -> Order | None:
+        """The order that waits, once the file says what is about to be set; where that fails it is over."""
+        if self._waiting is None:
+            return None
+        order, content = self._waiting
+        if self._kept.written == content:
+            self._waiting = None
+            return order
+        if self._kept.error is not None:
+            self._waiting = None
             self._pilot.failed(
-                f"{self._file.path.parent} can't be written ({error.strerror}), and without it a crash would leave the"
-                " kernel's frequency changed; make it writable, or choose another [node] state_dir"
+                f"{self._file.path.parent} can't be written ({self._kept.error}), and without it a crash would leave"
+                " the kernel's frequency changed; make it writable, or choose another [node] state_dir"
             )
             self._node.steer_limit_ppb = 0
-            return False
-        return True
+        return None
 
     def _forget(self) -> None:
-        try:
-            self._file.remove()
-        except OSError as error:
-            self._log.warning(f"{self._file.path} can't be removed: {error.strerror}")
+        """Nothing is left to undo."""
+        self._waiting = None
+        self._kept.keep(b"")
 
     def _say(self) -> None:
         pilot = self._pilot

@@ -334,3 +334,47 @@ def test_a_source_that_judges_by_who_steers_ends_it(tmp_path: Path) -> None:
     assert lab.told()["state"] == "stopped"
     assert "source kernel judges this clock by how another steers it" in lab.told()["reason"]
     assert lab.kernel.frequency == 0
+
+
+class SlowDisk:
+    """What is kept is there ``ticks`` looks later; of several that wait the latest is."""
+
+    def __init__(self, file: StateFile, ticks: int) -> None:
+        self._file, self._ticks = file, ticks
+        self._wanted: bytes | None = None
+        self._left = 0
+        self.error: str | None = None
+        self._written: bytes | None = None
+
+    def keep(self, content: bytes) -> None:
+        if self._wanted is None:
+            self._left = self._ticks
+        self._wanted = content
+
+    @property
+    def written(self) -> bytes | None:
+        if self._wanted is not None:
+            self._left -= 1
+            if self._left <= 0:
+                steering.keep_or_remove(self._file, self._wanted)
+                self._written, self._wanted = self._wanted, None
+        return self._written
+
+
+@pytest.mark.parametrize("ticks", [1, 7, 10**9])
+def test_nothing_is_set_before_the_disk_has_it_and_no_tick_waits_for_the_disk(tmp_path: Path, ticks: int) -> None:
+    lab = Lab(tmp_path, offset_ns=3 * MS, drift_ppm=20.0, wire=NEAR)
+    disk = SlowDisk(lab.file, ticks)
+    lab.steering = Steering(lab.node, lab.kernel, lab.file, lab.log, announce_ns=ANNOUNCE_NS, owners=None, kept=disk)
+    told = list[int]()
+    while lab.true_ns < 100 * SECOND:
+        lab.run(0.05)
+        if len(lab.kernel.told) > len(told):
+            left = discipline.decode(lab.file.read(discipline.LEFT_BYTES_MAX) or b"")
+            assert left is not None
+            assert lab.kernel.told[-1] in left.ours
+            told = list(lab.kernel.told)
+    assert lab.told()["state"] == "steering"
+    assert bool(told) == (ticks < 10**9)
+    if told:
+        assert abs(lab.errors_ns[-1]) < MS

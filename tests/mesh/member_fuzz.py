@@ -52,7 +52,6 @@ from skewd.daemon import Daemon
 from skewd.election import Timescale
 from skewd.interval import Interval
 from skewd.keys import KeyFile, KeyRing, generate_key_file
-from skewd.links import protocol as protocol_module
 from skewd.links import wire
 from skewd.links.protocol import LinkProtocol, Self, Timebases
 from skewd.member_keys import MemberKeys
@@ -168,7 +167,7 @@ class Peer:
         if self.hostile is None:
             return contextlib.nullcontext()
         # Wherever the drafts are made: the protocol asks the wire for them by its module.
-        return mock.patch.object(protocol_module.wire, "draft", self.hostile.drafting(wire.draft))
+        return mock.patch.object(wire, "draft", self.hostile.drafting(wire.draft))
 
     def ask(self, address: str) -> bytes:
         with self.speaking():
@@ -183,11 +182,10 @@ class Peer:
         with self.speaking():
             received = self.protocol.receive(data, address, self.raw_ns())
             answer = None if received.reply is None else received.reply(self.raw_ns())
-        if received.proofs is not None and self.hostile is None:
-            self.node.on_proofs(received.proofs, self.raw_ns())
-            self.membership.heard(received.proofs, self.raw_ns())
-        elif received.proofs is not None:
-            with contextlib.suppress(Exception):  # its own bookkeeping may choke on what it says
+        if received.proofs is not None:
+            # A hostile one's own bookkeeping may choke on what it says.
+            with contextlib.suppress(*(() if self.hostile is None else (Exception,))):
+                self.node.on_proofs(received.proofs, self.raw_ns())
                 self.membership.heard(received.proofs, self.raw_ns())
         return answer
 
@@ -199,6 +197,8 @@ class Hostile:
         self.choose = choose
         self.counts: Counter[str] = Counter()
         self.sequence = 1
+        self.still = False
+        """Whether it is honest for now: only who is believed can be followed."""
         self.new_part()
 
     def new_part(self) -> None:
@@ -227,6 +227,8 @@ class Hostile:
 
     def said(self, honest: Self) -> Self:
         """What it says about itself in messages."""
+        if self.still:
+            return honest
         choose, changes = self.choose, dict[str, Any]()
         changes["wall_raw_at_ns"] = _clip(honest.wall_raw_at_ns + self.raw_shift_ns)
         if self.wall is not None:
@@ -255,6 +257,8 @@ class Hostile:
 
     def drafting(self, real: Callable[..., Callable[[int], bytes]]) -> Callable[..., Callable[[int], bytes]]:
         """In the place of ``wire.draft``: the same, with some fields changed."""
+        if self.still:
+            return real
 
         def draft(*arguments: Any, **said: Any) -> Callable[[int], bytes]:
             choose = self.choose
@@ -297,7 +301,7 @@ class Hostile:
 
     def attached(self, peer: Peer, honest: bytes, room: int) -> bytes:
         """What goes along: mostly a hostile record of its own, signed."""
-        if self.records == "none" or self.choose.random() < 0.3:
+        if self.still or self.records == "none" or self.choose.random() < 0.3:
             return honest
         if self.records == "rubbish":
             return self.choose.randbytes(self.choose.randrange(room + 1))
@@ -413,7 +417,7 @@ class Inside:
         self.messages = self.published = self.restarts = 0
         self.unknown_ns = self.host.ns
         """When the daemon last had nothing to publish."""
-        self.next_part = self.next_turn = 0
+        self.next_part = self.next_turn = self.next_still = self.still_until = self.followed = 0
 
     @property
     def config(self) -> Config:
@@ -460,14 +464,25 @@ class Inside:
     def step(self, daemon: Daemon) -> None:
         """Some messages, and a tick."""
         choose = self.choose
+        if self.part == "keeper" and daemon.node.mesh is not None:
+            scale = daemon.node.mesh.timescale
+            follows = scale is not None and scale.keeper == EVIL
+            self.followed += follows
+            # Honest at first, and again now and then, for as long as it takes to be followed.
+            if self.messages >= self.next_still:
+                self.next_still = self.messages + 4_000
+                self.still_until = self.messages + 1_500
+            self.hostile.still = self.messages < self.still_until and not follows
+            if follows:
+                self.still_until = 0
         if self.messages >= self.next_part:
             self.next_part = self.messages + choose.randrange(20, 300)
             self.hostile.new_part()
-            if choose.random() < 0.3:
+            if choose.random() < 0.3 and not self.hostile.still:
                 self.evil.born()
         for _ in range(choose.randrange(1, 6)):
             kind = choose.random()
-            with contextlib.suppress(_UNWRITABLE):
+            with contextlib.suppress(*_UNWRITABLE):
                 if kind < 0.4:
                     self.asked_by_victim(self.evil)
                 elif kind < 0.9:
@@ -480,7 +495,7 @@ class Inside:
                 self.to_victim(peer.ask(VICTIM), peer)
                 self.asked_by_victim(peer)
                 self._between(peer, self.honest[0] if peer is self.honest[1] else self.honest[1])
-                with contextlib.suppress(_UNWRITABLE):
+                with contextlib.suppress(*_UNWRITABLE):
                     self._between(peer, self.evil)
             for peer in (*self.honest, self.evil):
                 with contextlib.suppress(*(_UNWRITABLE if peer is self.evil else ())):
@@ -566,6 +581,7 @@ async def inside(
         "restarts": world.restarts,
         "virtual_s": (world.host.ns - 10**15) // S,
         "checked": world.published,
+        "ticks_as_keeper": world.followed,
         "hostile": dict(world.hostile.counts),
         "counters": {name: count for name, count in world.shell.counters.items() if count},
         "sizes": sizes,

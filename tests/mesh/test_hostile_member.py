@@ -7,15 +7,17 @@ import contextlib
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 
+from skewd import daemon as running
 from skewd import membership
 from skewd.api_client import NoDaemonError, SlowDaemonError, get_now, get_status
 from skewd.bounds.carry import Claim
-from skewd.bounds.history import Status
+from skewd.bounds.history import Knot, Status
 from skewd.bounds.pair import PairBound
 from skewd.config import ClockBoundConfig, DisciplineConfig, SourceConfig
 from skewd.daemon import Daemon
@@ -209,6 +211,12 @@ async def pair_of(bench: Bench) -> tuple[Daemon, SegmentReader]:
     return b, reader
 
 
+def newer(reader: SegmentReader, than_wall_ns: int) -> Knot | None:
+    """A later knot with a bound, once there is one."""
+    knot = reader.latest
+    return knot if knot is not None and knot.bound is not None and knot.wall_ns > than_wall_ns else None
+
+
 FAULTS = {
     "compose": (membership, "compose"),
     "election": (Election, "decide"),
@@ -228,14 +236,10 @@ async def test_a_fault_of_mesh_code_leaves_first_hand_bounds(
     told = await until(lambda: problem(b, "mesh-fault", where), "the fault to be said")
     assert "Bug" in told["text"]
     assert "report it" in told["remedy"]
-    before = reader.latest
-    assert before is not None
     for _ in range(4):  # knots go on, with a bound that holds
         last = reader.latest
         assert last is not None
-        knot = await until(
-            lambda last=last: (k := reader.latest) is not None and k.bound and k.wall_ns > last.wall_ns and k, "a knot"
-        )
+        knot = await until(partial(newer, reader, last.wall_ns), "a knot with a bound")
         assert knot.bound.lo <= -5 * MS <= knot.bound.hi
     status = b.status()
     assert status["status"] == "synchronized"
@@ -261,13 +265,14 @@ async def test_a_peer_whose_bound_can_not_be_had_begins_anew(bench: Bench, monke
     assert not b.ticker.done()
 
 
+@pytest.mark.parametrize(("part", "name", "where"), [(Knots, "next", "knot"), (running, "disturbance", "tick")])
 async def test_what_can_not_be_published_is_published_as_unknown(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, part: object, name: str, where: str
 ) -> None:
     b, reader = await pair_of(bench)
-    monkeypatch.setattr(Knots, "next", broken)
+    monkeypatch.setattr(part, name, broken)
     await until(lambda: (knot := reader.latest) is not None and knot.status is Status.UNSYNCHRONIZED, "unsynchronized")
-    assert problem(b, "publish-fault", "knot") is not None
+    assert problem(b, "publish-fault", where) is not None
     monkeypatch.undo()
     await until(lambda: (knot := reader.latest) is not None and knot.bound is not None, "a bound again")
     assert not b.ticker.done()
