@@ -138,7 +138,7 @@ def _ends(
     there: Callable[[int], Interval],
     wall: WallMap,
     limits: tuple[float, float],
-) -> dict[str, int]:
+) -> dict[str, Any]:
     """The two proofs and the bound they make, as (the other's wall or UTC) - (this wall).
 
     ``there`` tells the other's wall - raw at a raw instant of its.

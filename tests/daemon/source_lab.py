@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ async def time_servers(count: int, hosts: tuple[str, ...] = ()) -> AsyncIterator
             one = TimeServer()
             host = hosts[number] if hosts else "127.0.0.1"
             _, one.server = await asyncio.get_running_loop().create_datagram_endpoint(
-                lambda one=one: Server(one.reply), local_addr=(host, port)
+                partial(Server, one.reply), local_addr=(host, port)
             )
             port = int(one.address.rpartition(":")[2]) if hosts else 0
             servers.append(one)

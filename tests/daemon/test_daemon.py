@@ -106,6 +106,8 @@ async def test_two_nodes_find_their_offset_and_follow_a_step(bench: Bench) -> No
     high = bench.pages["a"].wall_ns()
     assert interval.lo <= high
     assert interval.hi >= low
+    assert told_now.earliest_ns is not None
+    assert told_now.latest_ns is not None
     assert told_now.earliest_ns <= high
     assert told_now.latest_ns >= low
 
