@@ -23,7 +23,7 @@ QUICK = {
     ("mesh", "hostile member"),
     ("daemonset", "dead resolver"),
     ("hosts", "dead peers"),
-    ("keyless", "stranger"),
+    ("keyless", "nothing"),
     ("own clock", "nothing"),
 }
 """One of each kind for every change; all the others are long."""
