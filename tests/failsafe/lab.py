@@ -501,4 +501,4 @@ def page(lab: Lab, name: str, offset_ns: int) -> VirtualPage:
 def plain(line: str) -> str:
     """A line without what is another figure in each run."""
     line = re.sub(r"\d+(\.\d+)?(?= ?(ns|us|ms|s|m|h)\b)", "N", line)
-    return re.sub(r"/tmp/skf\w+", "", line).replace("|", "/")
+    return re.sub(r"/\S*/skf\w+", "", line).replace("|", "/")
