@@ -287,6 +287,8 @@ class NodeStatus(_Bounded, frozen=True, kw_only=True):
     virtual: bool = False
     contradictions: int = 0
     uptime_s: float | None = None
+    at_ns: int | None = None
+    """This node's wall clock at the instant that the bounds are of."""
     problems: list[ToldProblem] = field(default_factory=list)
     problems_left_out: int = 0
     """How many more there are, each of a code that is told with another subject."""

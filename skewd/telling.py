@@ -50,6 +50,7 @@ def status(node: Node, now_raw_ns: int) -> NodeStatus:
         virtual=node.virtual,
         contradictions=node.contradictions,
         uptime_s=round(node.uptime_ns(now_raw_ns) / 1e9, 3),
+        at_ns=now_raw_ns + node.wall.wall_minus_raw(now_raw_ns).midpoint,
     )
     if estimate is None:
         return told

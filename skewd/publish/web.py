@@ -1,6 +1,6 @@
 """The daemon's two doors: a local API on a Unix socket, and metrics, health and a page over HTTP.
 
-Both tell the same status, made at most once a tick for all that ask (``fresh.py``), and neither lets one asker take
+Both tell the same status, made anew as often as its cost allows (``fresh.py``), and neither lets one asker take
 the others' turn (``doors.py``). The Unix socket is for this host's tools (``skewd check``, ``status``, ``now``) and is
 open to every local user, since it only tells; the HTTP listener is for Prometheus and probes, on loopback unless
 configured otherwise. ``/healthz`` says that the loop turns; ``/readyz`` that a bound is known and not too wide.

@@ -41,7 +41,7 @@ def short() -> Iterator[Path]:
 
 
 class TestFresh:
-    def test_an_answer_serves_for_a_tick_or_as_long_as_its_cost_asks_for(self) -> None:
+    def test_who_asks_now_and_then_gets_what_was_just_made(self) -> None:
         now, made = [0], [0]
 
         def make() -> int:
@@ -50,11 +50,27 @@ class TestFresh:
             return made[0]
 
         answer = Fresh(make, lambda: now[0])
-        assert [answer.get() for _ in range(1000)] == [1] * 1000
-        now[0] += fresh.SHARE * 30 * MS - 1
-        assert answer.get() == 1
-        now[0] += 1
-        assert answer.get() == 2
+        for number in range(1, 20):
+            assert answer.get() == number
+            now[0] += fresh.SHARE * 30 * MS
+
+    def test_a_flood_shares_one_that_is_made_as_often_as_its_cost_allows(self) -> None:
+        now, made = [0], [0]
+
+        def make() -> int:
+            made[0] += 1
+            now[0] += 10 * MS
+            return made[0]
+
+        answer = Fresh(make, lambda: now[0])
+        saved = fresh.SAVED_NS // (10 * MS)
+        told = [answer.get() for _ in range(1000)]
+        assert told[-1] <= saved + 1
+        now[0] += fresh.SHARE * 10 * MS - 1
+        last = [answer.get() for _ in range(1000)][-1]
+        assert last <= told[-1] + 1
+        now[0] += fresh.SHARE * 10 * MS
+        assert answer.get() == last + 1
 
     def test_what_is_made_of_it_is_made_once_and_counts(self) -> None:
         now, made = [0], [0]
@@ -68,7 +84,7 @@ class TestFresh:
         for _ in range(100):
             assert answer.derived("json", body) == b"a"
         assert made == [1]
-        now[0] += fresh.SHARE * 100 * MS - 1
+        now[0] += (fresh.SHARE - 1) * 100 * MS - 1
         answer.derived("json", body)
         assert made == [1]
         now[0] += fresh.SHARE * 100 * MS
@@ -88,7 +104,7 @@ class TestFresh:
         for gap in gaps:
             now[0] += gap
             answer.get()
-        assert (spent[0] - cost) * (fresh.SHARE + 1) <= now[0]
+        assert (spent[0] - cost - fresh.SAVED_NS) * fresh.SHARE <= now[0]
 
     def test_what_raises_is_not_kept(self) -> None:
         outcomes: Iterator[int | None] = iter([None, 5])
@@ -273,11 +289,14 @@ async def test_a_local_user_that_floods_takes_neither_the_loop_nor_the_answers_o
         metrics=MetricsConfig(listen="127.0.0.1:0"),
     )
     daemon = Daemon(config, VirtualClock(VirtualPage.create(None)))
-    made, told = [0], daemon.told
+    made, spent, told = [0], [0], daemon.told
 
     def count() -> NodeStatus:
         made[0] += 1
-        return told()
+        began = time.monotonic_ns()
+        status = told()
+        spent[0] += time.monotonic_ns() - began
+        return status
 
     monkeypatch.setattr(daemon, "told", count)
     async with daemon.running() as ready:
@@ -290,7 +309,7 @@ async def test_a_local_user_that_floods_takes_neither_the_loop_nor_the_answers_o
         try:
             assert flood.stdout is not None
             assert await asyncio.to_thread(flood.stdout.readline) == b"flooding\n"
-            before, began = made[0], time.monotonic_ns()
+            before, spent_before, began = made[0], spent[0], time.monotonic_ns()
             for _ in range(20):
                 assert (await asyncio.to_thread(get_status, path, timeout_s=LIMIT_S))["node"] == "n"
                 assert "status" in await asyncio.to_thread(get_now, path, timeout_s=LIMIT_S)
@@ -300,8 +319,10 @@ async def test_a_local_user_that_floods_takes_neither_the_loop_nor_the_answers_o
                         assert answer.status in (200, 503)
             took_ns = time.monotonic_ns() - began
             assert flood.poll() is None
-            # However many asked, it was made once a tick at most (and once more for the log, every ten seconds).
-            assert made[0] - before <= took_ns // fresh.LEAST_NS + took_ns // 10**10 + 2
+            # However many asked, it took its share of the time (and once more for the log, every ten seconds; and the
+            # one under way).
+            dearest = max(1, spent_before // max(before, 1))
+            assert spent[0] - spent_before <= took_ns // fresh.SHARE + fresh.SAVED_NS + 10 * dearest + took_ns // 10**8
         finally:
             flood.kill()
             flood.wait(LIMIT_S)
