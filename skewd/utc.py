@@ -254,9 +254,9 @@ class UtcSources:
             self._use_prior(source, now_raw_ns)
             if told.rtt_ns is not None:
                 source.rtt.add(now_raw_ns, max(told.rtt_ns, 0))
+            source.told = source.told or source.pair.offset(now_raw_ns) is not None
             self._follow(now_raw_ns)
         source.heard_ns, source.state = now_raw_ns, "reachable"
-        source.told = source.told or (known and source.pair.offset(now_raw_ns) is not None)
         return known
 
     def on_step(self) -> None:
@@ -401,8 +401,13 @@ class UtcSources:
         return self._reached or self.found or not self.by_name
 
     def short(self) -> tuple[int, int] | None:
-        """(how many have a bound, how many are needed) where the former are too few to decide; else None."""
-        heard = [source.prefer for source in self.by_name.values() if source.pair.known]
+        """(how many have a bound, how many are needed) where the former are too few to decide; else None.
+
+        Until the minimum is reached, what was kept from before a restart does not count: it is memory, and has its vote
+        only then.
+        """
+        known = [source for source in self.by_name.values() if source.pair.known]
+        heard = [source.prefer for source in known if source.told or self._reached]
         if not self.by_name or self.quorum.decides(heard):
             return None
         return len(heard), self.quorum.needed

@@ -97,6 +97,30 @@ async def test_a_liar_that_answers_first_after_a_suspend_is_not_believed(
             assert daemon.node.sources_enough
 
 
+async def test_what_was_kept_over_a_restart_is_memory_and_no_majority(short: Path) -> None:
+    """Two of three are silent after a restart: their words of before have a vote, but only once they are heard."""
+    # A host's clock, for only its boot outlives a daemon; its page is what it reads.
+    page = VirtualPage.create(short / "page")
+    async with time_servers(3) as servers:
+        config = node_config(short, servers)
+        before = running.Daemon(config, VirtualClock(page))
+        async with before.running():
+            await until(lambda: before.status()["status"] == "synchronized", "a majority")
+        others = servers[1:]
+        for one in others:
+            one.silent = True
+        after = running.Daemon(config, VirtualClock(page))
+        async with after.running():
+            told = await until(lambda: (t := after.status())["sources"][0]["age_s"] is not None and t, "one answer")
+            assert all(row["lower_ns"] is not None for row in told["sources"]), "all three are resumed"
+            assert told["status"] == "unsynchronized"
+            assert "sources-below-minimum" in codes(told)
+            others[0].silent = False
+            told = await until(lambda: (t := after.status())["status"] == "synchronized" and t, "a majority")
+            assert told["lower_ns"] <= 0 <= told["upper_ns"]
+            assert "sources-below-minimum" not in codes(told)
+
+
 async def test_when_the_majority_changes_what_is_applied_begins_anew(short: Path) -> None:
     """Whoever asks for one source only gets the first one's word; it is taken back at once, not led back for hours."""
     async with time_servers(3) as (liar, *honest):
