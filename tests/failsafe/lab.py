@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from skewd import cli
-from skewd.api_client import NoDaemonError, get_status
+from skewd.api_client import NoDaemonError, get_now, get_status
 from skewd.clock import HostClock, VirtualClock, VirtualPage
 from skewd.interval import Interval
 from skewd.reader import NoBound, Now
@@ -405,6 +405,7 @@ class Daemon:
             wrong.append(f"check is OK ({line}), and the clock is an hour off")
         ready = self.lab.get(self.metrics, "/readyz") if self.metrics else 0
         published = self._published(wrong)
+        self._told_now(wrong)
         return Look(status, code, line, ready, published, tuple(wrong))
 
     def _untrue(self, status: dict[str, Any], before_ns: int, after_ns: int) -> Iterator[str]:
@@ -424,6 +425,19 @@ class Daemon:
             yield f"the offset to {reference} is {true[0]} ns, outside [{status['lower_ns']}, {status['upper_ns']}]"
         if min(abs(one - status["offset_ns"]) for one in true) > status["uncertainty_ns"] + _ROUNDING_NS:
             yield f"the offset to {reference} is {true[0]} ns, not {status['offset_ns']} +-{status['uncertainty_ns']}"
+
+    def _told_now(self, wrong: list[str]) -> None:
+        """What ``skewd now --json`` says; on UTC compared with it."""
+        before = time.time_ns()
+        try:
+            told = get_now(self.directory / "run" / "skewd.sock")
+        except NoDaemonError:
+            return
+        after, earliest_ns, latest_ns = time.time_ns(), told["earliest_ns"], told["latest_ns"]
+        if told["status"] == "unsynchronized" or earliest_ns is None or told["reference"] != "utc":
+            return
+        if not (earliest_ns - _ROUNDING_NS <= after and before <= latest_ns + _ROUNDING_NS):
+            wrong.append(f"skewd now is [{earliest_ns - before}, {latest_ns - before}] ns from UTC")
 
     def _published(self, wrong: list[str]) -> Interval | None:
         """What ``skewd.now()`` says; on UTC compared with it."""
