@@ -237,7 +237,10 @@ def _replay(path: Path, settings: Any) -> int:
     print(f"{told.taken} taken, {told.refused} refused, {told.undelivered} not delivered")
     if told.why:
         print(f"what was not taken is in {path} again; the last: {told.why}", file=sys.stderr)
-    return 0 if not told.why else 1
+    if told.damaged:
+        what = f"{told.damaged} damaged stretches ({told.damaged_bytes} bytes) were stepped over"
+        print(f"{what}; they are kept in {path}.damaged", file=sys.stderr)
+    return 0 if not told.why and not told.damaged else 1
 
 
 def _static_source(node: str, offset: str | None, uncertainty: str | None, reference: str) -> Any:
