@@ -189,6 +189,10 @@ class SidecarConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Clients must show a certificate that one of these authorities signed."""
     max_request_bytes: Annotated[int, whole(64 * 1024, 64 * 1024 * 1024)] = 16 * 1024 * 1024
     """Before and after decompression."""
+    max_request_records: Annotated[int, whole(1, 1 << 24)] = 65_536
+    """Spans or log records in one request."""
+    max_request_elements: Annotated[int, whole(1024, 1 << 26)] = 2_097_152
+    """What else one request holds: batches, scopes, attributes, events, links; values in JSON."""
     metadata: Annotated[tuple[str, ...], many(parse_header, HEADERS_MAX)] = ()
     """Names of request headers that go on with the request, in lower case."""
     forward: Annotated[str | tuple[str, ...] | None, FORWARD] = None

@@ -159,6 +159,8 @@ def run(words: Words) -> int:
         source=source,
         tls=tls,
         max_request_bytes=settings.max_request_bytes,
+        max_request_records=settings.max_request_records,
+        max_request_elements=settings.max_request_elements,
         metadata=settings.metadata,
         grpc=settings.grpc,
         http=settings.http,

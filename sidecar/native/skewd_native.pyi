@@ -8,6 +8,8 @@ from typing import Any, final
 
 __version__: str
 
+def census(body: bytes, logs: bool, records_max: int, elements_max: int) -> tuple[int, int]: ...
+
 @final
 class Transport:
     def __new__(cls, paths: list[str]) -> Transport: ...

@@ -5,22 +5,37 @@ most of it is nothing. Spans and log records are corrected; metrics and profiles
 after a look at their outermost fields that catches a body cut short. A span for which no bound is known goes on at
 once, and says so: no request ever waits for the clock to be known.
 
-Limits: a request of ``BODY_MAX_BYTES`` at most, decompressed; the receivers enforce it while they read. Pure.
+How much a request will be is known before it is made (:meth:`Gateway.foresee`): a request is counted first, and refused
+if it holds more than one may.
+
+Limits: a request of ``BODY_MAX_BYTES`` at most, decompressed; the receivers enforce it while they read. ``records_max``
+spans or log records and ``elements_max`` parts in one. Pure; :meth:`Gateway.handle` may be called on several threads.
 """
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from enum import StrEnum
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
-from skewd.bounds.history import CorrectionSource
+from skewd.bounds.history import Correction, CorrectionSource
 from skewd.bounds.table import Table
 from skewd_sidecar.counts import Counts
 from skewd_sidecar.kernel import Kernel, choose
-from skewd_sidecar.patch import Action, PatchOptions, PatchResult, check_message
+from skewd_sidecar.patch import (
+    ELEMENTS_MAX,
+    RECORDS_MAX,
+    Action,
+    PatchOptions,
+    PatchResult,
+    check_message,
+    count_fields,
+    record_growth_bytes,
+    refuse_too_much,
+)
 
 Metadata: TypeAlias = tuple[tuple[str, str], ...]
 """What of a request's headers goes on with it: names in lower case, sorted; only those that the settings allow."""
@@ -54,6 +69,18 @@ class Signal(StrEnum):
         return f"opentelemetry.proto.collector.{name}Service"
 
 
+class Foreseen(NamedTuple):
+    """What a request will need.
+
+    Attributes:
+        growth_bytes: by how much it grows, at most.
+        notes_bytes: what the patch keeps in mind meanwhile.
+    """
+
+    growth_bytes: int
+    notes_bytes: int
+
+
 class Gateway:
     """Patches requests and counts what was delivered.
 
@@ -62,12 +89,14 @@ class Gateway:
         source: what the node's stamps deserve.
         fallback_node: the name used while neither knows one.
         kernel: what patches; the native one where there is one.
+        records_max: spans or log records in one request.
+        elements_max: what else one may hold: see :mod:`skewd_sidecar.patch.census`.
 
     Attributes:
         spans: delivered spans by action.
         log_records: delivered log records by action.
-        requests: requests by signal and result (``delivered``, ``malformed``, ``busy``, ``loop``, or ``failed``
-            downstream).
+        requests: requests by signal and result (``delivered``, ``malformed``, ``too_many``, ``busy``, ``loop``, or
+            ``failed`` downstream).
         counts: what receivers and forwarders count.
     """
 
@@ -77,6 +106,8 @@ class Gateway:
         source: CorrectionSource,
         fallback_node: str = "unknown",
         kernel: Kernel | None = None,
+        records_max: int = RECORDS_MAX,
+        elements_max: int = ELEMENTS_MAX,
     ) -> None:
         self._named = bool(options.node)
         self._options = options if self._named else replace(options, node=fallback_node)
@@ -84,6 +115,10 @@ class Gateway:
         # Not every source has a table: one that says something else at every call (a test's) is simply asked.
         self._table: Callable[[], Table | None] = getattr(source, "table", lambda: None)
         self._kernel = choose() if kernel is None else kernel
+        self._records_max = records_max
+        self._elements_max = elements_max
+        self._asking = threading.Lock()  # sources are for one thread, patches for several
+        self._growth: tuple[PatchOptions | None, int] = (None, 0)
         self.spans: Counter[str] = Counter({action.value: 0 for action in Action})
         self.log_records: Counter[str] = Counter({action.value: 0 for action in Action})
         self.requests: Counter[tuple[str, str]] = Counter()
@@ -108,18 +143,49 @@ class Gateway:
         """Which twin patches: ``native`` or ``python``."""
         return self._kernel.name
 
+    @property
+    def inline_bytes(self) -> int:
+        """How long a body may be that is counted and patched at once; a longer one would keep others waiting."""
+        return self._kernel.inline_bytes
+
+    def foresee(self, signal: Signal, body: bytes) -> Foreseen:
+        """What a request will need, counted before anything is made of it.
+
+        Raises:
+            MalformedRequest, TooMuch: refuse it; retrying would not help.
+        """
+        if signal not in (Signal.TRACES, Signal.LOGS):
+            refuse_too_much(count_fields(body, self._elements_max), self._records_max, self._elements_max)
+            return Foreseen(0, 0)
+        census = self._kernel.census(body, signal is Signal.LOGS, self._records_max, self._elements_max)
+        refuse_too_much(census, self._records_max, self._elements_max)
+        options = self._options
+        if self._growth[0] is not options:
+            self._growth = (options, record_growth_bytes(options))
+        kernel = self._kernel
+        # What is written on a Resource its first span does not carry.
+        return Foreseen(
+            self._growth[1] * census.records,
+            kernel.record_bytes * census.records + kernel.element_bytes * census.elements,
+        )
+
     def handle(self, signal: Signal, body: bytes) -> PatchResult:
         """The request to send on instead of ``body``.
 
         Raises:
             MalformedRequest: refuse it; retrying would not help.
         """
-        if signal is Signal.TRACES:
-            return self._kernel.traces(body, self.options, self._source.at, self._table())
-        if signal is Signal.LOGS:
-            return self._kernel.logs(body, self.options, self._source.at, self._table())
+        if signal in (Signal.TRACES, Signal.LOGS):
+            with self._asking:
+                options, table = self.options, self._table()
+            patch = self._kernel.traces if signal is Signal.TRACES else self._kernel.logs
+            return patch(body, options, self._at, table)
         check_message(body)
         return PatchResult(body, 0, {})
+
+    def _at(self, wall_ns: int) -> Correction:
+        with self._asking:
+            return self._source.at(wall_ns)
 
     def delivered(self, signal: Signal, result: PatchResult) -> None:
         """Counts a request that the next hop has acknowledged: an exporter's retries are not counted twice."""
@@ -127,5 +193,5 @@ class Gateway:
         self.requests[signal.value, "delivered"] += 1
 
     def undelivered(self, signal: Signal, why: str) -> None:
-        """Counts a request that was refused here (``malformed``, ``busy``, ``loop``) or ``failed`` downstream."""
+        """Counts a request that was refused here, or ``failed`` downstream: the words of ``requests``."""
         self.requests[signal.value, why] += 1

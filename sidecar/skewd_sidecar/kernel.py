@@ -18,15 +18,17 @@ from typing import Any, Protocol
 from skewd.bounds.table import Table
 from skewd_sidecar.patch import (
     Action,
+    Census,
     CorrectionAt,
     MalformedRequest,
     PatchOptions,
     PatchResult,
     patch_logs,
     patch_traces,
+    take_census,
 )
 
-INTERFACE = 1
+INTERFACE = 2
 """What this module expects of ``skewd_native.PATCH_INTERFACE``: changes with what is called and with what comes out."""
 
 _ACTIONS = tuple(Action)
@@ -45,9 +47,23 @@ class KernelMissing(ValueError):
 
 
 class Kernel(Protocol):
-    """One of the twins. ``name`` is ``native`` or ``python``."""
+    """One of the twins.
+
+    Attributes:
+        name: ``native`` or ``python``.
+        inline_bytes: how long a body may be that is patched where it is; longer ones would keep others waiting.
+        record_bytes, element_bytes: what it keeps in mind, at most, for each record and element that a census counts,
+            beside the bytes that come out.
+    """
 
     name: str
+    inline_bytes: int
+    record_bytes: int
+    element_bytes: int
+
+    def census(self, body: bytes, logs: bool, records_max: int, elements_max: int) -> Census:
+        """As :func:`skewd_sidecar.patch.take_census`."""
+        ...
 
     def traces(self, body: bytes, options: PatchOptions, ask: CorrectionAt, table: Table | None) -> PatchResult:
         """As :func:`skewd_sidecar.patch.patch_traces`."""
@@ -62,6 +78,13 @@ class PythonKernel:
     """The twin that is always there."""
 
     name = "python"
+    inline_bytes = 32 * 1024
+    record_bytes = 768
+    element_bytes = 256
+
+    def census(self, body: bytes, logs: bool, records_max: int, elements_max: int) -> Census:
+        """As :func:`skewd_sidecar.patch.take_census`."""
+        return take_census(body, logs, records_max, elements_max)
 
     def traces(self, body: bytes, options: PatchOptions, ask: CorrectionAt, table: Table | None) -> PatchResult:
         """As :func:`skewd_sidecar.patch.patch_traces`."""
@@ -80,12 +103,22 @@ class NativeKernel:
     """
 
     name = "native"
+    inline_bytes = 256 * 1024
+    record_bytes = 96
+    element_bytes = 64
 
     def __init__(self, native: Any) -> None:
         self._native = native
         # Each with what it was made of, in one piece: requests may be patched on several threads at once.
         self._patcher: tuple[PatchOptions | None, Any] = (None, None)
         self._table: tuple[Table | None, Any] = (None, None)
+
+    def census(self, body: bytes, logs: bool, records_max: int, elements_max: int) -> Census:
+        """As :func:`skewd_sidecar.patch.take_census`."""
+        try:
+            return Census(*self._native.census(body, logs, records_max, elements_max))
+        except self._native.MalformedBody as error:
+            raise MalformedRequest(str(error)) from None
 
     def traces(self, body: bytes, options: PatchOptions, ask: CorrectionAt, table: Table | None) -> PatchResult:
         """As :func:`skewd_sidecar.patch.patch_traces`."""

@@ -6,38 +6,53 @@ rather than put into a queue that grows until the kernel ends us. How long it sh
 there has been too much (``Overload``), and is drawn anew for each, so that exporters do not come back in step.
 
 A request is in memory as it was received, as it was patched, and as part of the body that is sent: ``COPIES`` times.
-That is what is admitted by, so the bound is one on memory: what a process needs beyond its start is about this much,
-and what the transports' own buffers hold.
+What it will be once it is patched is not what it is now: a record of eleven bytes grows by more than a hundred, and may
+have come compressed as one. So a request is counted first (``Gateway.foresee``), which takes no memory, and charged for
+what will come out, and for what the patch keeps in mind meanwhile; once it is patched, for what did come out. That is
+what is admitted by, so the bound is one on memory: what a process needs beyond its start is about this much, and what
+the transports' own buffers hold.
+
+Counting and patching a long body would keep the others waiting, so it is done in one of ``THREADS`` threads, the short
+ones meanwhile where they are. The native kernel does both without Python's lock.
 
 Limits: ``REQUESTS_MAX`` requests and ``BYTES_MAX`` bytes under way. A request larger than what is left is refused even
-if smaller ones would fit; one alone is always admitted.
+if smaller ones would fit; one alone is always admitted, unless it would make more than ``Budget.most_for_one``: that is
+refused for good, with the key to change. A request that is given up while a thread has it keeps that thread until it is
+done, and its memory, which is no longer charged: that of ``THREADS`` requests at most.
 """
 
 from __future__ import annotations
 
+import asyncio
 import math
 import random
 import secrets
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from skewd.quiet import QuietLog
+from skewd_sidecar.budget import Budget, Charge
 from skewd_sidecar.counts import Reading
 from skewd_sidecar.forward import Forwarders
 from skewd_sidecar.forward.retry import try_again
-from skewd_sidecar.gateway import Gateway, Metadata, Signal
+from skewd_sidecar.gateway import Foreseen, Gateway, Metadata, Signal
 from skewd_sidecar.handler import REQUESTS_MAX
 from skewd_sidecar.hop import HopMark, RequestLoops
-from skewd_sidecar.outcome import FAILED_PRECONDITION, INVALID_ARGUMENT, Outcome
-from skewd_sidecar.patch import MalformedRequest
+from skewd_sidecar.outcome import FAILED_PRECONDITION, INVALID_ARGUMENT, RESOURCE_EXHAUSTED, Outcome
+from skewd_sidecar.patch import MalformedRequest, PatchResult, TooMuch
 
 BYTES_MAX = 128 * 1024 * 1024
 COPIES = 3
+THREADS = 2
 RETRY_FIRST_S = 1.0
 RETRY_MAX_S = 5.0
 _CALM_S = 2.0
 
 log = QuietLog(__name__)
+
+_T = TypeVar("_T")
 
 
 class Overload:
@@ -64,8 +79,16 @@ class Overload:
         return lasting_s * (1 + self._chance() / 2)
 
 
+class _Busy(Exception):
+    """Too little is left for what a request will need."""
+
+
 class Relay:
-    """See the module's text. A :class:`~skewd_sidecar.handler.Handler`."""
+    """See the module's text. A :class:`~skewd_sidecar.handler.Handler`.
+
+    Attributes:
+        budget: what requests under way are charged to; a receiver charges for what it converts as well.
+    """
 
     def __init__(
         self,
@@ -79,11 +102,13 @@ class Relay:
         self._gateway = gateway
         self._forwarders = forwarders
         self._requests_max = requests_max
-        self._bytes_max = bytes_max
+        # What exporters have given up on, but is still on its way, needs its memory too.
+        self.budget = Budget(bytes_max, lambda: COPIES * forwarders.held_bytes)
         self._overload = Overload(random.random)
         self._hop = hop if hop is not None else HopMark(secrets.token_hex(8))
+        self._threads: ThreadPoolExecutor | None = None
         self._requests = 0
-        self._bytes = 0
+        self._received_bytes = 0
         gateway.counts.readings += [
             Reading("skewd_requests_in_flight", "Requests under way.", "gauge", (), self._requests_in_flight),
             Reading(
@@ -93,13 +118,25 @@ class Relay:
                 (),
                 self._bytes_in_flight,
             ),
+            Reading(
+                "skewd_charged_bytes",
+                "Memory that requests under way are charged for, of [sidecar] max_bytes.",
+                "gauge",
+                (),
+                lambda: {(): self.budget.held_bytes},
+            ),
         ]
 
     def _requests_in_flight(self) -> Mapping[tuple[str, ...], float]:
         return {(): self._requests}
 
     def _bytes_in_flight(self) -> Mapping[tuple[str, ...], float]:
-        return {(): self._bytes // COPIES}
+        return {(): self._received_bytes}
+
+    def close(self) -> None:
+        """Ends the threads, if there are any; what one of them has at this moment it still finishes."""
+        if self._threads is not None:
+            self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def __call__(
         self,
@@ -112,13 +149,8 @@ class Relay:
     ) -> Outcome:
         began_s = since_s if since_s is not None else time.perf_counter()
         size = COPIES * len(body)
-        # What exporters have given up on, but is still on its way, needs its memory too.
-        held = max(self._bytes, COPIES * self._forwarders.held_bytes)
-        if self._requests >= self._requests_max or (held and held + size > self._bytes_max):
-            self._gateway.undelivered(signal, "busy")
-            self._gateway.counts.refused["busy"] += 1
-            delay_s = self._overload.refused(time.monotonic())
-            return try_again("the sidecar has too many requests under way; try again", delay_s)
+        if self._requests >= self._requests_max or not self.budget.admits(size):
+            return self._busy(signal)
         try:
             metadata = self._hop.onward(metadata)
         except RequestLoops as error:
@@ -127,14 +159,17 @@ class Relay:
             log.warning("a request loops", why=str(error))
             return Outcome(FAILED_PRECONDITION, 508, str(error))
         self._requests += 1
-        self._bytes += size
+        self._received_bytes += len(body)
+        charge = Charge(self.budget, size)
         try:
             try:
-                result = self._gateway.handle(signal, body)
+                result = await self._patched(signal, body, charge)
             except MalformedRequest as error:
-                self._gateway.undelivered(signal, "malformed")
-                self._gateway.counts.refused["malformed"] += 1
-                return Outcome.failed(INVALID_ARGUMENT, str(error))
+                return self._refused(signal, "malformed", INVALID_ARGUMENT, str(error))
+            except TooMuch as error:
+                return self._refused(signal, "too_many", RESOURCE_EXHAUSTED, str(error))
+            except _Busy:
+                return self._busy(signal)
             sent_s = time.perf_counter()
             outcome = await self._forwarders.send(signal, result.body, timeout_s, metadata)
             self._gateway.counts.added_s.observe(sent_s - began_s)
@@ -145,4 +180,57 @@ class Relay:
             return outcome
         finally:
             self._requests -= 1
-            self._bytes -= size
+            self._received_bytes -= len(body)
+            charge.set(0)
+
+    async def _patched(self, signal: Signal, body: bytes, charge: Charge) -> PatchResult:
+        """
+        Raises:
+            MalformedRequest, TooMuch: it is refused for good.
+            _Busy: for now.
+        """
+        at_once = len(body) <= self._gateway.inline_bytes
+        if at_once:
+            foreseen = self._gateway.foresee(signal, body)
+        else:
+            foreseen = await self._aside(self._gateway.foresee, signal, body)
+        self._admit(foreseen, len(body), charge)
+        if at_once:
+            result = self._gateway.handle(signal, body)
+        else:
+            result = await self._aside(self._gateway.handle, signal, body)
+        charge.set(len(body) + (COPIES - 1) * len(result.body))
+        return result
+
+    def _admit(self, foreseen: Foreseen, received: int, charge: Charge) -> None:
+        """
+        Raises:
+            TooMuch: one alone may not make so much.
+            _Busy: others have what it would need.
+        """
+        more = (COPIES - 1) * foreseen.growth_bytes + foreseen.notes_bytes
+        if more > self.budget.most_for_one:
+            raise TooMuch(
+                f"to patch the request would take {more >> 20} MiB beside its own bytes, and one may take "
+                f"{self.budget.most_for_one >> 20}; send less at once, or raise [sidecar] max_bytes"
+            )
+        if not self.budget.admits(more, own=charge.size):
+            raise _Busy
+        charge.set(COPIES * received + more)
+
+    async def _aside(self, work: Callable[[Signal, bytes], _T], signal: Signal, body: bytes) -> _T:
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(THREADS, "relay")
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, signal, body)
+
+    def _busy(self, signal: Signal) -> Outcome:
+        self._gateway.undelivered(signal, "busy")
+        self._gateway.counts.refused["busy"] += 1
+        delay_s = self._overload.refused(time.monotonic())
+        return try_again("the sidecar has too many requests under way; try again", delay_s)
+
+    def _refused(self, signal: Signal, reason: str, code: int, why: str) -> Outcome:
+        self._gateway.undelivered(signal, reason)
+        self._gateway.counts.refused[reason] += 1
+        return Outcome.failed(code, why)
+

@@ -32,7 +32,7 @@ from skewd_sidecar.forward.retry import Balance
 from skewd_sidecar.gateway import BODY_MAX_BYTES, Gateway
 from skewd_sidecar.health import Health
 from skewd_sidecar.kernel import Choice, choose
-from skewd_sidecar.patch import Incoming, Mode, PatchOptions, Placement
+from skewd_sidecar.patch import ELEMENTS_MAX, RECORDS_MAX, Incoming, Mode, PatchOptions, Placement
 from skewd_sidecar.receive.listen import UNIX, Address, show_address
 from skewd_sidecar.receive.tls import ServerTls, TlsError, TlsFiles
 from skewd_sidecar.relay import BYTES_MAX, Relay
@@ -91,6 +91,8 @@ class SidecarSettings:
         transport: who speaks gRPC and HTTP.
         tls: the files of both listeners' certificates; None for none.
         max_request_bytes: the largest request taken, before and after decompression.
+        max_request_records: spans or log records in one request.
+        max_request_elements: what else one may hold: batches, scopes, attributes, events, links; values in JSON.
         metadata: the names, in lower case, of request headers that go on with a request.
     """
 
@@ -116,6 +118,8 @@ class SidecarSettings:
     transport: Transport = Transport.AUTO
     tls: TlsFiles | None = None
     max_request_bytes: int = BODY_MAX_BYTES
+    max_request_records: int = RECORDS_MAX
+    max_request_elements: int = ELEMENTS_MAX
     metadata: tuple[str, ...] = ()
 
 
@@ -154,7 +158,14 @@ async def serve(
         settings.attributes,
         settings.incoming,
     )
-    gateway = Gateway(options, settings.source, socket.gethostname(), choose(settings.kernel))
+    gateway = Gateway(
+        options,
+        settings.source,
+        socket.gethostname(),
+        choose(settings.kernel),
+        settings.max_request_records,
+        settings.max_request_elements,
+    )
     native = use_native(settings.transport)
     tls = ServerTls(settings.tls) if settings.tls is not None else None
     forwarders = Forwarders(
@@ -171,8 +182,8 @@ async def serve(
     spoken_by = {(protocol, "forward"): by for protocol, by in forwarders.spoken_by.items()}
     listeners: dict[str, _Listener | None] = {"grpc": None, "http": None, "metrics": None}
     grace_s = 0.0
+    relay = Relay(gateway, forwarders, bytes_max=settings.max_bytes)
     try:
-        relay = Relay(gateway, forwarders, bytes_max=settings.max_bytes)
         # What listens is imported here, so that nothing unused is loaded.
         if settings.grpc is not None:
             receive_native = native and tls is None and _fits(settings)
@@ -204,6 +215,8 @@ async def serve(
                 metadata=settings.metadata,
                 tls=tls,
                 counts=gateway.counts,
+                budget=relay.budget,
+                values_max=settings.max_request_elements,
             )
             spoken_by["http", "receive"] = {"native" if native_http else "aiohttp"}
         if settings.metrics_listen is not None:
@@ -223,7 +236,7 @@ async def serve(
             raise SidecarBroken(f"{broken}; the sidecar ends, so that it is started again")
     finally:
         health.ready, health.why = False, health.fault or "stopping"
-        closing = asyncio.ensure_future(_close(listeners, forwarders, grace_s))
+        closing = asyncio.ensure_future(_close(listeners, relay, forwarders, grace_s))
         try:
             await asyncio.shield(closing)
         except asyncio.CancelledError:
@@ -276,9 +289,12 @@ def _transport_reading(spoken_by: Mapping[tuple[str, str], set[str]]) -> Reading
     return Reading("skewd_transport_info", about, "gauge", labels, lambda: dict.fromkeys(found, 1.0))
 
 
-async def _close(listeners: Mapping[str, _Listener | None], forwarders: Forwarders, grace_s: float) -> None:
+async def _close(
+    listeners: Mapping[str, _Listener | None], relay: Relay, forwarders: Forwarders, grace_s: float
+) -> None:
     requests = [each for name, each in listeners.items() if each is not None and name != "metrics"]
     await asyncio.gather(*(each.close(grace_s) for each in requests), return_exceptions=True)
+    relay.close()
     await forwarders.close()
     metrics = listeners["metrics"]
     if metrics is not None:

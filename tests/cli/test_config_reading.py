@@ -353,6 +353,8 @@ VALUES: dict[str, tuple[str, Any]] = {
     "sidecar.tls_key": ("/tmp/k", Path("/tmp/k")),
     "sidecar.tls_client_ca": ("/tmp/a", Path("/tmp/a")),
     "sidecar.max_request_bytes": ("70000", 70_000),
+    "sidecar.max_request_records": ("1000", 1000),
+    "sidecar.max_request_elements": ("2000", 2000),
     "sidecar.metadata": ('["X-Scope-OrgID"]', ("x-scope-orgid",)),
     "sidecar.forward": ("grpc://127.0.0.1:9", "grpc://127.0.0.1:9"),
     "sidecar.balance": ("failover", "failover"),

@@ -554,21 +554,23 @@ async def test_under_overload_memory_keeps_its_bound_refusals_have_a_hint_and_re
     forwarders = Forwarders({Signal.TRACES: destination}, connect=lambda signal, destination: hop)
     gateway = Gateway(PatchOptions(Mode.OFF, "a"), StaticSource("a", 1, 2))
     body = request("x", size=10_000)
-    bound = 10 * COPIES * len(body)
-    relay = Relay(gateway, forwarders, bytes_max=bound)
+    full = 10 * COPIES * len(body)
+    foreseen = gateway.foresee(Signal.TRACES, body)
+    assert foreseen.growth_bytes == 0
+    relay = Relay(gateway, forwarders, bytes_max=full + foreseen.notes_bytes)
     hop.go.clear()
     tasks = [asyncio.create_task(relay(Signal.TRACES, body, LIMIT_S)) for _ in range(30)]
     await hop.came.wait()
     refused = [task.result() for task in tasks if task.done()]
     assert len(refused) == 20
     assert all(outcome.retryable and 1 <= (outcome.retry_after_s or 0) <= 5 for outcome in refused)
-    assert COPIES * forwarders.held_bytes == bound
+    assert COPIES * forwarders.held_bytes == full
     # Exporters that hang up make room only where nothing is held for them any more.
     waiting = [task for task in tasks if not task.done()]
     for task in waiting[1:]:
         task.cancel()
     await asyncio.wait(waiting[1:])
-    assert COPIES * forwarders.held_bytes == bound
+    assert COPIES * forwarders.held_bytes == full
     assert not (await relay(Signal.TRACES, body, LIMIT_S)).ok
     hop.go.set()
     assert (await waiting[0]).ok

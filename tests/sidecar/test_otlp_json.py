@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import math
 import random
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -26,7 +28,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 
 from skewd_sidecar.gateway import Signal
 from skewd_sidecar.patch import MalformedRequest
-from skewd_sidecar.receive.otlp_json import CONTAINERS_MAX, DEPTH_MAX, answer_to_json, to_protobuf
+from skewd_sidecar.receive.json_census import take_json_census
+from skewd_sidecar.receive.otlp_json import DEPTH_MAX, answer_to_json, to_protobuf
 
 REQUESTS: dict[Signal, type[Message]] = {
     Signal.TRACES: ExportTraceServiceRequest,
@@ -259,9 +262,32 @@ def test_nesting_is_bounded_before_anything_breaks() -> None:
             to_protobuf(Signal.TRACES, unknown)
 
 
-def test_the_memory_of_a_body_is_bounded() -> None:
-    with pytest.raises(MalformedRequest, match=f"more than {CONTAINERS_MAX} objects and lists; send less"):
-        to_protobuf(Signal.TRACES, b'{"u":[' + b"{}," * CONTAINERS_MAX + b"{}]}")
+@pytest.mark.parametrize("text", [b"[" + b"0," * 999 + b"0]", b"{}" * 1000, b'["a,b{[",' * 1000, b'"\\\\",,' * 500])
+def test_values_are_counted_before_any_is_made(text: bytes) -> None:
+    assert take_json_census(text, 999).values >= 1000
+    assert take_json_census(text, 1001).values <= 2500
+
+
+@pytest.mark.parametrize("text", [b'"' + b"{[," * 1000, b'["' + b'\\"{,' * 1000 + b'"]', b'["' + b"," * 1000 + b"\\"])
+def test_what_stands_in_texts_is_no_value(text: bytes) -> None:
+    assert take_json_census(text, 100).values <= 1
+    assert take_json_census(text, 10_000).values > 100, "the quick count is from above"
+
+
+@pytest.mark.parametrize(
+    "part", [b"{}", b"[]", b"[[]]", b'{"k":{}}', b"0", b"1.5e300", b'"\\u00e9"', '"🕰aaaaaaaaaaaa"'.encode(), b'""']
+)
+def test_a_tree_takes_no_more_than_was_counted(part: bytes) -> None:
+    text = b'{"resourceMetrics":[' + b",".join([part] * 20_000) + b"]}"
+    said = take_json_census(text).tree_bytes
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(MalformedRequest):
+            to_protobuf(Signal.METRICS, text)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak <= said + 100_000
 
 
 def test_answers_become_json() -> None:

@@ -18,7 +18,7 @@ use crate::wire::{self, Malformed, Value};
 pyo3::create_exception!(skewd_native, MalformedBody, PyValueError);
 
 /// Changes with what Python calls and with what comes out: see `skewd_sidecar/kernel.py`.
-pub const INTERFACE: u32 = 1;
+pub const INTERFACE: u32 = 2;
 
 const STATUSES: [&str; 3] = ["synchronized", "holdover", "unsynchronized"];
 
@@ -538,14 +538,24 @@ impl<'a> Walk<'a> {
             return Err(Malformed::Overrun(end).into());
         }
         if self.patcher.mode != Mode::Off && self.time(self.times.start_at) == 0 {
-            self.count(Action::Unchanged);
-            if !self.patcher.trust && !self.ours.is_empty() {
-                let from = self.arena.len();
-                return Ok(self.upsert(end, from));
-            }
-            return Ok(0);
+            return Ok(self.timeless(end));
         }
         self.decide(end)
+    }
+
+    /// A record without a time says nothing that a clock could correct: it passes unchanged, but for claims under our
+    /// names.
+    fn timeless(&mut self, end: usize) -> isize {
+        self.count(Action::Unchanged);
+        if !self.patcher.trust && !self.ours.is_empty() {
+            let from = self.arena.len();
+            return self.upsert(end, from);
+        }
+        0
+    }
+
+    fn has_event_time(&self) -> bool {
+        self.times.event_times.iter().any(|at| self.time(*at) != 0)
     }
 
     /// The time at a place; 0 where there is none.
@@ -596,6 +606,9 @@ impl<'a> Walk<'a> {
         }
         let start = self.time(self.times.start_at);
         let finish = self.time(self.times.end_at);
+        if start == 0 && finish == 0 && !self.has_event_time() {
+            return Ok(self.timeless(end));
+        }
         let first = i128::from(if start != 0 { start } else { finish });
         let mut undo = 0; // what an earlier correction on another reference had added
         let mut rebased = false;

@@ -32,8 +32,10 @@ reader therefore takes a fact that a span lacks from its Resource, and so does t
 Facts that a trusted Resource brought along stay, since spans that pass unchanged may rely on them.
 
 Log records are patched by the same rules: ``time_unix_nano`` is their only time. ``observed_time_unix_nano`` was
-stamped by whoever observed the record, which was not this sidecar, so it is not ours to move. A record without a time
-says nothing that a clock could correct, and passes unchanged.
+stamped by whoever observed the record, which was not this sidecar, so it is not ours to move.
+
+A log record without a time, and a span with none at its start, its end and its events, says nothing that a clock could
+correct, and passes unchanged.
 
 The tag speaks for the whole span: the uncertainty covers the bound at its start, at its end and at its events, all
 as seen from the start's offset. So a clock that was stepped in the middle of a span is not hidden by the tag. A span
@@ -41,7 +43,7 @@ whose end no bound covers is unsynchronized.
 
 On its way a body meets ``batch.py`` (down to the spans), ``span.py`` or ``log_record.py`` (what lies where in one),
 ``decision.py`` (what becomes of it), ``edits.py`` (what that does to the bytes). ``attributes.py`` is what we write,
-``facts.py`` who says what is common, ``wire.py`` the format.
+``facts.py`` who says what is common, ``wire.py`` the format. Before all of them ``census.py`` counts what there is.
 
 Limits: what lies deeper than the fields read here (links, the values of other people's attributes, the attributes of
 events) is carried unread: whether it is well-formed is for the receiver to say. Offsets and
@@ -54,6 +56,15 @@ from skewd.bounds.history import Correction
 from skewd.bounds.table import Table
 from skewd_sidecar.patch.attributes import FACTS, NAMES, RESOURCE, Record, attributes_of
 from skewd_sidecar.patch.batch import Walk
+from skewd_sidecar.patch.census import (
+    ELEMENTS_MAX,
+    RECORDS_MAX,
+    Census,
+    TooMuch,
+    count_fields,
+    refuse_too_much,
+    take_census,
+)
 from skewd_sidecar.patch.decision import Decision
 from skewd_sidecar.patch.edits import Edits
 from skewd_sidecar.patch.facts import Facts
@@ -72,8 +83,10 @@ from skewd_sidecar.patch.span import SpanReader
 from skewd_sidecar.patch.wire import GROUPS_MAX, MalformedRequest, check_message
 
 __all__ = [
-    "FACTS", "GROUPS_MAX", "NAMES", "PREFIX_MAX_BYTES", "Action", "CorrectionAt", "Incoming", "MalformedRequest",
-    "Mode", "PatchOptions", "PatchResult", "Placement", "check_message", "patch_logs", "patch_traces",
+    "ELEMENTS_MAX", "FACTS", "GROUPS_MAX", "NAMES", "PREFIX_MAX_BYTES", "RECORDS_MAX", "Action", "Census",
+    "CorrectionAt", "Incoming", "MalformedRequest", "Mode", "PatchOptions", "PatchResult", "Placement", "TooMuch",
+    "check_message", "count_fields", "patch_logs", "patch_traces", "record_growth_bytes", "refuse_too_much",
+    "take_census",
 ]  # fmt: skip
 
 
@@ -99,6 +112,20 @@ def patch_logs(
 ) -> PatchResult:
     """Corrects every log record of a serialized ``ExportLogsServiceRequest``; otherwise as :func:`patch_traces`."""
     return _patch(body, options, _asking(correction_at, table), Record.LOG)
+
+
+def record_growth_bytes(options: PatchOptions) -> int:
+    """The most by which one span or log record grows, in bytes: what a patched request will be follows from a census.
+
+    Of references, which are the source's, the name is taken to be as long as the node's, or 64 bytes.
+    """
+    if options.mode is Mode.OFF:
+        return 0
+    node = len(options.node.encode())
+    texts = max(node, 64) + node + 16  # reference, node, status
+    # Each with a tag, and three lengths and tags of what it is in; a number has ten bytes at most.
+    attributes = sum(12 + len(options.prefix.encode()) + len(name) for name in NAMES)
+    return attributes + texts + 10 * (len(NAMES) - len(FACTS)) + 8
 
 
 def _asking(correction_at: CorrectionAt, table: Table | None) -> CorrectionAt:

@@ -4,8 +4,8 @@ A reader has found where its times and attributes of ours lie. Here it is asked 
 correction left, and what the node's clock deserves at each instant; then edits are made and the outcome is counted.
 The rules are the package's.
 
-A log record is decided on as a span that has a start and nothing else, with one difference: without a time there is
-nothing to correct (:meth:`Decision.log_record`). Pure, given a pure source of corrections.
+A log record is decided on as a span that has a start and nothing else. Without any time there is nothing to correct, in
+either: such a record passes as it came. Pure, given a pure source of corrections.
 """
 
 from __future__ import annotations
@@ -79,10 +79,18 @@ class Decision:
     def log_record(self, ours: Ours | None, end: int, time_at: int, more: list[int] | None) -> int:
         """As :meth:`span`; a record without a time passes unchanged, but for claims under our names."""
         if self._mode is not Mode.OFF and not (time_at and FIXED64.unpack_from(self._body, time_at)[0]):
-            if ours is not None and not self._trust:
-                return self._count(Action.UNCHANGED) + self._edits.upsert(ours, end, b"")
-            return self._count(Action.UNCHANGED)
+            return self._timeless(ours, end)
         return self.span(ours, end, time_at, more, 0, None, None)
+
+    def _timeless(self, ours: Ours | None, end: int) -> int:
+        """What has no time says nothing that a clock could correct: it passes, but for claims under our names."""
+        if ours is not None and not self._trust:
+            return self._count(Action.UNCHANGED) + self._edits.upsert(ours, end, b"")
+        return self._count(Action.UNCHANGED)
+
+    def _has_time(self, events: list[list[int]] | None) -> bool:
+        """Whether one of these events has a time."""
+        return any(FIXED64.unpack_from(self._body, at)[0] for times in events or () for at in times)
 
     def span(
         self,
@@ -107,6 +115,8 @@ class Decision:
             return self._count(Action.PASSED)
         start = FIXED64.unpack_from(body, start_at)[0] if start_at else 0
         finish = FIXED64.unpack_from(body, end_at)[0] if end_at else 0
+        if not start and not finish and not self._has_time(events):
+            return self._timeless(ours, end)
         undo = 0  # what an earlier correction on another reference had added
         rebased = False
         if self._trust and (ours is not None or self._facts.inherited):

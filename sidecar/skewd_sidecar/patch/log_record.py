@@ -47,7 +47,9 @@ class LogRecordReader:
                 position = stop
             elif tag == 0x09:  # time_unix_nano
                 if time_at:
-                    more = [*(more or ()), time_at]
+                    if more is None:
+                        more = []
+                    more.append(time_at)
                 time_at = position
                 position += 8
             else:

@@ -78,12 +78,16 @@ class SpanReader:
                 position = stop
             elif tag == 0x39:  # start_time_unix_nano
                 if start_at:
-                    more_starts = [*(more_starts or ()), start_at]
+                    if more_starts is None:
+                        more_starts = []
+                    more_starts.append(start_at)
                 start_at = position
                 position += 8
             elif tag == 0x41:  # end_time_unix_nano
                 if end_at:
-                    more_ends = [*(more_ends or ()), end_at]
+                    if more_ends is None:
+                        more_ends = []
+                    more_ends.append(end_at)
                 end_at = position
                 position += 8
             elif tag == 0x5A:  # events

@@ -16,9 +16,11 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from skewd.quiet import QuietLog
+from skewd_sidecar.budget import Budget
 from skewd_sidecar.counts import Counts
 from skewd_sidecar.gateway import BODY_MAX_BYTES
 from skewd_sidecar.handler import Handler
+from skewd_sidecar.patch import ELEMENTS_MAX
 from skewd_sidecar.receive.http_rules import (
     BYTES_MAX,
     CONNECTIONS_MAX,
@@ -104,6 +106,8 @@ class HttpReceiver:
         metadata: Iterable[str] = (),
         tls: ServerTls | None = None,
         counts: Counts | None = None,
+        budget: Budget | None = None,
+        values_max: int = ELEMENTS_MAX,
     ) -> HttpReceiver:
         """Listens on ``host:port`` (port 0 picks one) or ``unix:///path``.
 
@@ -114,6 +118,8 @@ class HttpReceiver:
             metadata: the names, in lower case, of headers that are handed on.
             tls: the certificates; None for none.
             counts: where to count.
+            budget: what conversions are charged to; None for one of their own.
+            values_max: values in one JSON body.
 
         Raises:
             ValueError, PortTaken, OSError: as :func:`skewd_sidecar.receive.listen.bind_tcp` and ``UnixSocketFile``.
@@ -123,7 +129,7 @@ class HttpReceiver:
         file = UnixSocketFile(listen, SETTING) if listen.startswith(UNIX) else None
         bound = bind_unix(file, SETTING) if file is not None else bind_tcp(listen, SETTING)
         counts = counts if counts is not None else Counts()
-        receiver = cls(HttpRules(handler, body_max_bytes, MetadataPicker(metadata), counts))
+        receiver = cls(HttpRules(handler, body_max_bytes, MetadataPicker(metadata), counts, budget, values_max))
         receiver._file = file
         receiver.address = file.path if file is not None else name_of(bound)
         await receiver._runner.setup()

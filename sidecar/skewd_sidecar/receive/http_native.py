@@ -16,11 +16,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from skewd.quiet import QuietLog
+from skewd_sidecar.budget import Budget
 from skewd_sidecar.counts import Counts
 from skewd_sidecar.gateway import BODY_MAX_BYTES, Metadata
 from skewd_sidecar.handler import Handler
 from skewd_sidecar.native_hub import Hub
 from skewd_sidecar.outcome import INTERNAL, INVALID_ARGUMENT
+from skewd_sidecar.patch import ELEMENTS_MAX
 from skewd_sidecar.receive.http_rules import (
     BYTES_MAX,
     CONNECTIONS_MAX,
@@ -61,6 +63,8 @@ class NativeHttpReceiver:
         metadata: Iterable[str] = (),
         tls: ServerTls | None = None,
         counts: Counts | None = None,
+        budget: Budget | None = None,
+        values_max: int = ELEMENTS_MAX,
         held_max_bytes: int = BYTES_MAX,
     ) -> NativeHttpReceiver:
         """Listens on ``host:port`` (port 0 picks one) or ``unix:///path``.
@@ -72,6 +76,8 @@ class NativeHttpReceiver:
             metadata: the names, in lower case, of headers that are handed on.
             tls: None; there is none here.
             counts: where to count.
+            budget: what conversions are charged to; None for one of their own.
+            values_max: values in one JSON body.
             held_max_bytes: of requests that are still arriving, all together.
 
         Raises:
@@ -79,7 +85,8 @@ class NativeHttpReceiver:
         """
         if tls is not None:
             raise ValueError("the native transport has no TLS")
-        rules = HttpRules(handler, body_max_bytes, MetadataPicker(metadata), counts if counts is not None else Counts())
+        counts = counts if counts is not None else Counts()
+        rules = HttpRules(handler, body_max_bytes, MetadataPicker(metadata), counts, budget, values_max)
 
         def serve(hub: Hub, fd: int, unix: bool) -> int:
             return hub.listen_http(

@@ -1,31 +1,37 @@
 """What OTLP over HTTP asks of a request and of its answer, whoever speaks HTTP: aiohttp or the native transport.
 
 A receiver has the head of a request and its body, or the reason why there is none; everything else is decided here, so
-that both receivers say the same. Decompression is done here rather than by a server: a gzip stream that ends early must
-be noticed (its last bytes are a checksum), since what came until then can by chance be a valid request with fewer
-spans, and the limit must hold for what comes *out*. JSON becomes the protobuf that says the same, and its answers
-become JSON. Answers to refusals carry a ``google.rpc.Status``, as OTLP/HTTP asks, with a text that says what to change.
+that both receivers say the same. Decompression is done here rather than by a server (``inflate.py`` says why). JSON
+becomes the protobuf that says the same, and its answers become JSON. Answers to refusals carry a ``google.rpc.Status``,
+as OTLP/HTTP asks, with a text that says what to change.
 
 A client can be slow, silent or many. So the head of a request, and the pause between two, has ``IDLE_S``; a body
-``READ_S``; bodies that are arriving or being converted share ``BYTES_MAX``; and there are ``CONCURRENT_MAX`` requests
-and ``CONNECTIONS_MAX`` connections. Whoever comes beyond that is told to try again, and when.
+``READ_S``; bodies that are arriving share ``BYTES_MAX``; and there are ``CONCURRENT_MAX`` requests and
+``CONNECTIONS_MAX`` connections. Whoever comes beyond that is told to try again, and when.
+
+A body can be small and become much. It is decompressed where it is if little comes out (``INLINE_BYTES``), and in one
+of ``THREADS`` threads otherwise, so that the loop turns meanwhile; who waits for a thread is charged to the budget that
+all requests share (``budget.py``). JSON is counted first (``json_census.py``) and charged for all that it will take;
+long bodies are converted in a thread, one at a time.
 
 Compression: gzip, which the specification asks for, and deflate and zlib, which cost nothing more. zstd, snappy and
 lz4, which some exporters offer, need libraries that Python (before 3.14) has not; they are refused with what to set.
 
-Limits: a body of ``body_max_bytes`` before and after decompression, ``GZIP_MEMBERS_MAX`` members in a gzip stream. JSON
-bodies beyond ``JSON_INLINE_BYTES`` are converted in a thread, one at a time, so that the loop turns meanwhile.
+Limits: a body of ``body_max_bytes`` before and after decompression. A JSON body is ``values_max`` values, and takes no
+more than ``Budget.most_for_one``; beyond that it is refused for good. The reader of JSON holds Python's lock while it
+reads a body. What is given up while a thread has it is not charged any more, but is done.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-import zlib
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
+from skewd_sidecar.budget import Budget, Charge
 from skewd_sidecar.counts import Counts
 from skewd_sidecar.gateway import Metadata, Signal
 from skewd_sidecar.handler import REQUESTS_MAX, Handler
@@ -37,7 +43,9 @@ from skewd_sidecar.outcome import (
     UNIMPLEMENTED,
     Outcome,
 )
-from skewd_sidecar.patch import MalformedRequest
+from skewd_sidecar.patch import ELEMENTS_MAX, Census, MalformedRequest, TooMuch, refuse_too_much
+from skewd_sidecar.receive.inflate import NotCompressed, TooLong, inflated
+from skewd_sidecar.receive.json_census import take_json_census
 from skewd_sidecar.receive.metadata import MetadataPicker, MetadataRefused
 from skewd_sidecar.rpc_status import write_retry_after
 
@@ -47,14 +55,16 @@ CONNECTIONS_MAX = 1024
 READ_S = 30.0
 IDLE_S = 75.0
 """Longer than exporters pause: metrics are sent every 60 s by default."""
+INLINE_BYTES = 64 * 1024
 JSON_INLINE_BYTES = 32 * 1024
-GZIP_MEMBERS_MAX = 64
+THREADS = 2
 SETTING = "--http or [sidecar] http"
 PATHS = {signal.http_path: signal for signal in Signal}
 
 PROTOBUF = "application/x-protobuf"
 JSON = "application/json"
 _JSON_ANSWER = f"{JSON}; charset=utf-8"
+_T = TypeVar("_T")
 _ENCODINGS = ("gzip", "deflate", "zlib", "identity", "")
 
 
@@ -115,14 +125,24 @@ class HttpRules:
         body_max_bytes: the largest body, before and after decompression.
         picker: of the headers that are handed on.
         counts: where to count.
+        budget: what conversions are charged to; None for one of their own.
+        values_max: values in one JSON body.
 
     Attributes:
         closing: new requests are told to try again.
-        held_bytes: of bodies that are arriving, or being converted.
+        held_bytes: of bodies that are arriving.
         idle: set while no request is under way.
     """
 
-    def __init__(self, handler: Handler, body_max_bytes: int, picker: MetadataPicker, counts: Counts) -> None:
+    def __init__(
+        self,
+        handler: Handler,
+        body_max_bytes: int,
+        picker: MetadataPicker,
+        counts: Counts,
+        budget: Budget | None = None,
+        values_max: int = ELEMENTS_MAX,
+    ) -> None:
         self.picker = picker
         self.body_max_bytes = body_max_bytes
         self.counts = counts
@@ -132,12 +152,16 @@ class HttpRules:
         self.idle.set()
         self._handler = handler
         self._active = 0
-        self._converter: ThreadPoolExecutor | None = None
+        self._budget = budget if budget is not None else Budget(2 * BYTES_MAX)
+        self._values_max = values_max
+        self._threads: ThreadPoolExecutor | None = None
+        self._inflating = asyncio.Semaphore(THREADS)
+        self._converting = asyncio.Lock()
 
     def end(self) -> None:
-        """Ends the thread that converts, if there is one."""
-        if self._converter is not None:
-            self._converter.shutdown(wait=False, cancel_futures=True)
+        """Ends the threads, if there are any."""
+        if self._threads is not None:
+            self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def answer(
         self, head: Head, headers: Iterable[tuple[str, str]], read: Callable[[], Awaitable[bytes]]
@@ -162,10 +186,10 @@ class HttpRules:
             since_s = None
             if is_json or encoding:
                 since_s = time.perf_counter()
-            if encoding:
-                body = self._decompressed(encoding, body)
             if is_json:
-                body = await self._converted(signal, body)
+                body = await self._converted(signal, encoding, body)
+            elif encoding:
+                body = await self._inflated(encoding, body)
             self.counts.received["http", "json" if is_json else "protobuf"] += 1
             self.counts.received_bytes["http"] += len(body)
             outcome = await self._handler(signal, body, None, metadata, since_s=since_s)
@@ -221,76 +245,116 @@ class HttpRules:
         except MetadataRefused as error:
             raise Refused(431, INVALID_ARGUMENT, "metadata", str(error)) from None
 
-    async def _converted(self, signal: Signal, text: bytes) -> bytes:
+    async def _inflated(self, encoding: str, body: bytes) -> bytes:
+        """A compressed body as it was.
+
+        Raises:
+            Refused: it is too large, or not what was announced, or too many wait.
+        """
+        at_once = self._inflated_inline(encoding, body)
+        if at_once is not None:
+            return at_once
+        charge = self._charged(len(body))
+        try:
+            async with self._inflating:
+                return await self._aside(self._inflate, encoding, body)
+        finally:
+            charge.set(0)
+
+    def _inflated_inline(self, encoding: str, body: bytes) -> bytes | None:
+        """The same if little comes out; None if it is more.
+
+        Raises:
+            Refused: it is not what was announced.
+        """
+        if len(body) > INLINE_BYTES or self.body_max_bytes <= INLINE_BYTES:
+            return None
+        try:
+            return inflated(encoding, body, INLINE_BYTES)
+        except TooLong:
+            return None
+        except NotCompressed as error:
+            raise _malformed(str(error)) from None
+
+    def _inflate(self, encoding: str, body: bytes) -> bytes:
+        try:
+            return inflated(encoding, body, self.body_max_bytes)
+        except TooLong:
+            raise self.too_large() from None
+        except NotCompressed as error:
+            raise _malformed(str(error)) from None
+
+    async def _converted(self, signal: Signal, encoding: str, sent: bytes) -> bytes:
         """JSON as protobuf.
 
         Raises:
             Refused: it is not OTLP/JSON, or too much.
         """
-        size = len(text)
-        if self.held_bytes + size > BYTES_MAX and self.held_bytes:
-            raise too_many_bytes()
-        self.held_bytes += size
-        # Loaded by the first request in JSON: the message classes are the largest part of a sidecar otherwise.
-        from skewd_sidecar.receive.otlp_json import to_protobuf
-
-        try:
-            if size <= JSON_INLINE_BYTES:
-                body = to_protobuf(signal, text)
-            else:
-                if self._converter is None:
-                    self._converter = ThreadPoolExecutor(1, "otlp-json")
-                loop = asyncio.get_running_loop()
-                body = await loop.run_in_executor(self._converter, to_protobuf, signal, text)
-        except MalformedRequest as error:
-            raise Refused(400, INVALID_ARGUMENT, "malformed", str(error)) from None
-        finally:
-            self.held_bytes -= size
+        text = self._inflated_inline(encoding, sent) if encoding else sent
+        if text is not None and len(text) <= JSON_INLINE_BYTES:
+            charge = self._charged(0)
+            try:
+                self._admit_tree(self._tree_bytes(text), charge)
+                body = _to_protobuf(signal, text)
+            finally:
+                charge.set(0)
+        else:
+            charge = self._charged(len(sent if text is None else text))
+            try:
+                async with self._converting:
+                    if text is None:
+                        async with self._inflating:
+                            text = await self._aside(self._inflate, encoding, sent)
+                    self._admit_tree(await self._aside(self._tree_bytes, text), charge)
+                    body = await self._aside(_to_protobuf, signal, text)
+            finally:
+                charge.set(0)
         if len(body) > self.body_max_bytes:
             raise self.too_large()
         return body
 
-    def _decompressed(self, encoding: str, body: bytes) -> bytes:
+    def _tree_bytes(self, text: bytes) -> int:
+        """The memory that a JSON body will take.
+
+        Raises:
+            Refused: it is too much for one.
+        """
+        most = self._budget.most_for_one
+        census = take_json_census(text, self._values_max, most)
+        try:
+            refuse_too_much(Census(0, census.values), elements_max=self._values_max)
+        except TooMuch as error:
+            raise _too_many(str(error)) from None
+        if census.tree_bytes > most:
+            raise _too_many(
+                f"to read the JSON would take {census.tree_bytes >> 20} MiB, and one request may take {most >> 20}; "
+                "send less at once or in protobuf, or raise [sidecar] max_bytes"
+            )
+        return census.tree_bytes
+
+    def _admit_tree(self, tree_bytes: int, charge: Charge) -> None:
         """
         Raises:
-            Refused: it is too large, or not what was announced.
+            Refused: others have that memory now.
         """
-        return self._gunzip(body) if encoding == "gzip" else self._inflate(body)
+        if not self._budget.admits(tree_bytes - charge.size, own=charge.size):
+            raise too_many_bytes()
+        charge.set(tree_bytes)
 
-    def _gunzip(self, body: bytes) -> bytes:
-        """All members of a gzip stream, each complete, together within the limit."""
-        members: list[bytes] = []
-        left = self.body_max_bytes
-        try:
-            while body:
-                if len(members) >= GZIP_MEMBERS_MAX:
-                    raise _malformed(f"its gzip stream has more than {GZIP_MEMBERS_MAX} members; compress it as one")
-                member = zlib.decompressobj(wbits=31)
-                content = member.decompress(body, left + 1)
-                left -= len(content)
-                if left < 0:
-                    raise self.too_large()
-                if not member.eof:
-                    raise _malformed("its gzip stream is cut short")
-                members.append(content)
-                body = member.unused_data
-        except zlib.error as error:
-            raise _malformed(f"not gzip as announced: {error}") from None
-        return members[0] if len(members) == 1 else b"".join(members)
+    def _charged(self, size: int) -> Charge:
+        """
+        Raises:
+            Refused: there is not so much left.
+        """
+        if not self._budget.admits(size):
+            raise too_many_bytes()
+        return Charge(self._budget, size)
 
-    def _inflate(self, body: bytes) -> bytes:
-        """A deflate stream, in the zlib format that HTTP means by it or, as some send it, without."""
-        framed = len(body) >= 2 and body[0] & 0x0F == 8 and (body[0] << 8 | body[1]) % 31 == 0
-        stream = zlib.decompressobj(wbits=15 if framed else -15)
-        try:
-            content = stream.decompress(body, self.body_max_bytes + 1)
-        except zlib.error as error:
-            raise _malformed(f"not deflate as announced: {error}") from None
-        if len(content) > self.body_max_bytes:
-            raise self.too_large()
-        if not stream.eof or stream.unused_data:
-            raise _malformed("its deflate stream is cut short, or followed by something else")
-        return content
+    async def _aside(self, work: Callable[..., _T], *given: object) -> _T:
+        """In a thread."""
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(THREADS, "otlp-http")
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *given)
 
     def too_large(self) -> Refused:
         """The body is larger than the limit."""
@@ -312,6 +376,24 @@ def too_slow(limit_s: float) -> Refused:
 def cut_short() -> Refused:
     """The client went away in the middle of its body."""
     return Refused(400, INVALID_ARGUMENT, "cut_short", "the connection ended before the body did")
+
+
+def _too_many(why: str) -> Refused:
+    return Refused(413, RESOURCE_EXHAUSTED, "too_many", why)
+
+
+def _to_protobuf(signal: Signal, text: bytes) -> bytes:
+    """
+    Raises:
+        Refused: it is not OTLP/JSON.
+    """
+    # Loaded by the first request in JSON: the message classes are the largest part of a sidecar otherwise.
+    from skewd_sidecar.receive.otlp_json import to_protobuf
+
+    try:
+        return to_protobuf(signal, text)
+    except MalformedRequest as error:
+        raise Refused(400, INVALID_ARGUMENT, "malformed", str(error)) from None
 
 
 def _malformed(why: str) -> Refused:

@@ -10,8 +10,9 @@ in lowerCamelCase or as in the ``.proto`` files; ids in hexadecimal of either ca
 integers as decimal strings or numbers; ``"NaN"``, ``"Infinity"``, ``"-Infinity"``; base64 of either alphabet; null for
 absent. Unknown fields are ignored. Whatever else is wrong is refused, with the path to it.
 
-Limits: ``DEPTH_MAX`` messages within each other, as protobuf readers have it; ``CONTAINERS_MAX`` objects and lists,
-which bounds the memory of a body whose size is bounded. Pure. Loaded by the first request in JSON.
+Limits: ``DEPTH_MAX`` messages within each other, as protobuf readers have it. The memory that a body takes meanwhile is
+many times its size; whoever calls counts it first (:mod:`skewd_sidecar.receive.json_census`). Pure. Loaded by the first
+request in JSON.
 """
 
 from __future__ import annotations
@@ -37,10 +38,9 @@ from skewd_sidecar.gateway import Signal
 from skewd_sidecar.patch import MalformedRequest
 
 DEPTH_MAX = 100
-CONTAINERS_MAX = 1_000_000
-"""Objects and lists in one body; a body of 16 MiB that means something has half as many."""
 
 _EXACT_MAX = 1 << 53  # floats above it skip integers
+_FIELD_MAX = 1 << 64
 _FLOAT_TEXT_MAX = 400  # digits; more say nothing that a double holds
 _SMALL = tuple(bytes((value,)) for value in range(0x80))
 
@@ -80,8 +80,6 @@ def to_protobuf(signal: Signal, body: bytes) -> bytes:
     Raises:
         MalformedRequest: it is no JSON, or not of this signal's form; the message says where.
     """
-    if body.count(b"{") + body.count(b"[") > CONTAINERS_MAX:
-        raise MalformedRequest(f"malformed OTLP/JSON: more than {CONTAINERS_MAX} objects and lists; send less at once")
     try:
         tree = _DECODER.decode(body)
         if not isinstance(tree, dict):
@@ -105,9 +103,12 @@ def answer_to_json(signal: Signal, answer: bytes) -> str:
 
 
 def _float(text: str) -> float | int:
-    """A JSON number with a fraction or an exponent; if it is an integer that a float may miss, that integer."""
+    """A JSON number with a fraction or an exponent; if it is an integer that a float may miss, that integer.
+
+    One that no field of integers holds stays a float: written out it may have three hundred digits.
+    """
     value = float(text)
-    if value.is_integer() and abs(value) >= _EXACT_MAX and len(text) <= _FLOAT_TEXT_MAX:
+    if value.is_integer() and _EXACT_MAX <= abs(value) <= _FIELD_MAX and len(text) <= _FLOAT_TEXT_MAX:
         numerator, denominator = Decimal(text).as_integer_ratio()
         if denominator == 1:
             return numerator
@@ -246,11 +247,14 @@ def _each(write: Callable[[Any], bytes]) -> _Encode:
 
 
 def _packed(tag: bytes, write: Callable[[Any], bytes]) -> _Encode:
-    join = _each(write)
-
     def encode(value: Any, depth: int) -> bytes:
-        content = join(value, depth)
-        return tag + _delimited(content) if content else b""
+        content = bytearray()  # rather than a list of pieces, each of which takes several times its bytes
+        for number, each in enumerate(_list(value)):
+            try:
+                content += write(each)
+            except _BadValue as error:
+                raise error.within(f"[{number}]") from None
+        return b"".join((tag, _varint(len(content)), content)) if content else b""
 
     return encode
 
@@ -381,7 +385,8 @@ def _integer(value: Any, lowest: int, highest: int) -> int:
         elif _NUMBER.fullmatch(value) is not None:
             number = _exact(value)
     elif isinstance(value, float):
-        number = int(value) if value.is_integer() and abs(value) < _EXACT_MAX else None
+        # Between both it was made an integer when it was read, if it is one; beyond it is out of range.
+        number = int(value) if value.is_integer() and not _EXACT_MAX <= abs(value) <= _FIELD_MAX else None
     elif isinstance(value, int) and not isinstance(value, bool):
         number = value
     if number is None:
