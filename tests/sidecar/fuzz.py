@@ -6,6 +6,9 @@ bytecode is instrumented, and in the native one, which is built again with LLVM'
 checks. Whatever either says of a body the other must say too, and what they make of it must itself be a body that a
 second sidecar takes.
 
+One in ``COST_EVERY`` is also made long, and what it costs is measured: time for each byte, and memory beyond what the
+relay would have charged (``cost.py``). Some inputs are values of JSON, for which that is all that is asked.
+
 Both tools are optional. Without cargo the Python twin is fuzzed by itself; without atheris the generator runs for as
 long, unguided; either is said, here and in the report.
 
@@ -28,6 +31,7 @@ import subprocess
 import sys
 import time
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +41,13 @@ MODULE = FOLDER / "module"
 BODY_MAX_BYTES = 4096
 SEEDS = 400
 HEAD_BYTES = 3
-"""Of an input: one byte chooses the signal, two the options, the source and its table; the rest is the body."""
+"""Of an input: one byte chooses the signal, two the options, the source and its table; the rest is the body. With the
+second bit of the first byte set, the rest is a value of JSON, and the second byte chooses where it stands."""
+COST_EVERY = 64
+INSTRUMENTED = 12
+"""How many times slower Python is while its branches are counted."""
+
+slower = 1
 
 COUNTERS = (
     "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=3 "
@@ -52,9 +62,13 @@ def try_one(data: bytes) -> None:
     Raises:
         AssertionError: they differ, or make of it what they would refuse.
     """
-    from tests.sidecar import twins
+    from tests.sidecar import cost, twins
 
     if len(data) < HEAD_BYTES:
+        return
+    if data[0] & 2:
+        if zlib.crc32(data) % (COST_EVERY // 4) == 0:
+            cost.check_json(data[HEAD_BYTES:], data[1], slower)
         return
     logs = bool(data[0] & 1)
     maker = twins.Maker(random.Random(int.from_bytes(data[1:HEAD_BYTES], "big")))
@@ -67,12 +81,19 @@ def try_one(data: bytes) -> None:
     if not isinstance(answer, str):
         again = twins.said(twins.PYTHON, answer[0], logs, options, ask, table)
         assert not isinstance(again, str), f"what was made is refused: {again}"
+    if zlib.crc32(data) % COST_EVERY == 0:
+        for kernel in (twins.PYTHON, twins.NATIVE):
+            if kernel is not None:
+                cost.check_protobuf(body, logs, options, ask, table, kernel, slower)
 
 
 def seed(number: int) -> bytes:
-    """One of the generator's requests, as an input."""
-    from tests.sidecar import twins
+    """One of the generator's requests, as an input; or a value of JSON."""
+    from tests.sidecar import cost, twins
 
+    if number % 16 == 5:
+        value = cost.JSON_SEEDS[number // 16 % len(cost.JSON_SEEDS)]
+        return bytes((2, number // 16 // len(cost.JSON_SEEDS) % 256, 0)) + value
     logs = number % 3 == 0
     head = bytes((logs,)) + number.to_bytes(HEAD_BYTES - 1, "big")
     options = twins.Maker(random.Random(number)).options()
@@ -81,6 +102,8 @@ def seed(number: int) -> bytes:
 
 def child(arguments: list[str]) -> None:
     """The process that libFuzzer runs in, and ends."""
+    global slower
+    slower = INSTRUMENTED
     sys.path.insert(0, str(MODULE))
     import atheris
 
@@ -193,7 +216,8 @@ def main() -> int:
         "",
         f"`make fuzz`, {asked.seconds} s on one core. Both twins get the same bodies, options, sources and tables;",
         "what one says (bytes, counts, the text of a refusal) the other must say, and a second pass must take what was",
-        "made.",
+        f"made. One in {COST_EVERY} is made 256 KiB long: it may take no more memory than it would be charged for, and",
+        "no more time for each byte than any other.",
         "",
         "| | |",
         "| --- | --- |",
