@@ -200,6 +200,12 @@ class SidecarConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """How several next hops share the work."""
     retry: Annotated[int, duration("0s", "60s")] = 1_000_000_000
     """Nanoseconds: how long the sidecar itself tries again, within the exporter's time."""
+    connect_timeout: Annotated[int, duration("10ms", "60s")] = 3_000_000_000
+    """Nanoseconds: how long a connection to a next hop may take to be made."""
+    attempt_timeout: Annotated[int, duration("10ms", "60s")] = 2_000_000_000
+    """Nanoseconds: how long a next hop may be silent before a request is sent to another one."""
+    connection_age: Annotated[int, duration("1s", "24h")] = 300_000_000_000
+    """Nanoseconds: how old a connection to a next hop gets before another takes its place."""
     forward_max_bytes: Annotated[int | None, whole(4096, 1 << 30)] = None
     """The largest request the next hop takes; what is usual for its protocol when not given."""
     max_bytes: Annotated[int, whole(1 << 20, 1 << 40)] = 128 << 20

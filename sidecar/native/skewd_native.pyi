@@ -59,6 +59,8 @@ class Transport:
         unix: str | PathLike[str] | None = None,
         gzip: bool = False,
         answer_bytes: int,
+        connect_s: float,
+        age_s: float,
     ) -> int: ...
     def connect_http(
         self,
@@ -71,6 +73,8 @@ class Transport:
         unix: str | PathLike[str] | None = None,
         gzip: bool = False,
         answer_bytes: int,
+        connect_s: float,
+        age_s: float,
     ) -> int: ...
     def call_http(
         self, channel: int, body: bytes, timeout_s: float | None, fields: Sequence[tuple[str, str]]

@@ -32,6 +32,12 @@ TIMEOUT_S = 10.0
 MAX_BYTES = {"grpc": 4 * 1024 * 1024, "http": 0, "kafka": 1_000_000}
 """The largest request that receivers take by default: gRPC's libraries; no common limit; Kafka's clients."""
 
+CONNECT_S = 3.0
+"""How long a connection to the next hop may take to be made: a first packet that is lost is sent again after 1 s."""
+
+AGE_S = 300.0
+"""How old a connection to the next hop gets before another takes its place: names may have moved meanwhile."""
+
 HOPS_MAX = 64
 KAFKA_TOPICS = {
     Signal.TRACES: "otlp_spans",
@@ -68,6 +74,8 @@ class Destination:
         max_bytes: the largest request it takes, not compressed; 0 for no known limit.
         brokers: for Kafka, all of them: ``host:port``, with commas between.
         topic: for Kafka.
+        connect_s: limit for one connection to be made.
+        age_s: how old a connection gets.
         certificate, client_key, client_certificate: PEM files; None for the system's roots, and no client side.
     """
 
@@ -85,6 +93,8 @@ class Destination:
     max_bytes: int = 0
     brokers: str = ""
     topic: str = ""
+    connect_s: float = CONNECT_S
+    age_s: float = AGE_S
 
     @property
     def unix(self) -> bool:
@@ -128,7 +138,11 @@ def destinations(forward: str | None, environment: Mapping[str, str]) -> dict[Si
 
 
 def next_hops(
-    forward: str | Sequence[str] | None, environment: Mapping[str, str], max_bytes: int = 0
+    forward: str | Sequence[str] | None,
+    environment: Mapping[str, str],
+    max_bytes: int = 0,
+    connect_s: float = CONNECT_S,
+    age_s: float = AGE_S,
 ) -> dict[Signal, tuple[Destination, ...]]:
     """The next hops of each signal; a signal that has none is left out.
 
@@ -136,6 +150,8 @@ def next_hops(
         forward: one address with its scheme, or several; none to take the environment's.
         environment: for ``OTEL_EXPORTER_OTLP_*``.
         max_bytes: the largest request they take; 0 for what is usual: ``MAX_BYTES`` of the protocol.
+        connect_s: how long a connection may take to be made.
+        age_s: how old it gets.
 
     Raises:
         EndpointError: no next hop at all, or one that cannot be used.
@@ -147,7 +163,12 @@ def next_hops(
     for each in several:
         for signal, destination in destinations(each, environment).items():
             known = found.setdefault(signal, [])
-            destination = replace(destination, max_bytes=max_bytes or MAX_BYTES[destination.protocol])
+            destination = replace(
+                destination,
+                max_bytes=max_bytes or MAX_BYTES[destination.protocol],
+                connect_s=connect_s,
+                age_s=age_s,
+            )
             if destination in known:
                 raise EndpointError(f"forward: '{each}' is given twice; remove one")
             known.append(destination)

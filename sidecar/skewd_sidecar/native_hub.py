@@ -23,6 +23,7 @@ from skewd_native import Transport
 
 from skewd.quiet import QuietLog
 from skewd_sidecar.counts import Counts, Reading
+from skewd_sidecar.endpoint import AGE_S, CONNECT_S
 from skewd_sidecar.gateway import Metadata, Signal
 from skewd_sidecar.handler import Handler
 from skewd_sidecar.outcome import INTERNAL, UNAVAILABLE, Outcome
@@ -45,6 +46,7 @@ class HttpAnswer(NamedTuple):
     status: int
     reason: str
     content_type: str | None
+    content_encoding: str | None
     retry_after: str | None
     date: str | None
     body: bytes
@@ -298,7 +300,16 @@ class Hub:
 
     # ------------------------------------------------------------------------------------------------ out
 
-    def connect(self, host: str, port: int, authority: str, gzip: bool, answer_max_bytes: int) -> int:
+    def connect(
+        self,
+        host: str,
+        port: int,
+        authority: str,
+        gzip: bool,
+        answer_max_bytes: int,
+        connect_s: float = CONNECT_S,
+        age_s: float = AGE_S,
+    ) -> int:
         """A channel to an endpoint, shared by all that ask for the same. To be given back by :meth:`disconnect`.
 
         Args:
@@ -306,21 +317,34 @@ class Hub:
             port: of TCP.
             authority: what the requests say they are for, as ``host:port``.
             gzip: whether requests are compressed.
-            answer_max_bytes: longer answers fail.
+            answer_max_bytes: longer answers are not read.
+            connect_s: how long a connection may take to be made.
+            age_s: how old it gets.
 
         Raises:
             ValueError: that cannot be an endpoint.
         """
-        key = (authority, host, port, gzip)
+        key = (authority, host, port, gzip, connect_s, age_s)
         channel, users = self._channels.get(key, (0, 0))
         if not users:
             where: dict[str, Any] = {"unix": host} if host.startswith("/") else {"host": host, "port": port}
-            channel = self._transport.connect(authority, gzip=gzip, answer_bytes=answer_max_bytes, **where)
+            channel = self._transport.connect(
+                authority, gzip=gzip, answer_bytes=answer_max_bytes, connect_s=connect_s, age_s=age_s, **where
+            )
         self._channels[key] = channel, users + 1
         return channel
 
     def connect_http(
-        self, host: str, port: int, authority: str, path: str, headers: Metadata, gzip: bool, answer_max_bytes: int
+        self,
+        host: str,
+        port: int,
+        authority: str,
+        path: str,
+        headers: Metadata,
+        gzip: bool,
+        answer_max_bytes: int,
+        connect_s: float = CONNECT_S,
+        age_s: float = AGE_S,
     ) -> int:
         """The same to POST to over HTTP/1.1.
 
@@ -331,12 +355,19 @@ class Hub:
         Raises:
             ValueError: that cannot be an endpoint.
         """
-        key = (authority, host, port, gzip, path, headers)
+        key = (authority, host, port, gzip, connect_s, age_s, path, headers)
         channel, users = self._channels.get(key, (0, 0))
         if not users:
             where: dict[str, Any] = {"unix": host} if host.startswith("/") else {"host": host, "port": port}
             channel = self._transport.connect_http(
-                authority, path, headers, gzip=gzip, answer_bytes=answer_max_bytes, **where
+                authority,
+                path,
+                headers,
+                gzip=gzip,
+                answer_bytes=answer_max_bytes,
+                connect_s=connect_s,
+                age_s=age_s,
+                **where,
             )
         self._channels[key] = channel, users + 1
         return channel
@@ -352,20 +383,20 @@ class Hub:
 
     async def call(
         self, channel: int, signal: Signal, body: bytes, timeout_s: float | None, metadata: Metadata
-    ) -> tuple[int, str, bytes, bytes | None]:
+    ) -> tuple[int, str, bytes, bytes | None, bool]:
         """One call.
 
         Returns:
-            gRPC code, message, answer, and the details that came beside a failure.
+            gRPC code, message, answer, the details that came beside a failure, and whether the endpoint said so.
 
         Raises:
             ValueError: a header that cannot be sent.
         """
         if self._transport.dead:
-            return UNAVAILABLE, "the native transport has ended", b"", None
+            return UNAVAILABLE, "the native transport has ended", b"", None, False
         number = self._transport.call(channel, _SIGNALS.index(signal), body, timeout_s, metadata)
-        _, _, code, message, answer, details = await self._ended(number)
-        return code, message, answer, details
+        _, _, code, message, answer, details, heard = await self._ended(number)
+        return code, message, answer, details, heard
 
     async def post(self, channel: int, body: bytes, timeout_s: float | None, headers: Metadata) -> HttpAnswer | str:
         """One call over HTTP.
@@ -374,7 +405,7 @@ class Hub:
             headers: beside the channel's own.
 
         Returns:
-            The answer, or why there is none: ``late``, ``too_large``, or a text.
+            The answer, or why there is none: ``late``, or a text.
 
         Raises:
             ValueError: a header that cannot be sent.
@@ -461,5 +492,5 @@ class Hub:
     def _fail_calls(self, why: str) -> None:
         for number, future in self._calls.items():
             if not future.done():
-                future.set_result((_ANSWERED, number, UNAVAILABLE, why, b"", None))
+                future.set_result((_ANSWERED, number, UNAVAILABLE, why, b"", None, False))
         self._calls.clear()

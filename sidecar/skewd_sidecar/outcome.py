@@ -72,6 +72,8 @@ class Outcome:
         body: when ok, the serialized export response (which may tell of a partial success).
         details: when not ok, a serialized ``google.rpc.Status`` as the next hop gave it, if it gave one.
         retry_after_s: how long the exporter is asked to wait before it tries again; None: as it likes.
+        heard: whether the next hop itself said so; False where nothing came back from it, so that the failure is the
+            endpoint's and not this request's.
     """
 
     code: int
@@ -80,6 +82,7 @@ class Outcome:
     body: bytes = b""
     details: bytes | None = None
     retry_after_s: float | None = None
+    heard: bool = True
 
     @property
     def ok(self) -> bool:
@@ -97,6 +100,11 @@ class Outcome:
         return cls(OK, 200, body=body)
 
     @classmethod
+    def unheard(cls, message: str) -> Outcome:
+        """Nothing came back from the next hop: no connection, or no answer in time."""
+        return cls(UNAVAILABLE, _HTTP_OF_CODE[UNAVAILABLE], message, heard=False)
+
+    @classmethod
     def failed(
         cls, code: int, message: str, details: bytes | None = None, retry_after_s: float | None = None
     ) -> Outcome:
@@ -111,7 +119,13 @@ class Outcome:
 
     @classmethod
     def failed_over_http(
-        cls, status: int, message: str, details: bytes | None, retry_after: str | None, date: str | None = None
+        cls,
+        status: int,
+        message: str,
+        details: bytes | None,
+        retry_after: str | None,
+        date: str | None = None,
+        wall_s: float | None = None,
     ) -> Outcome:
         """Failed with an HTTP status; the gRPC code follows from it.
 
@@ -119,10 +133,11 @@ class Outcome:
 
         Args:
             retry_after, date: the answer's headers of these names.
+            wall_s: this host's wall clock, in Unix time, for a date without another beside it.
         """
         default = INVALID_ARGUMENT if 400 <= status < 500 else INTERNAL
         code = _CODE_OF_HTTP.get(status, default)
-        retry_after_s = read_retry_after(retry_after, date)
+        retry_after_s = read_retry_after(retry_after, date, wall_s)
         return cls(code, status if status >= 400 else 500, message, b"", details, retry_after_s)
 
     def status_body(self) -> bytes:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 
 DETAILS_MAX = 16
@@ -73,24 +74,36 @@ def read_status(status: bytes) -> RpcStatus | None:
     return RpcStatus(code, message, tuple(details), retry_after_s)
 
 
-def read_retry_after(text: str | None, date: str | None) -> float | None:
+def read_retry_after(text: str | None, date: str | None, wall_s: float | None = None) -> float | None:
     """The delay that an HTTP answer asks for, in seconds; None if it asks for none that can be understood.
 
     Args:
         text: its ``Retry-After``: seconds, or a date (RFC 9110, section 10.2.3).
-        date: its ``Date``. A date is a delay only together with this one: by the same clock.
+        date: its ``Date``. A date is a delay by the same clock as this one, whatever clock that is.
+        wall_s: this host's wall clock, in Unix time: what a date is compared with if there is no ``Date``, or none that
+            can be read. None for nothing.
     """
     if text is None:
         return None
+    text = text.strip()
     if text.isascii() and text.isdecimal():
         return min(float(text), RETRY_AFTER_MAX_S)
-    if date is None:
+    until_s = _unix_s(text)
+    now_s = None if date is None else _unix_s(date)
+    if now_s is None:
+        now_s = wall_s
+    if until_s is None or now_s is None:
         return None
+    return min(max(until_s - now_s, 0.0), RETRY_AFTER_MAX_S)
+
+
+def _unix_s(date: str) -> float | None:
+    """An HTTP date in Unix time; None for what is none. One without a zone is UTC, as all of them are."""
     try:
-        delay_s = (parsedate_to_datetime(text) - parsedate_to_datetime(date)).total_seconds()
-    except (TypeError, ValueError, OverflowError):  # no dates, or one of them without its zone
+        found = parsedate_to_datetime(date)
+        return (found if found.tzinfo is not None else found.replace(tzinfo=UTC)).timestamp()
+    except (TypeError, ValueError, OverflowError):
         return None
-    return min(max(delay_s, 0.0), RETRY_AFTER_MAX_S)
 
 
 def write_retry_after(retry_after_s: float) -> str:

@@ -24,10 +24,10 @@ from typing import Any, Protocol
 
 from skewd.bounds.history import CorrectionSource
 from skewd_sidecar.counts import Reading
-from skewd_sidecar.endpoint import EndpointError, next_hops
+from skewd_sidecar.endpoint import AGE_S, CONNECT_S, EndpointError, next_hops
 from skewd_sidecar.forward import Forwarders
 from skewd_sidecar.forward.dead_letters import MAX_BYTES as DEAD_LETTER_MAX_BYTES
-from skewd_sidecar.forward.hops import RETRY_S
+from skewd_sidecar.forward.hops import ATTEMPT_S, RETRY_S
 from skewd_sidecar.forward.retry import Balance
 from skewd_sidecar.gateway import BODY_MAX_BYTES, Gateway
 from skewd_sidecar.health import Health
@@ -75,6 +75,9 @@ class SidecarSettings:
             ``kafka://``, or several; none for ``OTEL_EXPORTER_OTLP_*``.
         balance: how several next hops share the work.
         retry_s: how long the sidecar itself tries again, within the exporter's time.
+        connect_s: how long a connection to a next hop may take to be made.
+        attempt_s: how long a next hop may be silent before a request goes to another one.
+        age_s: how old a connection to a next hop gets.
         forward_max_bytes: the largest request the next hop takes; 0 for what is usual for its protocol.
         max_bytes: memory for requests under way.
         dead_letter: a file for requests that were refused for good; None for none.
@@ -102,6 +105,9 @@ class SidecarSettings:
     forward: str | Sequence[str] | None = None
     balance: Balance = Balance.ROUND_ROBIN
     retry_s: float = RETRY_S
+    connect_s: float = CONNECT_S
+    attempt_s: float = ATTEMPT_S
+    age_s: float = AGE_S
     forward_max_bytes: int = 0
     max_bytes: int = BYTES_MAX
     dead_letter: Path | None = None
@@ -149,7 +155,9 @@ async def serve(
     """
     if settings.grpc is None and settings.http is None:
         raise ValueError("nothing to listen on; give --grpc 127.0.0.1:4317, --http 127.0.0.1:4318, or both")
-    hops = next_hops(settings.forward, os.environ, settings.forward_max_bytes)
+    hops = next_hops(
+        settings.forward, os.environ, settings.forward_max_bytes, settings.connect_s, settings.age_s
+    )
     options = PatchOptions(
         settings.mode,
         settings.node,
@@ -172,6 +180,7 @@ async def serve(
         hops,
         balance=settings.balance,
         retry_s=settings.retry_s,
+        attempt_s=settings.attempt_s,
         dead_letter=settings.dead_letter,
         dead_letter_max_bytes=settings.dead_letter_max_bytes,
         kafka_properties=kafka_settings(settings.kafka_properties),

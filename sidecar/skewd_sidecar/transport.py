@@ -15,7 +15,7 @@ from enum import StrEnum
 from skewd.ports import is_loopback
 from skewd_sidecar.endpoint import Destination
 
-INTERFACE = 3
+INTERFACE = 4
 """What is expected of ``skewd_native.TRANSPORT_INTERFACE``."""
 
 _PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")

@@ -23,7 +23,7 @@ from skewd_sidecar.forward.coalesce import Limits
 from skewd_sidecar.forward.counters import Counters, EndpointState
 from skewd_sidecar.forward.dead_letters import MAX_BYTES, DeadLetters
 from skewd_sidecar.forward.grpc import GrpcForwarder
-from skewd_sidecar.forward.hops import RETRY_S, Hops
+from skewd_sidecar.forward.hops import ATTEMPT_S, RETRY_S, Hops
 from skewd_sidecar.forward.http import HttpForwarder
 from skewd_sidecar.forward.lanes import Lanes
 from skewd_sidecar.forward.retry import Balance
@@ -52,6 +52,7 @@ class Forwarders:
         connect: makes what sends to one destination; by its protocol if none is given.
         chance: evenly distributed in [0, 1).
         native: whether the native transport is used where it fits.
+        attempt_s: how long an attempt may hear nothing while another next hop could take the body.
 
     Attributes:
         counters: what was done.
@@ -74,6 +75,7 @@ class Forwarders:
         connect: Callable[[Signal, Destination], Forwarder] | None = None,
         chance: Callable[[], float] = random.random,
         native: bool = False,
+        attempt_s: float = ATTEMPT_S,
     ) -> None:
         self._native = native
         self.spoken_by: dict[str, set[str]] = {"grpc": set(), "http": set()}
@@ -88,7 +90,7 @@ class Forwarders:
         self._ways: dict[Signal, Lanes] = {}
         for signal, several in self._destinations.items():
             endpoints = [(each, (connect or self._connect)(signal, each)) for each in several]
-            hops = Hops(signal, endpoints, balance, retry_s, chance, self.counters)
+            hops = Hops(signal, endpoints, balance, retry_s, chance, self.counters, attempt_s)
             self._ways[signal] = Lanes(signal, hops, self.counters, letters, Limits(), joins)
 
     def _connect(self, signal: Signal, destination: Destination) -> Forwarder:

@@ -9,6 +9,8 @@ Limits: one attempt a request; answers of ``ANSWER_MAX_BYTES``. No TLS and no HT
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from skewd_sidecar.endpoint import Destination, EndpointError
 from skewd_sidecar.forward.transport import ANSWER_MAX_BYTES, headers, limit_s
 from skewd_sidecar.gateway import Metadata, Signal
@@ -34,6 +36,8 @@ class NativeGrpcForwarder:
                 "localhost" if destination.unix else destination.target,
                 destination.gzip,
                 ANSWER_MAX_BYTES,
+                destination.connect_s,
+                destination.age_s,
             )
         except ValueError as error:
             self._hub.release()
@@ -44,12 +48,15 @@ class NativeGrpcForwarder:
         limit = limit_s(self._destination, timeout_s)
         beside = headers(self._destination, metadata)
         try:
-            code, message, answer, details = await self._hub.call(self._channel, self._signal, body, limit, beside)
+            code, message, answer, details, heard = await self._hub.call(
+                self._channel, self._signal, body, limit, beside
+            )
         except ValueError as error:
             return Outcome.failed(INTERNAL, f"{self._destination}: {error}")
         if code == 0:
             return Outcome.delivered(answer)
-        return Outcome.failed(code, f"{self._destination}: {message or f'gRPC status {code}'}", details)
+        outcome = Outcome.failed(code, f"{self._destination}: {message or f'gRPC status {code}'}", details)
+        return outcome if heard else replace(outcome, heard=False)
 
     async def close(self) -> None:
         """Gives the connection back; requests under way fail once nobody else uses it."""

@@ -7,12 +7,14 @@ Limits: as the twin's; a connection that is unused for 15 s is closed. No TLS.
 
 from __future__ import annotations
 
+import time
+
 from skewd_sidecar.endpoint import Destination, EndpointError
-from skewd_sidecar.forward.http import headers_of, outcome_of, too_late, too_long
+from skewd_sidecar.forward.http import headers_of, outcome_of, too_late
 from skewd_sidecar.forward.transport import ANSWER_MAX_BYTES
 from skewd_sidecar.gateway import Metadata
 from skewd_sidecar.native_hub import Hub
-from skewd_sidecar.outcome import INTERNAL, UNAVAILABLE, Outcome
+from skewd_sidecar.outcome import INTERNAL, Outcome
 
 
 class NativeHttpForwarder:
@@ -37,6 +39,8 @@ class NativeHttpForwarder:
                 tuple(own.items()),
                 destination.gzip,
                 ANSWER_MAX_BYTES,
+                destination.connect_s,
+                destination.age_s,
             )
         except ValueError as error:
             self._hub.release()
@@ -53,18 +57,18 @@ class NativeHttpForwarder:
         if isinstance(answer, str):
             if answer == "late":
                 return too_late(self._destination, limit)
-            if answer == "too_large":
-                return too_long(self._destination)
-            return Outcome.failed(UNAVAILABLE, f"{self._destination}: {answer}")
+            return Outcome.unheard(f"{self._destination}: {answer}")
         content_type = (answer.content_type or "").partition(";")[0].strip().lower()
         return outcome_of(
             self._destination,
             answer.status,
             answer.reason,
             content_type,
+            answer.content_encoding,
             answer.retry_after,
             answer.date,
             answer.body,
+            time.time(),
         )
 
     async def close(self) -> None:

@@ -23,6 +23,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from skewd_sidecar.endpoint import Destination, EndpointError
@@ -111,7 +112,7 @@ class KafkaForwarder:
                     on_delivery=written.on_delivery,
                 )
             except BufferError:
-                return try_again(f"{self._destination}: too many messages wait for the brokers", _BUSY_S)
+                return _for_all(f"{self._destination}: too many messages wait for the brokers", _BUSY_S)
             except self._ck.KafkaException as error:
                 return self._failed(error.args[0])
             with self._condition:
@@ -121,14 +122,14 @@ class KafkaForwarder:
             async with asyncio.timeout(limit_s):
                 failure = await written.future
         except TimeoutError:
-            return try_again(f"{self._destination}: not written within {limit_s:g} s", _BUSY_S)
+            return _for_all(f"{self._destination}: not written within {limit_s:g} s", _BUSY_S)
         return Outcome.delivered(b"") if failure is None else self._failed(failure)
 
     def _failed(self, error: ck.KafkaError) -> Outcome:
         codes = self._ck.KafkaError
         text = f"{self._destination}: {error.str()}"
         if error.code() in (codes._MSG_TIMED_OUT, codes._ALL_BROKERS_DOWN, codes._TRANSPORT, codes._RESOLVE):
-            return try_again(
+            return _for_all(
                 f"{self._destination}: no broker takes it; see whether they run and are reachable", _BUSY_S
             )
         if error.code() in (codes.MSG_SIZE_TOO_LARGE, codes.RECORD_LIST_TOO_LARGE):
@@ -140,7 +141,7 @@ class KafkaForwarder:
         if error.fatal():
             return Outcome.failed(INTERNAL, text)
         # Credentials, a topic that is not there (yet), too few replicas: somebody will mend it.
-        return try_again(text, _BUSY_S)
+        return _for_all(text, _BUSY_S)
 
     def _poll(self) -> None:
         """The thread: deliveries are reported to those who wait."""
@@ -173,6 +174,11 @@ class KafkaForwarder:
         self._thread.join()
         self._producer.purge()
         self._producer.flush(_FLUSH_S)
+
+
+def _for_all(message: str, delay_s: float) -> Outcome:
+    """A failure that passes, of the brokers or the topic: whoever sends, it is the same."""
+    return replace(try_again(message, delay_s), heard=False)
 
 
 class _Written:

@@ -23,6 +23,7 @@ may a request whose exporter gave up while it was under way. Delivery is at leas
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from typing import Any
 
@@ -93,7 +94,6 @@ class Lanes:
         self.limits = limits or Limits()
         self._hold_below_the_next_hops_limit()
         self.joins = joins and signal is not Signal.PROFILES
-        self.single_until_s = 0.0
         self.held_bytes = 0
         self.loop = asyncio.get_running_loop()
         self.closed = False
@@ -175,6 +175,7 @@ class _Lane:
         self._lanes = lanes
         self._gathering: Gathering[_Waiting] = Gathering(lanes.limits)
         self.tasks: dict[asyncio.Task[None], list[_Waiting]] = {}
+        self._single_until_s = -math.inf
         self._alone = 0  # under way in the task of who waits for it
         self._turn: asyncio.Handle | None = None
         self._soon = False
@@ -267,7 +268,7 @@ class _Lane:
         self._turn, self._soon = None, False
         lanes = self._lanes
         now_s = lanes.loop.time()
-        single = now_s < lanes.single_until_s
+        single = now_s < self._single_until_s
         while self._gathering.due(self._under_way, now_s):
             batch = self._gathering.take(single)
             live = [each for each in batch if not each.done]
@@ -311,7 +312,7 @@ class _Lane:
                 told, rejected = responses.of_joined(outcome.body, len(batch))
                 outcome = Outcome.delivered(told)
                 if rejected:
-                    self._lanes.single_until_s = self._lanes.loop.time() + SINGLE_S
+                    self._single_until_s = self._lanes.loop.time() + SINGLE_S
             for each in batch:
                 each.answer(outcome)
         elif retryable(outcome):

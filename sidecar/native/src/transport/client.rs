@@ -7,13 +7,18 @@
 //! stream was refused, a GOAWAY left it out) is sent once more, as gRPC's transparent retry. Nothing else is: the
 //! exporter retries.
 //!
-//! Limits: an answer's size; time to connect; a deadline for each call. After a call that ran out of time on a
+//! A connection that is too old is replaced while it works: calls go on over it until the new one is there, and those
+//! under way end on it. What a server says of a request is its status: once that is OK, a message that is missing, cut or
+//! too long is left out, and the request is taken all the same; sent again it would be there twice.
+//!
+//! Limits: an answer's size; time to connect; a deadline for each call, and `REST` for what follows a message that can't
+//! be read. After a call that ran out of time on a
 //! connection that was silent all along, the connection is asked (PING) and dropped if it doesn't answer. No TLS, no
 //! proxy, no load balancing: those endpoints are gRPC's own client's.
 
 use std::future::poll_fn;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,16 +26,16 @@ use h2::client::SendRequest;
 use h2::RecvStream;
 use http::header::{HeaderMap, HeaderName, HeaderValue, CONTENT_TYPE, TE, USER_AGENT};
 use http::Request;
-use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{watch, Notify};
 use tokio::time::{timeout, timeout_at, Instant};
 
-use super::shared::{lock, spawn, Answer, Call, Counted, Event, Heard, Shared, Socket, Target};
+use super::dial::{chance, dial, Lives};
+use super::shared::{lock, spawn, Answer, Call, Counted, Event, Heard, Shared, Target};
 use super::wire::{self, Encoding, Incoming};
 
 const WINDOW: u32 = 1 << 20;
 const HEADERS_MAX: u32 = 32 << 10;
-const CONNECT: Duration = Duration::from_secs(5);
+const REST: Duration = Duration::from_secs(2);
 const PONG: Duration = Duration::from_secs(5);
 const BACKOFF_MIN_MS: u64 = 100;
 const BACKOFF_MAX_MS: u64 = 1000;
@@ -42,6 +47,7 @@ pub struct Channel {
     target: Target,
     gzip: bool,
     answer_bytes: usize,
+    lives: Lives,
     state: watch::Sender<State>,
     closed: watch::Sender<bool>,
 }
@@ -64,9 +70,12 @@ enum State {
 /// A connection that works, or did.
 struct Link {
     number: u64,
-    send: SendRequest<Bytes>,
+    /// None once another has taken its place: it ends with the calls under way.
+    send: Mutex<Option<SendRequest<Bytes>>>,
     heard: Arc<Heard>,
     failures: u32, // before this one
+    /// When another is to take its place; far away while that is being made.
+    end: Mutex<Instant>,
     suspect: Notify,
     suspected: AtomicBool,
 }
@@ -82,12 +91,13 @@ enum Tried {
 }
 
 impl Channel {
-    pub fn new(shared: Arc<Shared>, target: Target, gzip: bool, answer_bytes: usize) -> Self {
+    pub fn new(shared: Arc<Shared>, target: Target, gzip: bool, answer_bytes: usize, lives: Lives) -> Self {
         Channel {
             shared,
             target,
             gzip,
             answer_bytes,
+            lives,
             state: watch::Sender::new(State::Idle { failures: 0 }),
             closed: watch::Sender::new(false),
         }
@@ -158,6 +168,14 @@ impl Channel {
     /// A connection that works, as far as is known; else what making one failed with.
     async fn link(self: &Arc<Self>) -> Result<Arc<Link>, String> {
         let mut state = self.state.subscribe();
+        let current = match &*state.borrow() {
+            State::Ready(link) => Some(link.clone()),
+            _ => None,
+        };
+        if let Some(link) = current {
+            self.renew(&link);
+            return Ok(link);
+        }
         let mut begin = None;
         self.state.send_if_modified(|state| {
             let failures = match state {
@@ -171,7 +189,7 @@ impl Channel {
         });
         if let Some(failures) = begin {
             let channel = self.clone();
-            let attempt = Attempt { channel: channel.clone(), failures, over: false };
+            let attempt = Attempt { channel: channel.clone(), failures, over: false, instead_of: None };
             spawn(&self.shared, "a connection to the next hop", async move { channel.connect(attempt).await });
         }
         let settled = state.wait_for(|state| matches!(state, State::Ready(_) | State::Away { .. })).await;
@@ -182,6 +200,19 @@ impl Channel {
         }
     }
 
+    /// Makes another connection if this one is too old. As long as that fails, the old one is used.
+    fn renew(self: &Arc<Self>, link: &Arc<Link>) {
+        let now = Instant::now();
+        let mut end = lock(&link.end);
+        if now < *end {
+            return;
+        }
+        *end = now + FAR;
+        let channel = self.clone();
+        let attempt = Attempt { channel: channel.clone(), failures: 0, over: false, instead_of: Some(link.clone()) };
+        spawn(&self.shared, "a connection to the next hop", async move { channel.connect(attempt).await });
+    }
+
     /// Makes the connection and lives as long as it does.
     async fn connect(self: Arc<Self>, mut attempt: Attempt) {
         static NUMBERS: AtomicU64 = AtomicU64::new(0);
@@ -190,12 +221,11 @@ impl Channel {
         let mut closed = self.closed.subscribe();
         let opened = tokio::select! {
             _ = closed.wait_for(|closed| *closed) => return,
-            opened = timeout(CONNECT, self.open(heard.clone())) => opened,
+            opened = dial(&self.target, &self.lives, heard.clone()) => opened,
         };
         let socket = match opened {
-            Ok(Ok(socket)) => socket,
-            Ok(Err(error)) => return attempt.fail(error.to_string()),
-            Err(_) => return attempt.fail(format!("no connection within {} s", CONNECT.as_secs())),
+            Ok(socket) => socket,
+            Err(text) => return attempt.fail(text),
         };
         let mut builder = h2::client::Builder::new();
         builder
@@ -210,9 +240,10 @@ impl Channel {
         let mut ping = connection.ping_pong();
         let link = Arc::new(Link {
             number: NUMBERS.fetch_add(1, Relaxed),
-            send,
+            send: Mutex::new(Some(send)),
             heard,
             failures,
+            end: Mutex::new(self.lives.end()),
             suspect: Notify::new(),
             suspected: AtomicBool::new(false),
         });
@@ -220,6 +251,9 @@ impl Channel {
         attempt.over = true;
         let _lost = Lost { channel: self.clone(), link: link.clone() };
         self.state.send_replace(State::Ready(link.clone()));
+        if let Some(old) = attempt.instead_of.take() {
+            lock(&old.send).take(); // the last that could begin a call on it
+        }
         let suspicion = async {
             loop {
                 link.suspect.notified().await;
@@ -240,15 +274,6 @@ impl Channel {
         }
     }
 
-    async fn open(&self, heard: Arc<Heard>) -> std::io::Result<Socket> {
-        match &self.target {
-            Target::Tcp { host, port } => {
-                TcpStream::connect((host.as_str(), *port)).await.map(|stream| Socket::tcp(stream, heard))
-            }
-            Target::Unix(path) => UnixStream::connect(path).await.map(|stream| Socket::unix(stream, heard)),
-        }
-    }
-
     /// The connection is used no more. One that never said a word counts as a failure to connect.
     fn gone(&self, link: &Link) {
         self.state.send_if_modified(|state| match state {
@@ -265,7 +290,10 @@ impl Channel {
     }
 
     async fn exchange(&self, link: &Link, call: &Call, pieces: Vec<Bytes>, deadline: Instant) -> Tried {
-        let mut send = match link.send.clone().ready().await {
+        let Some(send) = lock(&link.send).clone() else {
+            return Tried::NotTaken { text: "the connection was replaced".to_owned(), usable: true };
+        };
+        let mut send = match send.ready().await {
             Ok(send) => send,
             Err(error) => return Tried::NotTaken { text: error.to_string(), usable: false },
         };
@@ -313,53 +341,59 @@ impl Channel {
             return Tried::Answered(ended(head, None));
         }
         if status != 200 {
-            return Tried::Answered(Answer::failed(wire::code_of_http(status), format!("HTTP status {status}")));
+            return Tried::Answered(Answer::refused(wire::code_of_http(status), format!("HTTP status {status}")));
         }
         let kind = head.get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
         if !kind.starts_with(b"application/grpc") {
-            return Tried::Answered(Answer::failed(wire::UNKNOWN, "the answer is not gRPC's, by its content type"));
+            return Tried::Answered(Answer::refused(wire::UNKNOWN, "the answer is not gRPC's, by its content type"));
         }
-        let Some(encoding) = Encoding::parse(head.get(wire::ENCODING).map(HeaderValue::as_bytes)) else {
-            return Tried::Answered(Answer::failed(wire::INTERNAL, "the answer has an encoding that was not offered"));
-        };
+        let encoding = Encoding::parse(head.get(wire::ENCODING).map(HeaderValue::as_bytes));
         let mut incoming = Incoming::new(self.answer_bytes);
-        let mut any = false;
         while let Some(piece) = poll_fn(|cx| body.poll_data(cx)).await {
             let piece = match piece {
                 Ok(piece) => piece,
                 Err(error) => return broken(&error),
             };
             let _ = body.flow_control().release_capacity(piece.len());
-            any |= !piece.is_empty();
             if let Err(refusal) = incoming.feed(&piece) {
-                return Tried::Answered(Answer::failed(refusal.code, refusal.message));
+                return Tried::Answered(match timeout(REST, rest(&mut body)).await {
+                    Ok(Some(trailers)) => ended(&trailers, None),
+                    // Who sends a message, of whatever size, has taken the request.
+                    _ if refusal.code == wire::RESOURCE_EXHAUSTED => Answer::refused(wire::OK, ""),
+                    _ => Answer::refused(refusal.code, refusal.message),
+                });
             }
         }
         let trailers = match poll_fn(|cx| body.poll_trailers(cx)).await {
             Ok(trailers) => trailers.unwrap_or_default(),
             Err(error) => return broken(&error),
         };
-        Tried::Answered(ended(&trailers, any.then(|| incoming.finish(encoding))))
+        Tried::Answered(ended(&trailers, encoding.and_then(|encoding| incoming.finish(encoding).ok())))
     }
 }
 
-/// The answer that headers with a `grpc-status` give, with the message that came before them.
-fn ended(fields: &HeaderMap, message: Option<Result<Vec<u8>, wire::Refusal>>) -> Answer {
+/// The trailers after what is left of a message that can't be read; None if the stream breaks.
+async fn rest(body: &mut RecvStream) -> Option<HeaderMap> {
+    while let Some(piece) = poll_fn(|cx| body.poll_data(cx)).await {
+        let _ = body.flow_control().release_capacity(piece.ok()?.len());
+    }
+    poll_fn(|cx| body.poll_trailers(cx)).await.ok()?
+}
+
+/// The answer that headers with a `grpc-status` give, with the message that came before them, as far as it is one.
+fn ended(fields: &HeaderMap, message: Option<Vec<u8>>) -> Answer {
     let Some(value) = fields.get(wire::STATUS) else {
-        return Answer::failed(wire::UNKNOWN, "the answer has no grpc-status");
+        return Answer::refused(wire::UNKNOWN, "the answer has no grpc-status");
     };
     let code = value.to_str().ok().and_then(|text| text.parse::<u8>().ok()).filter(|code| *code <= 16);
     match code.unwrap_or(wire::UNKNOWN) {
-        wire::OK => match message {
-            Some(Ok(body)) => Answer { code: wire::OK, message: String::new(), body: Bytes::from(body), details: None },
-            Some(Err(refusal)) => Answer::failed(refusal.code, refusal.message),
-            None => Answer::failed(wire::INTERNAL, "the answer is OK, without a message"),
-        },
+        wire::OK => Answer { body: Bytes::from(message.unwrap_or_default()), ..Answer::refused(wire::OK, "") },
         code => Answer {
             code,
             message: fields.get(wire::MESSAGE).map_or_else(String::new, |value| wire::decode_message(value.as_bytes())),
             body: Bytes::new(),
             details: fields.get(wire::DETAILS).and_then(|value| wire::decode_binary(value.as_bytes())),
+            heard: true,
         },
     }
 }
@@ -380,9 +414,7 @@ fn broken(error: &h2::Error) -> Tried {
 
 fn away(failures: u32, text: String) -> State {
     let ceiling = (BACKOFF_MIN_MS << failures.min(8)).min(BACKOFF_MAX_MS);
-    // The low bits of the clock: many sidecars shall not come at once, and nobody gains by guessing.
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |now| now.subsec_nanos());
-    let wait = ceiling - ceiling * u64::from(now / 1000 % 256) / 1024;
+    let wait = ceiling - ceiling * u64::from(chance()) / 1024;
     State::Away { until: Instant::now() + Duration::from_millis(wait), text, failures: failures + 1 }
 }
 
@@ -391,19 +423,28 @@ struct Attempt {
     channel: Arc<Channel>,
     failures: u32,
     over: bool,
+    /// The connection that it shall take the place of.
+    instead_of: Option<Arc<Link>>,
 }
 
 impl Attempt {
     fn fail(mut self, text: String) {
+        self.failed(text);
+    }
+
+    fn failed(&mut self, text: String) {
         self.over = true;
-        self.channel.state.send_replace(away(self.failures, text));
+        match self.instead_of.take() {
+            Some(old) => *lock(&old.end) = Instant::now() + self.channel.lives.age / 16, // it serves a little longer
+            None => drop(self.channel.state.send_replace(away(self.failures, text))),
+        }
     }
 }
 
 impl Drop for Attempt {
     fn drop(&mut self) {
         if !self.over {
-            self.channel.state.send_replace(away(self.failures, "the connection could not be made".to_owned()));
+            self.failed("the connection could not be made".to_owned());
         }
     }
 }

@@ -84,8 +84,6 @@ pub enum HttpAnswered {
     Answer { status: u16, reason: String, fields: Fields, body: Vec<u8> },
     /// No answer in time.
     Late,
-    /// The answer is longer than it may be.
-    TooLarge,
     Failed(String),
 }
 
@@ -93,6 +91,7 @@ pub enum HttpAnswered {
 #[derive(Default)]
 pub struct Fields {
     pub content_type: Option<String>,
+    pub content_encoding: Option<String>,
     pub retry_after: Option<String>,
     pub date: Option<String>,
 }
@@ -212,6 +211,15 @@ impl Framing {
             }
         }
         Ok(())
+    }
+
+    /// Whether a field says the length that one before it said: an answer's client may take both for one.
+    pub fn repeats(&self, name: &str, value: &[u8]) -> bool {
+        let same = |each: &[u8]| {
+            let each = each.trim_ascii();
+            !each.is_empty() && std::str::from_utf8(each).ok().and_then(|text| text.parse().ok()) == self.sized
+        };
+        name.eq_ignore_ascii_case("content-length") && self.sized.is_some() && value.split(|&b| b == b',').all(same)
     }
 
     /// None where nothing says it.

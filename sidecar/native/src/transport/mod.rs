@@ -12,6 +12,7 @@
 //! and is told to Python, which logs it.
 
 mod client;
+mod dial;
 mod http1;
 mod http_client;
 mod http_server;
@@ -37,24 +38,27 @@ use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
 use tokio::time::Instant;
 
 use client::Channel;
+use dial::Lives;
 use http1::{Fields, HttpAnswer, HttpAnswered, HttpCall, HttpRequest};
 use http_client::HttpChannel;
 use server::Server;
 use shared::{lock, Answer, Call, Command, Event, Limits, Listening, Protocol, Shared, Target};
 
 /// What `skewd_sidecar.transport` expects: changes with what is called here, and with what events hold.
-pub const INTERFACE: u32 = 3;
+pub const INTERFACE: u32 = 4;
 
 /// Kinds of events, as `take` gives them; the first value of each tuple.
 const REQUEST: u8 = 0; // server, id, path, body, timeout_s | None, metadata
 const GONE: u8 = 1; // id
-const ANSWERED: u8 = 2; // call, code, message, body, details | None
+const ANSWERED: u8 = 2; // call, code, message, body, details | None, whether the next hop said so
 const CLOSED: u8 = 3; // server
 const TROUBLE: u8 = 4; // text
 const DEAF: u8 = 5; // server
 const HTTP_REQUEST: u8 = 6; // server, id, method, path, content type | None, encoding | None, metadata, body, fault | None
 const TURNED_AWAY: u8 = 7; // server, count
-// call, status, reason, content type | None, retry after | None, date | None, body; without an answer call, None, why
+
+// call, status, reason, content type | None, encoding | None, retry after | None, date | None, body; without an answer
+// call, None, why
 const HTTP_ANSWERED: u8 = 8;
 
 /// A thread that speaks gRPC for one event loop. See the module's text.
@@ -129,9 +133,9 @@ impl Transport {
                     (REQUEST, server, id, path, body, left, metadata).into_pyobject(py)?
                 }
                 Event::Gone { id } => (GONE, id).into_pyobject(py)?.into_any().cast_into()?,
-                Event::Answered { call, answer: Answer { code, message, body, details } } => {
+                Event::Answered { call, answer: Answer { code, message, body, details, heard } } => {
                     let details = details.map(|each| PyBytes::new(py, &each));
-                    (ANSWERED, call, code, message, PyBytes::new(py, &body), details).into_pyobject(py)?
+                    (ANSWERED, call, code, message, PyBytes::new(py, &body), details, heard).into_pyobject(py)?
                 }
                 Event::Closed { server } => (CLOSED, server).into_pyobject(py)?,
                 Event::Trouble { text } => (TROUBLE, text).into_pyobject(py)?,
@@ -146,13 +150,12 @@ impl Transport {
                 }
                 Event::HttpAnswered { call, answered } => match *answered {
                     HttpAnswered::Answer { status, reason, fields, body } => {
-                        let Fields { content_type, retry_after, date } = fields;
+                        let Fields { content_type, content_encoding, retry_after, date } = fields;
                         let body = PyBytes::new(py, &body);
-                        (HTTP_ANSWERED, call, status, reason, content_type, retry_after, date, body)
+                        (HTTP_ANSWERED, call, status, reason, content_type, content_encoding, retry_after, date, body)
                             .into_pyobject(py)?
                     }
                     HttpAnswered::Late => (HTTP_ANSWERED, call, None::<u16>, "late").into_pyobject(py)?,
-                    HttpAnswered::TooLarge => (HTTP_ANSWERED, call, None::<u16>, "too_large").into_pyobject(py)?,
                     HttpAnswered::Failed(text) => (HTTP_ANSWERED, call, None::<u16>, text).into_pyobject(py)?,
                 },
                 Event::TurnedAway { server, count } => (TURNED_AWAY, server, count).into_pyobject(py)?,
@@ -219,7 +222,7 @@ impl Transport {
     /// Answers a request, once flushed. One that nobody waits for any more is forgotten.
     fn reply(&self, id: u64, code: u8, message: String, body: PyBackedBytes, details: Option<Vec<u8>>) {
         let body = Bytes::from_owner(body);
-        self.shared.command(Command::Reply { id, answer: Answer { code, message, body, details } });
+        self.shared.command(Command::Reply { id, answer: Answer { code, message, body, details, heard: true } });
     }
 
     /// Answers an HTTP request, once flushed. `close`: the connection ends after it.
@@ -237,7 +240,10 @@ impl Transport {
     }
 
     /// An endpoint to call: a Unix socket's path, or a host and port. It is connected to when it is first called.
-    #[pyo3(signature = (authority, *, host=None, port=0, unix=None, gzip=false, answer_bytes))]
+    ///
+    /// connect_s: for a connection to be made. age_s: after that it is replaced.
+    #[pyo3(signature = (authority, *, host=None, port=0, unix=None, gzip=false, answer_bytes, connect_s, age_s))]
+    #[allow(clippy::too_many_arguments)]
     fn connect(
         &self,
         authority: &str,
@@ -246,6 +252,8 @@ impl Transport {
         unix: Option<std::path::PathBuf>,
         gzip: bool,
         answer_bytes: usize,
+        connect_s: f64,
+        age_s: f64,
     ) -> PyResult<u64> {
         let target = target_of(host, port, unix)?;
         let wrong = |_| PyValueError::new_err(format!("'{authority}' is no HTTP authority"));
@@ -258,14 +266,16 @@ impl Transport {
         }
         let id = self.shared.new_id();
         lock(&self.channels).insert(id, Endpoint { uris });
-        self.shared.command(Command::Connect { id, target, gzip, answer_bytes });
+        self.shared.command(Command::Connect { id, target, gzip, answer_bytes, lives: lives(connect_s, age_s) });
         Ok(id)
     }
 
     /// An endpoint to POST to over HTTP/1.1. `fields`: sent with every request, beside Host and the length.
     ///
     /// ValueError: something that can't be sent.
-    #[pyo3(signature = (authority, path, fields, *, host=None, port=0, unix=None, gzip=false, answer_bytes))]
+    #[pyo3(signature = (
+        authority, path, fields, *, host=None, port=0, unix=None, gzip=false, answer_bytes, connect_s, age_s
+    ))]
     #[allow(clippy::too_many_arguments)]
     fn connect_http(
         &self,
@@ -277,6 +287,8 @@ impl Transport {
         unix: Option<std::path::PathBuf>,
         gzip: bool,
         answer_bytes: usize,
+        connect_s: f64,
+        age_s: f64,
     ) -> PyResult<u64> {
         let target = target_of(host, port, unix)?;
         let wrong = |what: &str| PyValueError::new_err(format!("'{what}' cannot be asked for"));
@@ -284,7 +296,8 @@ impl Transport {
         let path: PathAndQuery = path.parse().map_err(|_| wrong(path))?;
         let start = format!("POST {path} HTTP/1.1\r\nHost: {authority}\r\n{}", lines(&fields)?);
         let id = self.shared.new_id();
-        self.shared.command(Command::ConnectHttp { id, target, start, gzip, answer_bytes });
+        let lives = lives(connect_s, age_s);
+        self.shared.command(Command::ConnectHttp { id, target, start, gzip, answer_bytes, lives });
         Ok(id)
     }
 
@@ -440,6 +453,10 @@ fn lines(fields: &[(String, String)]) -> PyResult<String> {
     Ok(fields.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect())
 }
 
+fn lives(connect_s: f64, age_s: f64) -> Lives {
+    Lives { connect: limited(connect_s), age: seconds(age_s).min(Duration::from_secs(365 * 24 * 3600)) }
+}
+
 fn limited(value: f64) -> Duration {
     seconds(value).min(Duration::from_secs(3600))
 }
@@ -516,8 +533,8 @@ fn obey(
                 let _ = waiting.send(answer);
             }
         }
-        Command::Connect { id, target, gzip, answer_bytes } => {
-            let channel = Channel::new(shared.clone(), target, gzip, answer_bytes);
+        Command::Connect { id, target, gzip, answer_bytes, lives } => {
+            let channel = Channel::new(shared.clone(), target, gzip, answer_bytes, lives);
             channels.insert(id, Called::Grpc(Arc::new(channel)));
         }
         Command::Disconnect { id } => {
@@ -527,8 +544,8 @@ fn obey(
                 None => {}
             }
         }
-        Command::ConnectHttp { id, target, start, gzip, answer_bytes } => {
-            let channel = HttpChannel::new(shared.clone(), target, start, gzip, answer_bytes);
+        Command::ConnectHttp { id, target, start, gzip, answer_bytes, lives } => {
+            let channel = HttpChannel::new(shared.clone(), target, start, gzip, answer_bytes, lives);
             channels.insert(id, Called::Http(Arc::new(channel)));
         }
         Command::HttpCall { channel, id, call } => match channels.get(&channel) {

@@ -566,7 +566,7 @@ fn too_many_bytes() -> Ended {
 
 /// An error is the client's absence: nobody is left to tell.
 async fn send(mut respond: SendResponse<Bytes>, answer: Answer) -> Result<(), h2::Error> {
-    let Answer { code, message, body, details } = answer;
+    let Answer { code, message, body, details, .. } = answer;
     let mut response = Response::new(());
     let fields = status(code, &message, details.as_deref());
     if code != wire::OK {

@@ -28,6 +28,7 @@ use tokio::sync::{oneshot, Notify};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
+use super::dial::Lives;
 use super::http1::{HttpAnswer, HttpAnswered, HttpCall, HttpRequest};
 
 pub type Metadata = Vec<(String, String)>;
@@ -38,11 +39,19 @@ pub struct Answer {
     pub message: String,
     pub body: Bytes,
     pub details: Option<Vec<u8>>,
+    /// Whether the next hop itself said so; false where nothing came back from it.
+    pub heard: bool,
 }
 
 impl Answer {
+    /// A failure that the next hop itself didn't tell.
     pub fn failed(code: u8, message: impl Into<String>) -> Self {
-        Answer { code, message: message.into(), body: Bytes::new(), details: None }
+        Answer { code, message: message.into(), body: Bytes::new(), details: None, heard: false }
+    }
+
+    /// The same, where what it sent says so.
+    pub fn refused(code: u8, message: impl Into<String>) -> Self {
+        Answer { heard: true, ..Answer::failed(code, message) }
     }
 }
 
@@ -105,9 +114,9 @@ pub enum Command {
     Close { server: u64, grace: Duration },
     Reply { id: u64, answer: Answer },
     HttpReply { id: u64, answer: HttpAnswer },
-    Connect { id: u64, target: Target, gzip: bool, answer_bytes: usize },
+    Connect { id: u64, target: Target, gzip: bool, answer_bytes: usize, lives: Lives },
     /// `start`: the first line of every request, and the fields that never change.
-    ConnectHttp { id: u64, target: Target, start: String, gzip: bool, answer_bytes: usize },
+    ConnectHttp { id: u64, target: Target, start: String, gzip: bool, answer_bytes: usize, lives: Lives },
     Disconnect { id: u64 },
     Call { channel: u64, id: u64, call: Call },
     HttpCall { channel: u64, id: u64, call: HttpCall },
