@@ -12,8 +12,8 @@ twice. An endpoint that failed and is not alone is asked by an empty request, be
 back from it; no exporter waits for that. Kafka's brokers are not asked so: an empty request would be a message.
 
 Limits: at most ``ATTEMPTS_MAX`` attempts for a body (or one for each endpoint, if those are more). An empty request has
-``PROBE_TIMEOUT_S``, and no metadata but the endpoint's own: an endpoint that refuses it is there. One that answers empty
-requests and hangs on all others is believed each time, and costs some bodies ``attempt_s`` each time.
+``PROBE_TIMEOUT_S``, and no metadata but the endpoint's own: an endpoint that refuses it is there. One that answers
+empty requests and hangs on all others is believed each time, and costs some bodies ``attempt_s`` each time.
 """
 
 from __future__ import annotations
