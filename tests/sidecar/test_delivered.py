@@ -135,7 +135,8 @@ def test_a_status_is_seen_once_its_line_is_whole_and_only_the_last_one() -> None
     for cut in range(len(whole)):
         seen = StatusSeen()
         assert not seen.feed(whole[:cut])
-        assert seen.status is None
+        before = seen.status
+        assert before is None
         assert seen.feed(whole[cut:])
         assert (seen.status, seen.reason) == (207, "Möglich")
         assert not seen.feed(b"HTTP/1.1 500 No\r\n")
