@@ -32,7 +32,7 @@ from skewd_sidecar.relay import COPIES, Relay
 from skewd_sidecar.replay import replay
 from skewd_sidecar.source import StaticSource
 from tests.sidecar.sidecar_lab import grpc_collector, http_collector, sidecar
-from tests.waiting import LIMIT_S
+from tests.waiting import LIMIT_S, until
 
 TAKEN = Outcome.delivered(b"")
 BAD = Outcome.failed(INVALID_ARGUMENT, "a span has no name")
@@ -402,6 +402,20 @@ async def test_an_endpoint_that_is_away_is_not_noticed_by_exporters(balance: Bal
         ("grpc://hop:1", False),
         ("grpc://hop:2", True),
     ]
+
+
+async def test_a_body_that_hung_everywhere_goes_where_something_came_back_since() -> None:
+    answers = [Outcome.unheard("hung"), TAKEN, TAKEN]
+    first, second = Hop(lambda body: answers.pop(0)), Hop(lambda body: Outcome.unheard("hung"))
+    second.go.clear()
+    lanes = way(first, second, retry_s=1e-9, chance=lambda: 1.0)
+    sending = asyncio.create_task(lanes.send(request("a"), LIMIT_S, ()))
+    await asyncio.wait_for(second.came.wait(), LIMIT_S)
+    await until(lambda: b"" in first.bodies, "a probe")
+    second.go.set()
+    assert await sending == TAKEN
+    assert [len(names(body)) for body in first.bodies] == [1, 0, 1]
+    await lanes.close()
 
 
 async def test_one_endpoint_is_tried_again_within_the_bound_and_then_the_exporter_is_told_when() -> None:

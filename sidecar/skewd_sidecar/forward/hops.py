@@ -118,11 +118,15 @@ class Hops:
         tenant = tenant_of(metadata, self._beside, self._key)
         last: Outcome | None = None
         attempts = 0
+        number = -1
         tried: set[int] = set()
         while True:
             now_s = self._clock()
             again = last is None or now_s < retry_until_s
             attempt = self._choice.choose(now_s, tenant, tried, again=again)
+            if attempt is None and last is not None and not last.heard and self._choice.other(number, tenant, now_s):
+                # It hung where it was last, and where it hung before that something came back since.
+                attempt = self._choice.choose(now_s, tenant, (number,), again=False)
             if attempt is None:
                 at_s, why = self._choice.resting(tenant)
                 if at_s >= retry_until_s or not again:
@@ -133,7 +137,8 @@ class Hops:
                 self._counters.retries[self._signal] += 1
             last = await self._attempt(attempt, body, deadline_s, metadata)
             attempts += 1
-            tried.add(attempt.number)
+            number = attempt.number
+            tried.add(number)
             if not retryable(last) or attempts >= self._attempts_max or self._clock() >= elsewhere_until_s:
                 return last
 
