@@ -378,7 +378,7 @@ def test_what_is_counted_is_what_is_there() -> None:
         batch.resource.attributes.add(key="a")
         scope = batch.scope_spans.add()
         for _ in range(50):
-            span = scope.spans.add(start_time_unix_nano=1, end_time_unix_nano=2, name="x" * 500)
+            span = scope.spans.add(start_time_unix_nano=1, end_time_unix_nano=2, name="x" * 2000)
             span.attributes.add(key="a")
             span.events.add(time_unix_nano=3)
             span.links.add()

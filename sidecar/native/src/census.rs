@@ -10,7 +10,7 @@ use crate::patch::MalformedBody;
 use crate::wire::{self, Malformed};
 
 /// Bodies longer than this are counted down to the attributes of their records.
-const DEEP_BYTES: usize = 64 * 1024;
+const DEEP_BYTES: usize = 256 * 1024;
 
 enum Stop {
     Malformed(Malformed),

@@ -23,7 +23,7 @@ RECORDS_MAX = 65_536
 """Spans or log records in a request: eight times what a Collector batches by default."""
 ELEMENTS_MAX = 2_097_152
 """Elements in a request: as many as 16 MiB of the smallest attributes that say something."""
-DEEP_BYTES = 64 * 1024
+DEEP_BYTES = 256 * 1024
 """Bodies longer than this are counted down to the attributes of their records."""
 
 _IN_SPAN = frozenset((0x4A, 0x5A, 0x6A, 0x39, 0x41))  # attributes, events, links, start, end
