@@ -114,6 +114,7 @@ class Gateway:
         self._source = source
         # Not every source has a table: one that says something else at every call (a test's) is simply asked.
         self._table: Callable[[], Table | None] = getattr(source, "table", lambda: None)
+        self._reading: Callable[[], int | None] = getattr(source, "reading_ns", lambda: None)
         self._kernel = choose() if kernel is None else kernel
         self._records_max = records_max
         self._elements_max = elements_max
@@ -177,9 +178,9 @@ class Gateway:
         """
         if signal in (Signal.TRACES, Signal.LOGS):
             with self._asking:
-                options, table = self.options, self._table()
+                options, table, until_ns = self.options, self._table(), self._reading()
             patch = self._kernel.traces if signal is Signal.TRACES else self._kernel.logs
-            return patch(body, options, self._at, table)
+            return patch(body, options, self._at, table, until_ns)
         check_message(body)
         return PatchResult(body, 0, {})
 

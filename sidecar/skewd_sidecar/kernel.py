@@ -28,7 +28,7 @@ from skewd_sidecar.patch import (
     take_census,
 )
 
-INTERFACE = 2
+INTERFACE = 3
 """What this module expects of ``skewd_native.PATCH_INTERFACE``: changes with what is called and with what comes out."""
 
 _ACTIONS = tuple(Action)
@@ -65,11 +65,25 @@ class Kernel(Protocol):
         """As :func:`skewd_sidecar.patch.take_census`."""
         ...
 
-    def traces(self, body: bytes, options: PatchOptions, ask: CorrectionAt, table: Table | None) -> PatchResult:
+    def traces(
+        self,
+        body: bytes,
+        options: PatchOptions,
+        ask: CorrectionAt,
+        table: Table | None,
+        until_ns: int | None = None,
+    ) -> PatchResult:
         """As :func:`skewd_sidecar.patch.patch_traces`."""
         ...
 
-    def logs(self, body: bytes, options: PatchOptions, ask: CorrectionAt, table: Table | None) -> PatchResult:
+    def logs(
+        self,
+        body: bytes,
+        options: PatchOptions,
+        ask: CorrectionAt,
+        table: Table | None,
+        until_ns: int | None = None,
+    ) -> PatchResult:
         """As :func:`skewd_sidecar.patch.patch_logs`."""
         ...
 
@@ -86,13 +100,27 @@ class PythonKernel:
         """As :func:`skewd_sidecar.patch.take_census`."""
         return take_census(body, logs, records_max, elements_max)
 
-    def traces(self, body: bytes, options: PatchOptions, ask: CorrectionAt, table: Table | None) -> PatchResult:
+    def traces(
+        self,
+        body: bytes,
+        options: PatchOptions,
+        ask: CorrectionAt,
+        table: Table | None,
+        until_ns: int | None = None,
+    ) -> PatchResult:
         """As :func:`skewd_sidecar.patch.patch_traces`."""
-        return patch_traces(body, options, ask, table)
+        return patch_traces(body, options, ask, table, until_ns)
 
-    def logs(self, body: bytes, options: PatchOptions, ask: CorrectionAt, table: Table | None) -> PatchResult:
+    def logs(
+        self,
+        body: bytes,
+        options: PatchOptions,
+        ask: CorrectionAt,
+        table: Table | None,
+        until_ns: int | None = None,
+    ) -> PatchResult:
         """As :func:`skewd_sidecar.patch.patch_logs`."""
-        return patch_logs(body, options, ask, table)
+        return patch_logs(body, options, ask, table, until_ns)
 
 
 class NativeKernel:
@@ -120,16 +148,36 @@ class NativeKernel:
         except self._native.MalformedBody as error:
             raise MalformedRequest(str(error)) from None
 
-    def traces(self, body: bytes, options: PatchOptions, ask: CorrectionAt, table: Table | None) -> PatchResult:
+    def traces(
+        self,
+        body: bytes,
+        options: PatchOptions,
+        ask: CorrectionAt,
+        table: Table | None,
+        until_ns: int | None = None,
+    ) -> PatchResult:
         """As :func:`skewd_sidecar.patch.patch_traces`."""
-        return self._patch(body, False, options, ask, table)
+        return self._patch(body, False, options, ask, table, until_ns)
 
-    def logs(self, body: bytes, options: PatchOptions, ask: CorrectionAt, table: Table | None) -> PatchResult:
+    def logs(
+        self,
+        body: bytes,
+        options: PatchOptions,
+        ask: CorrectionAt,
+        table: Table | None,
+        until_ns: int | None = None,
+    ) -> PatchResult:
         """As :func:`skewd_sidecar.patch.patch_logs`."""
-        return self._patch(body, True, options, ask, table)
+        return self._patch(body, True, options, ask, table, until_ns)
 
     def _patch(
-        self, body: bytes, logs: bool, options: PatchOptions, ask: CorrectionAt, table: Table | None
+        self,
+        body: bytes,
+        logs: bool,
+        options: PatchOptions,
+        ask: CorrectionAt,
+        table: Table | None,
+        until_ns: int | None,
     ) -> PatchResult:
         of_options, patcher = self._patcher
         if of_options is not options:
@@ -150,7 +198,7 @@ class NativeKernel:
                 native_table = self._native.Table(packed, references, table.max_uncertainty_ns)
             self._table = (table, native_table)
         try:
-            patched, counts = patcher.patch(body, logs, ask, native_table)
+            patched, counts = patcher.patch(body, logs, ask, native_table, until_ns)
         except self._native.MalformedBody as error:
             raise MalformedRequest(str(error)) from None
         actions = {action.value: count for action, count in zip(_ACTIONS, counts, strict=True) if count}

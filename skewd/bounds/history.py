@@ -16,6 +16,12 @@ gets the hull of both. And since nobody knows how an application takes its stamp
 at both ends; others anchor a monotonic clock to an earlier wall reading), a reading within ``HULL_AFTER_STEP_NS``
 after a step gets the hull with the era before as well, unless the application is known to read the wall.
 
+**What this clock has not shown yet it did not stamp.** A stamp later than the node's own reading is another clock's (a
+browser's, another host's), and nothing here measured that one. So whoever asks may say what the clock reads, and the
+newest era then claims no reading later than that, but for ``AHEAD_NS``, and for as much as the bound itself is unsure
+of where an application may follow an earlier reading: after a step backwards an anchored one is ahead by the step.
+Earlier eras claim what they showed: a stamp of before a step backwards may well lie in the future, and is known.
+
 Limits: ``KNOTS_MAX`` knots and ``SPAN_NS`` of time; older stamps are unsynchronized. Pure: no clock is read here.
 """
 
@@ -41,6 +47,9 @@ ERAS_MAX = 64
 
 HULL_AFTER_STEP_NS = 30_000_000_000
 """For this long after a step, stamps of unknown making get the hull of both eras."""
+
+AHEAD_NS = 1_000_000
+"""A stamp may be so much later than a reading taken after it: some are rounded up, to as much as a millisecond."""
 
 _UNSETTLED = 2
 """A slew that begins makes this many of the newest knots wider again (``node.py``)."""
@@ -287,13 +296,19 @@ class History:
                         era.reach_back(index)
                     break
 
-    def at(self, wall_ns: int) -> Correction:
-        """The correction for a stamp that this node's wall clock made at reading ``wall_ns``."""
+    def at(self, wall_ns: int, now_ns: int | None = None) -> Correction:
+        """The correction for a stamp that this node's wall clock made at reading ``wall_ns``.
+
+        Args:
+            now_ns: the latest reading that the clock can have shown in the newest era; None where nobody knows.
+        """
         found: tuple[Knot, Interval] | None = None
         hull: Interval | None = None
         for index in range(len(self._eras) - 1, -1, -1):
             era = self._eras[index]
             if wall_ns < era.begin_wall_ns or (era.end_wall_ns is not None and wall_ns > era.end_wall_ns):
+                continue
+            if era.end_wall_ns is None and now_ns is not None and not self._shown(era, wall_ns, now_ns):
                 continue
             answer = era.at(wall_ns)
             if answer is None:
@@ -314,6 +329,13 @@ class History:
         if uncertainty > self.max_uncertainty_ns:
             return UNSYNCHRONIZED
         return Correction(applied, uncertainty, knot.status, knot.reference)
+
+    def _shown(self, newest: _Era, wall_ns: int, now_ns: int) -> bool:
+        """Whether the newest era can have made a stamp by now: see the module's text."""
+        ahead_ns = wall_ns - max(now_ns, newest.walls[-1]) - AHEAD_NS
+        if ahead_ns <= 0:
+            return True
+        return self.stamps == "unknown" and ahead_ns <= self.at(now_ns).uncertainty_ns
 
     def newest_era(self) -> tuple[Sequence[Knot], int]:
         """The newest era's knots, and the earliest reading from which on nothing but they decides the answer, wall ns.

@@ -394,14 +394,17 @@ class SegmentReader:
         return self._history.latest if self.refresh() else None
 
     def at(self, wall_ns: int) -> Correction:
-        """The correction for a stamp of this node's wall clock."""
+        """The correction for a stamp of this node's wall clock, made before this is called.
+
+        With a clock to look at, a stamp later than it has shown is not this node's, and unsynchronized.
+        """
         running = self.refresh()
         latest = self._history.latest
         # Where the daemon is gone, what it said of the past stands, and what came after it is unknown.
         if latest is None or (not running and wall_ns > latest.wall_ns + STALE_NS):
             return UNSYNCHRONIZED
         step = self._unseen(latest)
-        known = self._history.at(wall_ns)
+        known = self._history.at(wall_ns, self._shown_ns(step))
         return known if step is None else step.judged(wall_ns, known, self._max_uncertainty_ns)
 
     def table(self) -> Table:
@@ -415,10 +418,28 @@ class SegmentReader:
             return _NO_TABLE  # each stamp is asked for
         return self._tables.table()
 
+    def reading_ns(self) -> int | None:
+        """What this node's wall clock reads: what was stamped with it is not later. None: no clock can be looked at."""
+        self.refresh()
+        return None if self._looked_at is None else self._looked_at.wall_ns()
+
+    @property
+    def _looked_at(self) -> Clock | None:
+        """The clock, if it is the one that the segment speaks of."""
+        clock = self._clock
+        return clock if clock is not None and clock.virtual == self.virtual else None
+
+    def _shown_ns(self, step: Unseen | None) -> int | None:
+        """The latest reading that the newest era can have shown; of one that an unseen step ended, at that step."""
+        clock = self._looked_at
+        if clock is None:
+            return None
+        return clock.wall_ns() if step is None else step.wall_ns - min(step.moved_ns.lo, 0)
+
     def _unseen(self, knot: Knot) -> Unseen | None:
         """The step that the daemon has not seen yet, by a reading of this moment."""
-        clock = self._clock
-        if clock is None or clock.virtual != self.virtual:
+        clock = self._looked_at
+        if clock is None:
             return None
         noted_ns = NOTED_VIRTUAL_NS if self.virtual else NOTED_NS
         found: Unseen | None = None

@@ -72,14 +72,14 @@ def try_one(data: bytes) -> None:
         return
     logs = bool(data[0] & 1)
     maker = twins.Maker(random.Random(int.from_bytes(data[1:HEAD_BYTES], "big")))
-    options, ask, table = maker.options(), maker.ask(), maker.table()
+    options, ask, table, until_ns = maker.options(), maker.ask(), maker.table(), maker.until_ns()
     body = data[HEAD_BYTES:]
     if twins.NATIVE is None:
-        answer = twins.said(twins.PYTHON, body, logs, options, ask, table)
+        answer = twins.said(twins.PYTHON, body, logs, options, ask, table, until_ns)
     else:
-        answer = twins.compare(body, logs, options, ask, table)
+        answer = twins.compare(body, logs, options, ask, table, until_ns)
     if not isinstance(answer, str):
-        again = twins.said(twins.PYTHON, answer[0], logs, options, ask, table)
+        again = twins.said(twins.PYTHON, answer[0], logs, options, ask, table, until_ns)
         assert not isinstance(again, str), f"what was made is refused: {again}"
     if zlib.crc32(data) % COST_EVERY == 0:
         for kernel in (twins.PYTHON, twins.NATIVE):

@@ -41,7 +41,8 @@ def test_both_twins_say_the_same_of_a_thousand_odd_requests(seed: int) -> None:
     for _ in range(1000):
         options = maker.options()
         logs = maker.rarely(0.3)
-        answer = compare(maker.request(logs, options.prefix), logs, options, maker.ask(), maker.table())
+        body, ask, table = maker.request(logs, options.prefix), maker.ask(), maker.table()
+        answer = compare(body, logs, options, ask, table, maker.until_ns())
         seen.update(["refused"] if isinstance(answer, str) else answer[1])
     # The generator is worth its name only while all of these occur, and often.
     assert set(seen) == {"refused", "tagged", "rewritten", "unsynchronized", "unchanged", "passed"}

@@ -32,10 +32,18 @@ except KernelMissing as missing:
 Ask = Callable[[int], Correction]
 
 
-def said(kernel: Kernel, body: bytes, logs: bool, options: PatchOptions, ask: Ask, table: Table | None) -> Any:
+def said(
+    kernel: Kernel,
+    body: bytes,
+    logs: bool,
+    options: PatchOptions,
+    ask: Ask,
+    table: Table | None,
+    until_ns: int | None = None,
+) -> Any:
     """All that a twin says of a body."""
     try:
-        result = (kernel.logs if logs else kernel.traces)(body, options, ask, table)
+        result = (kernel.logs if logs else kernel.traces)(body, options, ask, table, until_ns)
     except MalformedRequest as refusal:
         return str(refusal)
     assert result.spans == sum(result.actions.values())
@@ -260,6 +268,10 @@ class Maker:
         moment = T0 + self.chance.randrange(-(10**10), 10**10)
         return lambda wall_ns: before if wall_ns < moment else after
 
+    def until_ns(self) -> int | None:
+        """What the clock reads, if somebody looked."""
+        return None if self.rarely(0.5) else T0 + self.chance.randrange(-(10**10), 10**10)
+
     def table(self) -> Table | None:
         """A table with gaps, its lines steeper than real ones; mostly one that covers what is asked."""
         chance = self.chance
@@ -294,14 +306,16 @@ class Maker:
         return Table(pieces, chance.choice((10**9, 10**8, 10**6)))
 
 
-def compare(body: bytes, logs: bool, options: PatchOptions, ask: Ask, table: Table | None) -> Any:
+def compare(
+    body: bytes, logs: bool, options: PatchOptions, ask: Ask, table: Table | None, until_ns: int | None = None
+) -> Any:
     """Both twins' answer.
 
     Raises:
         AssertionError: there are two.
     """
     assert NATIVE is not None, MISSING
-    python = said(PYTHON, body, logs, options, ask, table)
-    native = said(NATIVE, body, logs, options, ask, table)
+    python = said(PYTHON, body, logs, options, ask, table, until_ns)
+    native = said(NATIVE, body, logs, options, ask, table, until_ns)
     assert native == python, (body, logs, options)
     return python

@@ -18,7 +18,7 @@ use crate::wire::{self, Malformed, Value};
 pyo3::create_exception!(skewd_native, MalformedBody, PyValueError);
 
 /// Changes with what Python calls and with what comes out: see `skewd_sidecar/kernel.py`.
-pub const INTERFACE: u32 = 2;
+pub const INTERFACE: u32 = 3;
 
 const STATUSES: [&str; 3] = ["synchronized", "holdover", "unsynchronized"];
 
@@ -102,7 +102,8 @@ impl Patcher {
 
     /// The body to send on, and how many spans (log records) were treated how, in the order of `Action`.
     ///
-    /// `ask(wall_ns)` gives a Python `Correction` where the table has none. Raises `MalformedBody`, and what `ask` does.
+    /// `ask(wall_ns)` gives a Python `Correction` where the table has none, and for what is later than `until_ns`, what
+    /// the node's clock reads. Raises `MalformedBody`, and what `ask` does.
     fn patch<'py>(
         &self,
         py: Python<'py>,
@@ -110,10 +111,11 @@ impl Patcher {
         logs: bool,
         ask: Py<PyAny>,
         table: Option<Py<Table>>,
+        until_ns: Option<i128>,
     ) -> PyResult<(Bound<'py, PyBytes>, [u64; 5])> {
         let bytes = body.as_bytes();
         let table = table.as_ref().map(|table| table.get());
-        let mut walk = Walk::new(bytes, self, if logs { Record::Log } else { Record::Span }, &ask, table);
+        let mut walk = Walk::new(bytes, self, if logs { Record::Log } else { Record::Span }, &ask, table, until_ns);
         let walked = py.detach(|| walk.children(0, bytes.len(), Level::Request));
         let growth = match walked {
             Ok(growth) => growth,
@@ -211,6 +213,7 @@ struct Walk<'a> {
     record: Record,
     ask: &'a Py<PyAny>,
     table: Option<&'a Table>,
+    until: i128,
     hint: usize,
     references: Vec<String>,
     edits: Vec<Edit>,
@@ -228,7 +231,14 @@ struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
-    fn new(body: &'a [u8], patcher: &'a Patcher, record: Record, ask: &'a Py<PyAny>, table: Option<&'a Table>) -> Self {
+    fn new(
+        body: &'a [u8],
+        patcher: &'a Patcher,
+        record: Record,
+        ask: &'a Py<PyAny>,
+        table: Option<&'a Table>,
+        until_ns: Option<i128>,
+    ) -> Self {
         Walk {
             body,
             patcher,
@@ -236,6 +246,7 @@ impl<'a> Walk<'a> {
             record,
             ask,
             table,
+            until: until_ns.unwrap_or(i128::MAX),
             hint: 0,
             references: table.map_or_else(Vec::new, |table| table.references.clone()),
             edits: Vec::with_capacity(body.len() / 128),
@@ -569,7 +580,7 @@ impl<'a> Walk<'a> {
 
     #[inline(always)]
     fn at(&mut self, wall_ns: i128) -> Outcome<Correction> {
-        if let Some(table) = self.table {
+        if let (Some(table), true) = (self.table, wall_ns <= self.until) {
             if let Some(found) = table.at(wall_ns, &mut self.hint) {
                 return Ok(found);
             }
@@ -679,6 +690,8 @@ impl<'a> Walk<'a> {
                 if at_event.status != UNSYNCHRONIZED && at_event.reference == correction.reference {
                     by = at_event.offset_ns - undo;
                     uncertainty = uncertainty.max(at_event.uncertainty_ns + (at_event.offset_ns - offset).abs());
+                } else if i128::from(time) - undo > self.until {
+                    by = 0; // another clock's
                 }
                 for place in begin..behind {
                     let at = self.times.event_times[place];

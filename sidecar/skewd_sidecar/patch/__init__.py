@@ -22,6 +22,9 @@ The rules, which a native twin of this package obeys too:
   the originals; where that cannot be done (no bound now, no originals and no offset), and under ``tag``, which moves
   nothing, the span passes unchanged, since what it says of itself is still true.
 
+- What the node's clock did not stamp is left as it is. A stamp later than the node's own reading (``until_ns``) is
+  asked of the source, which knows what the clock can have shown: a span with such a start or end is unsynchronized, and
+  such an event stays.
 - What arrives under our names is believed (``Incoming.TRUST``) or taken for an application's claim
   (``Incoming.REPLACE``): then it is removed, from the Resource too, and times are raw stamps, whatever it says of them.
 
@@ -53,7 +56,7 @@ uncertainties fit in 64 bits. Groups nest ``GROUPS_MAX`` deep. Pure: bytes in, b
 from __future__ import annotations
 
 from skewd.bounds.history import Correction
-from skewd.bounds.table import Table
+from skewd.bounds.table import ALWAYS_NS, Table
 from skewd_sidecar.patch.attributes import FACTS, NAMES, RESOURCE, Record, attributes_of
 from skewd_sidecar.patch.batch import Walk
 from skewd_sidecar.patch.census import (
@@ -91,7 +94,11 @@ __all__ = [
 
 
 def patch_traces(
-    body: bytes, options: PatchOptions, correction_at: CorrectionAt, table: Table | None = None
+    body: bytes,
+    options: PatchOptions,
+    correction_at: CorrectionAt,
+    table: Table | None = None,
+    until_ns: int | None = None,
 ) -> PatchResult:
     """Corrects every span of a serialized ``ExportTraceServiceRequest``.
 
@@ -100,18 +107,24 @@ def patch_traces(
         options: what to do.
         correction_at: asked for stamps that the table does not cover. Not called under ``off``.
         table: answers most stamps at less cost; None for none.
+        until_ns: what the node's clock reads. The table is not asked beyond it, and an event later than it of which
+            the source knows nothing stays as it is. None: nobody looked.
 
     Raises:
         MalformedRequest: the body cannot be walked to its end; nothing of it should be sent on.
     """
-    return _patch(body, options, _asking(correction_at, table), Record.SPAN)
+    return _patch(body, options, _asking(correction_at, table, until_ns), until_ns, Record.SPAN)
 
 
 def patch_logs(
-    body: bytes, options: PatchOptions, correction_at: CorrectionAt, table: Table | None = None
+    body: bytes,
+    options: PatchOptions,
+    correction_at: CorrectionAt,
+    table: Table | None = None,
+    until_ns: int | None = None,
 ) -> PatchResult:
     """Corrects every log record of a serialized ``ExportLogsServiceRequest``; otherwise as :func:`patch_traces`."""
-    return _patch(body, options, _asking(correction_at, table), Record.LOG)
+    return _patch(body, options, _asking(correction_at, table, until_ns), until_ns, Record.LOG)
 
 
 def record_growth_bytes(options: PatchOptions) -> int:
@@ -128,26 +141,29 @@ def record_growth_bytes(options: PatchOptions) -> int:
     return attributes + texts + 10 * (len(NAMES) - len(FACTS)) + 8
 
 
-def _asking(correction_at: CorrectionAt, table: Table | None) -> CorrectionAt:
+def _asking(correction_at: CorrectionAt, table: Table | None, until_ns: int | None) -> CorrectionAt:
     """The table where it answers, the source elsewhere. The native twin does the same."""
     if table is None:
         return correction_at
     in_table = table.at
+    until = ALWAYS_NS if until_ns is None else until_ns
 
     def at(wall_ns: int) -> Correction:
-        found = in_table(wall_ns)
+        found = in_table(wall_ns) if wall_ns <= until else None
         return correction_at(wall_ns) if found is None else found
 
     return at
 
 
-def _patch(body: bytes, options: PatchOptions, correction_at: CorrectionAt, record: Record) -> PatchResult:
+def _patch(
+    body: bytes, options: PatchOptions, correction_at: CorrectionAt, until_ns: int | None, record: Record
+) -> PatchResult:
     attributes = attributes_of(options.prefix, record.value)
     facts = Facts(
         options.node, options.placement is not Placement.SPAN, attributes, attributes_of(options.prefix, RESOURCE)
     )
     edits = Edits(body)
-    decision = Decision(body, options, correction_at, record, attributes, facts, edits)
+    decision = Decision(body, options, correction_at, until_ns, record, attributes, facts, edits)
     # One search in C saves looking at the key of every attribute in the usual case.
     ours_may_occur = options.mode is not Mode.OFF and attributes.prefix in body
     names = attributes.names if ours_may_occur else None

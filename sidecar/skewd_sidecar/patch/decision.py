@@ -11,6 +11,7 @@ either: such a record passes as it came. Pure, given a pure source of correction
 from __future__ import annotations
 
 from skewd.bounds.history import Status
+from skewd.bounds.table import ALWAYS_NS
 from skewd_sidecar.patch.attributes import (
     CORRECTED,
     OFFSET,
@@ -33,6 +34,7 @@ class Decision:
 
     Args:
         correction_at: what the node's clock deserves.
+        until_ns: what it reads; None where nobody looked.
         record: which of both they are.
         attributes: ours in bytes, as they carry them.
         facts: of the batch under way.
@@ -50,6 +52,7 @@ class Decision:
         "_originals",
         "_record",
         "_trust",
+        "_until",
         "actions",
     )
 
@@ -58,6 +61,7 @@ class Decision:
         body: bytes,
         options: PatchOptions,
         correction_at: CorrectionAt,
+        until_ns: int | None,
         record: Record,
         attributes: Attributes,
         facts: Facts,
@@ -68,6 +72,7 @@ class Decision:
         self._trust = options.trusts
         self._keep = options.keep_original and options.placement is not Placement.MINIMAL
         self._at = correction_at
+        self._until = ALWAYS_NS if until_ns is None else until_ns
         self._record = record
         self._attributes = attributes
         start, end, time = attributes.originals
@@ -161,6 +166,8 @@ class Decision:
                     if at_event.status is not Status.UNSYNCHRONIZED and at_event.reference == reference_now:
                         event_shift = at_event.offset_ns - undo
                         uncertainty = max(uncertainty, at_event.uncertainty_ns + abs(at_event.offset_ns - offset))
+                    elif time - undo > self._until:
+                        event_shift = 0  # another clock's
                 event_shifts.append(event_shift)
 
         rewritten = False
