@@ -127,7 +127,7 @@ def run(words: Words) -> int:
     from skewd.lean import structlog
     from skewd_sidecar.forward.retry import Balance
     from skewd_sidecar.kernel import Choice, choose
-    from skewd_sidecar.patch import Incoming, Mode, Placement
+    from skewd_sidecar.patch import Incoming, Mode, Placement, Stamps
     from skewd_sidecar.service import SidecarBroken, SidecarSettings, TlsFiles, Transport, serve
 
     if words.replay is not None:
@@ -179,6 +179,7 @@ def run(words: Words) -> int:
         keep_original=settings.keep_original,
         attributes=Placement(settings.attributes),
         incoming=Incoming(settings.incoming),
+        stamps=Stamps(settings.stamps),
         kernel=Choice(settings.kernel),
         attribute_prefix=settings.attribute_prefix,
         # A name that nobody chose is this container's, perhaps; the daemon's own is better.

@@ -35,7 +35,7 @@ STATEMENTS = {
     "verdicts": "no verdict says what is not so, and none is open that the bounds can decide",
     "rewritten-gaps": "rewritten, every gap is the true one within the two spans' uncertainty: no order is inverted "
     "beyond it",
-    "rewritten-durations": "rewriting changes no span's duration",
+    "rewritten-durations": "rewriting changes no span's duration by more than its two ends are uncertain",
     "rewritten-order": "rewriting keeps the order of one node's spans",
     "tagged-times": "tagging moves no time",
     "outputs": "the pipeline's outputs are right at every skew",

@@ -28,7 +28,7 @@ from skewd_sidecar.patch import (
     take_census,
 )
 
-INTERFACE = 3
+INTERFACE = 4
 """What this module expects of ``skewd_native.PATCH_INTERFACE``: changes with what is called and with what comes out."""
 
 _ACTIONS = tuple(Action)
@@ -188,6 +188,7 @@ class NativeKernel:
                 options.keep_original,
                 options.placement.value,
                 options.incoming.value,
+                options.stamps.value,
             )
             self._patcher = (options, patcher)
         of_table, native_table = self._table

@@ -32,7 +32,7 @@ from skewd_sidecar.forward.retry import Balance
 from skewd_sidecar.gateway import BODY_MAX_BYTES, Gateway
 from skewd_sidecar.health import Health
 from skewd_sidecar.kernel import Choice, choose
-from skewd_sidecar.patch import ELEMENTS_MAX, RECORDS_MAX, Incoming, Mode, PatchOptions, Placement
+from skewd_sidecar.patch import ELEMENTS_MAX, RECORDS_MAX, Incoming, Mode, PatchOptions, Placement, Stamps
 from skewd_sidecar.receive.listen import UNIX, Address, show_address
 from skewd_sidecar.receive.tls import ServerTls, TlsError, TlsFiles
 from skewd_sidecar.relay import BYTES_MAX, Relay
@@ -87,6 +87,7 @@ class SidecarSettings:
         keep_original: whether rewritten spans carry their times from before.
         attributes: where our attributes go.
         incoming: what becomes of attributes under our names that arrive.
+        stamps: how applications take their stamps.
         kernel: which of the patch's twins is wanted.
         attribute_prefix: what our attributes begin with.
         node: whose spans these are; empty for the name that the source gives (this host's until it gives one).
@@ -117,6 +118,7 @@ class SidecarSettings:
     keep_original: bool = True
     attributes: Placement = Placement.SPAN
     incoming: Incoming = Incoming.TRUST
+    stamps: Stamps = Stamps.UNKNOWN
     kernel: Choice = Choice.AUTO
     attribute_prefix: str = "clock."
     node: str = ""
@@ -165,6 +167,7 @@ async def serve(
         settings.keep_original,
         settings.attributes,
         settings.incoming,
+        settings.stamps,
     )
     gateway = Gateway(
         options,

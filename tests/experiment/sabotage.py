@@ -217,9 +217,9 @@ def messages_too_old(rows: Sequence[EdgeRow]) -> list[EdgeRow]:
 
 
 def duration_changed(rows: Sequence[EdgeRow]) -> list[EdgeRow]:
-    """Rewriting moves a span's end by a microsecond more than its start."""
+    """Rewriting moves a span's end by a microsecond more than its start's and its own uncertainty allow."""
     return [
-        replace(row, sender_end_ns=row.sender_end_ns + US)
+        replace(row, sender_end_ns=row.sender_end_ns + 2 * (row.sender_uncertainty_ns or 0) + US)
         if row.mode == "rewrite" and row.message == 1 and row.sender == "producer" and row.sender_end_ns is not None
         else row
         for row in rows
@@ -262,7 +262,7 @@ def _control(sabotage: Sabotage, *turns: str, may: tuple[str, ...] = ()) -> Cont
 CONTROLS = (
     _control(offset_off, "bounds", "verdicts", "rewritten-gaps"),
     # Whether an error of a microsecond shows in a rewritten gap depends on how close the raw readings lie.
-    _control(bound_too_tight, "bounds", may=("rewritten-gaps", "verdicts")),
+    _control(bound_too_tight, "bounds", may=("rewritten-gaps", "verdicts", "rewritten-durations")),
     _control(tags_swapped, "bounds", "verdicts", "rewritten-gaps"),
     _control(stamps_shifted, "flips", "rewritten-gaps"),
     _control(spans_dropped, "delivered"),

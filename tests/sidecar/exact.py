@@ -27,7 +27,7 @@ OFFSET_NS, UNCERTAINTY_NS, NODE = -3_000_000, 50_000, "node-a"
 """What ``sidecar_lab.sidecar`` corrects by, unless told otherwise."""
 MASK = (1 << 64) - 1
 ATTRIBUTES = {Signal.TRACES: 9, Signal.LOGS: 6}
-TIMES = {Signal.TRACES: (7, 8), Signal.LOGS: (1,)}
+TIMES = {Signal.TRACES: (7, 8), Signal.LOGS: (1, 11)}
 OURS = frozenset(
     "clock." + name
     for name in (
@@ -40,6 +40,8 @@ OURS = frozenset(
         "original.start_time_unix_nano",
         "original.end_time_unix_nano",
         "original.time_unix_nano",
+        "original.observed_time_unix_nano",
+        "end.offset_ns",
     )
 )
 
@@ -86,9 +88,9 @@ def corrected(item: Any, mode: Mode, offset_ns: int = OFFSET_NS) -> None:
     if mode is Mode.OFF:
         return
     is_span = hasattr(item, "start_time_unix_nano")
-    names = ("start_time_unix_nano", "end_time_unix_nano") if is_span else ("time_unix_nano",)
+    names = ("start_time_unix_nano", "end_time_unix_nano") if is_span else ("time_unix_nano", "observed_time_unix_nano")
     before = {name: getattr(item, name) for name in names}
-    if not is_span and not before["time_unix_nano"]:
+    if not is_span and not any(before.values()):
         return  # nothing is said that a clock could correct
     said = {each.key: each.value for each in item.attributes if each.key in OURS}
     if (

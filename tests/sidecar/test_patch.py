@@ -114,43 +114,46 @@ def patched(span: Any, opts: PatchOptions, at: Source) -> str:
         kind = each.value.WhichOneof("value")
         have[each.key] = getattr(each.value, kind) if kind in ("string_value", "bool_value", "int_value") else None
     start, end = span.start_time_unix_nano, span.end_time_unix_nano
-    undo, rebased = 0, False
+    undo, undo_end, rebased = 0, 0, False
     if have.get(opts.prefix + "corrected") is True:
         offset = have.get(opts.prefix + "offset_ns")
+        end_offset = have.get(opts.prefix + "end.offset_ns")
         first = have.get(opts.prefix + "original.start_time_unix_nano")
         last = have.get(opts.prefix + "original.end_time_unix_nano")
+        if end and type(last) is int:
+            offset = end_offset = end - last % (1 << 64)
         if start and type(first) is int:
             offset = start - first % (1 << 64)
-        elif end and type(last) is int:
-            offset = end - last % (1 << 64)
         if opts.mode is Mode.TAG or type(offset) is not int:
             return "unchanged"
         now = at((start or end) - offset)
         if now.status is Status.UNSYNCHRONIZED or now.reference == have.get(opts.prefix + "reference"):
             return "unchanged"
         undo, rebased = offset, True
+        undo_end = end_offset if start and type(end_offset) is int else undo
     here = at((start or end) - undo)
-    uncertainty = here.uncertainty_ns
+    shift = here.offset_ns - undo
+    uncertainty = surely = here.uncertainty_ns
     known = here.status is not Status.UNSYNCHRONIZED
     if known and end:
-        there = at(end - undo)
+        there = at(end - undo_end)
         known = there.status is not Status.UNSYNCHRONIZED and there.reference == here.reference
-        uncertainty = max(uncertainty, there.uncertainty_ns + abs(there.offset_ns - here.offset_ns))
+        surely = max(uncertainty, there.uncertainty_ns)
+        uncertainty = max(uncertainty, there.uncertainty_ns + abs(shift - (there.offset_ns - undo_end)))
     if not known:
         if rebased:
             return "unchanged"
         upsert(span, names, opts, {"status": "unsynchronized", "node.name": opts.node, "corrected": False})
         return "unsynchronized"
-    shift = here.offset_ns - undo
+    if rebased and max(uncertainty, abs(shift + undo_end)) >= 1 << 63:
+        return "unchanged"
     new_events = []
     for event in span.events:
         time = event.time_unix_nano
-        by = shift
         there = at(time - undo)
         if time and there.status is not Status.UNSYNCHRONIZED and there.reference == here.reference:
-            by = there.offset_ns - undo
             uncertainty = max(uncertainty, there.uncertainty_ns + abs(there.offset_ns - here.offset_ns))
-        new_events.append(time and time + by)
+        new_events.append(time and time + shift)
     new_start, new_end = start and start + shift, end and end + shift
     fits = all(
         old == 0 or 0 < new <= MAX
@@ -167,10 +170,12 @@ def patched(span: Any, opts: PatchOptions, at: Source) -> str:
         for event, new in zip(span.events, new_events, strict=True):
             event.time_unix_nano = new
         if opts.keep_original:
-            for name, time in (("start", start), ("end", end)):
+            for name, time, by in (("start", start, undo), ("end", end, undo_end)):
                 if time:
-                    value = time - undo
+                    value = time - by
                     tags[f"original.{name}_time_unix_nano"] = value - (1 << 64) if value >= 1 << 63 else value
+        if start and end and abs(shift + undo_end - here.offset_ns) > surely:
+            tags["end.offset_ns"] = shift + undo_end
     upsert(span, names, opts, tags)
     return "rewritten" if rewritten else "tagged"
 

@@ -34,7 +34,7 @@ from tests.sidecar.test_patch import (
 
 KERNELS = {kernel.name: kernel for kernel in (choose(), choose(Choice.PYTHON))}
 ON_RESOURCE = [Placement.RESOURCE, Placement.MINIMAL]
-FACT_NAMES = {f"clock.{name}" for name in FACTS}
+ON_SPAN = {"clock.reference", "clock.status", "clock.corrected"}
 
 
 @pytest.fixture(params=KERNELS)
@@ -104,42 +104,41 @@ def test_a_second_pass_changes_nothing_wherever_it_is_written(
 
 
 @pytest.mark.parametrize("placement", ON_RESOURCE)
-def test_facts_are_said_once_and_spans_say_what_is_their_own(placement: Placement) -> None:
+def test_the_node_is_said_once_and_spans_say_what_is_their_own(placement: Placement) -> None:
     opts = options(Mode.REWRITE, placement=placement)
     body = traces(request({}, {}, {"start": 5, "end": 6}).SerializeToString(), opts, always(-3_000_000)).body
     (batch,) = ExportTraceServiceRequest.FromString(body).resource_spans
-    assert attributes(batch.resource) == {
+    assert attributes(batch.resource) == {"clock.node.name": "node-a"}
+    first, _, early = batch.scope_spans[0].spans
+    own = {
+        "clock.offset_ns": -3_000_000,
+        "clock.uncertainty_ns": 50_000,
         "clock.reference": "utc",
         "clock.status": "synchronized",
-        "clock.node.name": "node-a",
         "clock.corrected": True,
     }
-    first, _, early = batch.scope_spans[0].spans
-    own = {"clock.offset_ns": -3_000_000, "clock.uncertainty_ns": 50_000}
     originals = {"clock.original.start_time_unix_nano": T0, "clock.original.end_time_unix_nano": T0 + 1000}
     assert attributes(first) == (own if placement is Placement.MINIMAL else own | originals)
     assert attributes(early) == own | {"clock.corrected": False}, "its times would have left their range"
 
 
-def test_a_span_of_another_kind_says_so_itself() -> None:
+def test_a_resource_stays_the_same_whatever_the_clock_does() -> None:
+    """What receives spans tells services apart by their Resources: a status that comes and goes made new ones."""
+
     def at(wall_ns: int) -> Correction:
         return UNSYNCHRONIZED if wall_ns > T0 + 10**9 else Correction(7, 8, Status.HOLDOVER, "node:b")
 
     late = {"start": T0 + 2 * 10**9, "end": T0 + 2 * 10**9}
-    opts = options(placement=Placement.RESOURCE)
-    for order, on_resource in (([{}, late], "holdover"), ([late, {}], "unsynchronized")):
-        body = traces(request(*order).SerializeToString(), opts, at).body
-        (batch,) = ExportTraceServiceRequest.FromString(body).resource_spans
-        assert attributes(batch.resource)["clock.status"] == on_resource
-        said = [attributes(span) for span in batch.scope_spans[0].spans]
-        measured, unknown = said if order[0] == {} else reversed(said)
-        if on_resource == "holdover":
-            assert unknown == {"clock.status": "unsynchronized"}
-            assert set(measured) == {"clock.offset_ns", "clock.uncertainty_ns"}
-        else:
-            assert unknown == {}
-            assert measured["clock.reference"] == "node:b"
-            assert measured["clock.status"] == "holdover"
+    seen = set()
+    for mode in (Mode.TAG, Mode.REWRITE):
+        opts = options(mode, placement=Placement.RESOURCE)
+        for order in ([{}, late], [late, {}], [{}], [late]):
+            body = traces(request(*order).SerializeToString(), opts, at).body
+            (batch,) = ExportTraceServiceRequest.FromString(body).resource_spans
+            seen.add(batch.resource.SerializeToString())
+            for span, times in zip(batch.scope_spans[0].spans, order, strict=True):
+                assert ON_SPAN & set(attributes(span)) == (ON_SPAN - {"clock.reference"} if times else ON_SPAN)
+    assert len(seen) == 1
 
 
 def test_a_resource_is_found_wherever_it_is_and_made_where_there_is_none() -> None:
@@ -151,12 +150,12 @@ def test_a_resource_is_found_wherever_it_is_and_made_where_there_is_none() -> No
     for inside, others in ((scope + given, ["service.name"]), (given + scope, ["service.name"]), (scope, [])):
         body = traces(field(1, LEN, inside), opts, always(5)).body
         (batch,) = ExportTraceServiceRequest.FromString(body).resource_spans
-        assert set(attributes(batch.resource)) == FACT_NAMES | set(others)
+        assert set(attributes(batch.resource)) == {"clock.node.name", *others}
     # One that occurs twice is merged, so the last occurrence is the one to add to, and the first is left.
     body = traces(field(1, LEN, given + scope + field(1, LEN, b"")), opts, always(5)).body
     assert fields(fields(body)[0].value)[0].raw == given
     (batch,) = ExportTraceServiceRequest.FromString(body).resource_spans
-    assert set(attributes(batch.resource)) == FACT_NAMES | {"service.name"}
+    assert set(attributes(batch.resource)) == {"clock.node.name", "service.name"}
 
 
 def test_a_batch_without_spans_gets_nothing() -> None:
@@ -177,7 +176,13 @@ def test_a_span_takes_from_its_resource_what_it_lacks() -> None:
         assert span.start_time_unix_nano == T0 - 4000
         assert (said["clock.reference"], said["clock.corrected"]) == ("utc", True)
         (batch,) = ExportTraceServiceRequest.FromString(again.body).resource_spans
-        assert attributes(batch.resource)["clock.reference"] == "node:b", "other spans may rely on it"
+        assert attributes(batch.resource) == {"clock.node.name": "node-a"}
+    relied = request({}, {"attributes": {"clock.offset_ns": 1000}})
+    for name, value in (("reference", "node:b"), ("status", "synchronized"), ("corrected", True)):
+        add(relied.resource_spans[0].resource, f"clock.{name}", value)
+    again = traces(relied.SerializeToString(), options(Mode.REWRITE, placement=Placement.RESOURCE), always(-4000))
+    (batch,) = ExportTraceServiceRequest.FromString(again.body).resource_spans
+    assert attributes(batch.resource)["clock.reference"] == "node:b", "other spans may rely on it"
     own = request({"attributes": {"clock.corrected": False}})
     add(own.resource_spans[0].resource, "clock.corrected", True)
     add(own.resource_spans[0].resource, "clock.reference", "utc")
@@ -221,7 +226,7 @@ OURS_AND_LOGS = {
     f"clock.{name}"
     for name in (
         *FACTS, "offset_ns", "uncertainty_ns", "original.start_time_unix_nano", "original.end_time_unix_nano",
-        "original.time_unix_nano",
+        "original.time_unix_nano", "original.observed_time_unix_nano", "end.offset_ns",
     )
 }  # fmt: skip
 
@@ -229,13 +234,13 @@ OURS_AND_LOGS = {
 # --------------------------------------------------------------------------------------------------- log records
 
 
-def log_request(*times: int, **said: Any) -> ExportLogsServiceRequest:
+def log_request(*times: int, observed: int = T0 + 77, **said: Any) -> ExportLogsServiceRequest:
     made = ExportLogsServiceRequest()
     batch = made.resource_logs.add()
     add(batch.resource, "service.name", "s")
     for time in times:
         record = batch.scope_logs.add().log_records.add(
-            time_unix_nano=time, observed_time_unix_nano=T0 + 77, severity_number=9, trace_id=b"t" * 16, flags=1
+            time_unix_nano=time, observed_time_unix_nano=observed, severity_number=9, trace_id=b"t" * 16, flags=1
         )
         record.body.string_value = "said"
         for key, value in said.items():
@@ -263,11 +268,12 @@ def test_a_log_record_is_corrected_by_its_time_and_keeps_all_else(mode: Mode) ->
         "clock.status": "synchronized",
         "clock.node.name": "node-a",
         "clock.corrected": moved,
-        **({"clock.original.time_unix_nano": T0} if moved else {}),
+        **({"clock.original.time_unix_nano": T0, "clock.original.observed_time_unix_nano": T0 + 77} if moved else {}),
     }
+    assert record.observed_time_unix_nano == (T0 + 77 - 5_000 if moved else T0 + 77)
     assert record.time_unix_nano == (T0 - 5_000 if moved else T0)
     del record.attributes[1:]
-    record.time_unix_nano = T0
+    record.time_unix_nano, record.observed_time_unix_nano = T0, T0 + 77
     assert record == made.resource_logs[0].scope_logs[0].log_records[0]
     assert result.actions == {"rewritten" if moved else "tagged": 1}
     again = logs(result.body, options(mode), always(-6_000) if moved else always(-5_000))
@@ -287,10 +293,10 @@ def test_a_log_record_of_another_reference_is_rebased() -> None:
 @pytest.mark.parametrize("incoming", Incoming)
 @pytest.mark.parametrize("mode", [Mode.TAG, Mode.REWRITE])
 def test_a_log_record_without_a_time_passes_unchanged(mode: Mode, incoming: Incoming) -> None:
-    body = log_request(0, 0).SerializeToString()
+    body = log_request(0, 0, observed=0).SerializeToString()
     opts = options(mode, incoming=incoming)
     assert (logs(body, opts, always(5)).body, logs(body, opts, always(5)).actions) == (body, {"unchanged": 2})
-    claimed = log_request(0, **{"clock.status": "synchronized"}).SerializeToString()
+    claimed = log_request(0, observed=0, **{"clock.status": "synchronized"}).SerializeToString()
     (record,) = records(logs(claimed, opts, always(5)).body)
     assert ("clock.status" in attributes(record)) is (incoming is Incoming.TRUST)
 
@@ -298,8 +304,9 @@ def test_a_log_record_without_a_time_passes_unchanged(mode: Mode, incoming: Inco
 def test_log_records_share_their_facts_too() -> None:
     body = logs(log_request(T0, T0 + 1).SerializeToString(), options(placement=Placement.RESOURCE), always(5)).body
     (batch,) = ExportLogsServiceRequest.FromString(body).resource_logs
-    assert set(attributes(batch.resource)) == FACT_NAMES | {"service.name"}
-    assert all(set(attributes(record)) == {"clock.offset_ns", "clock.uncertainty_ns"} for record in records(body))
+    assert set(attributes(batch.resource)) == {"clock.node.name", "service.name"}
+    own = {"clock.offset_ns", "clock.uncertainty_ns", *ON_SPAN}
+    assert all(set(attributes(record)) == own for record in records(body))
 
 
 def test_unsynchronized_log_records_say_so() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from skewd.bounds.history import UNSYNCHRONIZED, Correction, Status
 from skewd.bounds.table import Piece, Table
 from skewd_sidecar.kernel import Choice, Kernel, KernelMissing, PythonKernel, choose
-from skewd_sidecar.patch import NAMES, Incoming, MalformedRequest, Mode, PatchOptions, Placement
+from skewd_sidecar.patch import NAMES, Incoming, MalformedRequest, Mode, PatchOptions, Placement, Stamps
 from tests.sidecar.otlp_wire import FIXED32, FIXED64, GROUP, LEN, VARINT, varint
 
 T0 = 1_790_000_000_000_000_000
@@ -137,7 +137,7 @@ class Maker:
             return self.field(2, VARINT, chance.choice((0, 1, 1, 2)))
         if name == "reference" and not self.rarely():
             return self.field(1, LEN, chance.choice((b"utc", b"node:other", b"\xff", "node:ä".encode())))
-        if (name == "offset_ns" or name.startswith("original")) and not self.rarely():
+        if (name.endswith("offset_ns") or name.startswith("original")) and not self.rarely():
             near = chance.choice((T0, 0)) + chance.randrange(-(10**6), 10**6)
             return self.field(3, VARINT, chance.choice((near, chance.getrandbits(64))) % (1 << 64))
         if name == "status" and not self.rarely():
@@ -176,7 +176,7 @@ class Maker:
     def attributes(self, number: int, prefix: str, corrected: float = 0.25) -> list[bytes]:
         made = [self.field(number, LEN, self.key_value(prefix)) for _ in range(self.chance.choice((0, 0, 1, 2, 5)))]
         if self.rarely(corrected):
-            for name in ("corrected", "reference", "offset_ns"):
+            for name in ("corrected", "reference", "offset_ns", *(("end.offset_ns",) if self.rarely(0.3) else ())):
                 key = self.field(1, LEN, (prefix + name).encode())
                 made.append(self.field(number, LEN, key + self.field(2, LEN, self.any_value(name))))
         return made
@@ -249,6 +249,7 @@ class Maker:
             chance.random() < 0.7,
             chance.choice(tuple(Placement)),
             chance.choice((Incoming.TRUST, Incoming.TRUST, Incoming.REPLACE)),
+            chance.choice(tuple(Stamps)),
         )
 
     def correction(self) -> Correction:

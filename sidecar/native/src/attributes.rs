@@ -3,7 +3,7 @@
 use crate::wire::{self, Value};
 
 /// The attributes that are ours, in the order in which they are appended.
-pub const NAMES: [&str; 9] = [
+pub const NAMES: [&str; 11] = [
     "offset_ns",
     "uncertainty_ns",
     "reference",
@@ -13,16 +13,21 @@ pub const NAMES: [&str; 9] = [
     "original.start_time_unix_nano",
     "original.end_time_unix_nano",
     "original.time_unix_nano",
+    "original.observed_time_unix_nano",
+    "end.offset_ns",
 ];
 pub const OFFSET: usize = 0;
 pub const UNCERTAINTY: usize = 1;
-/// Where the facts begin: reference, status, node.name, corrected. The next two are places among those.
+/// Where the facts begin: reference, status, node.name, corrected. The next three are places among those.
 pub const FACTS: usize = 2;
 pub const REFERENCE: usize = 0;
+pub const NODE: usize = 2;
 pub const CORRECTED: usize = 3;
 pub const ORIGINAL_START: usize = 6;
 pub const ORIGINAL_END: usize = 7;
 pub const ORIGINAL_TIME: usize = 8;
+pub const ORIGINAL_OBSERVED: usize = 9;
+pub const END_OFFSET: usize = 10;
 
 /// Our attributes in bytes, for one kind of owner: what comes before an attribute's value is made once.
 pub struct Attributes {

@@ -10,7 +10,8 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use crate::attributes::{
-    Attributes, CORRECTED, FACTS, NAMES, OFFSET, ORIGINAL_END, ORIGINAL_START, ORIGINAL_TIME, REFERENCE, UNCERTAINTY,
+    Attributes, CORRECTED, END_OFFSET, FACTS, NAMES, NODE, OFFSET, ORIGINAL_END, ORIGINAL_OBSERVED, ORIGINAL_START,
+    ORIGINAL_TIME, REFERENCE, UNCERTAINTY,
 };
 use crate::table::{Correction, Table, UNSYNCHRONIZED};
 use crate::wire::{self, Malformed, Value};
@@ -18,7 +19,7 @@ use crate::wire::{self, Malformed, Value};
 pyo3::create_exception!(skewd_native, MalformedBody, PyValueError);
 
 /// Changes with what Python calls and with what comes out: see `skewd_sidecar/kernel.py`.
-pub const INTERFACE: u32 = 3;
+pub const INTERFACE: u32 = 4;
 
 const STATUSES: [&str; 3] = ["synchronized", "holdover", "unsynchronized"];
 
@@ -54,6 +55,7 @@ pub struct Patcher {
     trust: bool,
     on_resource: bool,
     keep: bool,
+    wall: bool,
     span: Attributes,
     log: Attributes,
     resource: Attributes,
@@ -62,6 +64,7 @@ pub struct Patcher {
 #[pymethods]
 impl Patcher {
     #[new]
+    #[allow(clippy::too_many_arguments)]
     fn new(
         mode: &str,
         node: &str,
@@ -69,6 +72,7 @@ impl Patcher {
         keep_original: bool,
         placement: &str,
         incoming: &str,
+        stamps: &str,
     ) -> PyResult<Self> {
         let mode = match mode {
             "off" => Mode::Off,
@@ -87,6 +91,11 @@ impl Patcher {
             "replace" => mode == Mode::Off,
             _ => return Err(PyValueError::new_err(format!("no treatment is called {incoming:?}"))),
         };
+        let wall = match stamps {
+            "wall" => true,
+            "unknown" => false,
+            _ => return Err(PyValueError::new_err(format!("no stamps are called {stamps:?}"))),
+        };
         Ok(Patcher {
             mode,
             node: Value::Text(node.as_bytes().to_vec()),
@@ -94,6 +103,7 @@ impl Patcher {
             trust,
             on_resource,
             keep: keep_original && originals,
+            wall,
             span: Attributes::new(prefix, 0x4A),
             log: Attributes::new(prefix, 0x32),
             resource: Attributes::new(prefix, 0x0A),
@@ -222,6 +232,10 @@ struct Walk<'a> {
     moves: Vec<(usize, u64)>,
     ours: Vec<Ours>,
     times: Times,
+    /// Of the span under way: each event's time, and what it moves by: the start's offset, its own.
+    event_shifts: Vec<(u64, i128, i128)>,
+    /// What lies between its start and end: before, and after if each moves by its own.
+    inside: Vec<(i128, i128)>,
     // Of the batch under way: see the Python twin.
     inherited: [Option<Value>; 4],
     inherits: bool,
@@ -254,6 +268,8 @@ impl<'a> Walk<'a> {
             moves: Vec::new(),
             ours: Vec::new(),
             times: Times::default(),
+            event_shifts: Vec::new(),
+            inside: Vec::new(),
             inherited: [None, None, None, None],
             inherits: false,
             facts: None,
@@ -542,14 +558,18 @@ impl<'a> Walk<'a> {
                     self.times.start_at = position;
                     position += 8;
                 }
+                0x59 => {
+                    if self.times.end_at != 0 {
+                        self.times.more_ends.push(self.times.end_at);
+                    }
+                    self.times.end_at = position;
+                    position += 8;
+                }
                 _ => position = wire::skip(body, tag, position)?,
             }
         }
         if position != end {
             return Err(Malformed::Overrun(end).into());
-        }
-        if self.patcher.mode != Mode::Off && self.time(self.times.start_at) == 0 {
-            return Ok(self.timeless(end));
         }
         self.decide(end)
     }
@@ -621,10 +641,10 @@ impl<'a> Walk<'a> {
             return Ok(self.timeless(end));
         }
         let first = i128::from(if start != 0 { start } else { finish });
-        let mut undo = 0; // what an earlier correction on another reference had added
-        let mut rebased = false;
+        let (mut undo, mut undo_end) = (0, 0); // what an earlier correction on another reference had added
+        let (mut rebased, mut end_moves) = (false, true);
         if self.patcher.trust && (self.inherits || !self.ours.is_empty()) {
-            if let Some((reference, undone)) = self.before(start, finish) {
+            if let Some((reference, undone, undone_end)) = self.before(start, finish) {
                 let (Mode::Rewrite, Some(undone)) = (mode, undone) else {
                     return Ok(self.count(Action::Unchanged));
                 };
@@ -634,23 +654,32 @@ impl<'a> Walk<'a> {
                 }
                 undo = undone;
                 rebased = true;
+                end_moves = undone_end.is_some();
+                undo_end = undone_end.unwrap_or(0);
             }
         }
 
         let anchor = first - undo;
         let correction = self.at(anchor)?;
         let offset = correction.offset_ns;
+        let shift = offset - undo;
         let mut uncertainty = correction.uncertainty_ns;
+        let mut own_uncertainty = uncertainty;
         let mut known = correction.status != UNSYNCHRONIZED;
-        let finished = i128::from(finish) - undo;
-        if known && finish != 0 && finished != anchor {
+        let mut end_offset = offset;
+        let finished = i128::from(finish) - undo_end;
+        if known && start != 0 && finish != 0 && end_moves && (finished != anchor || undo_end != undo) {
             let at_end = self.at(finished)?;
             if at_end.status == UNSYNCHRONIZED || at_end.reference != correction.reference {
-                known = false;
+                known = self.record == Record::Log;
+                end_moves = false;
             } else {
-                uncertainty = uncertainty.max(at_end.uncertainty_ns + (at_end.offset_ns - offset).abs());
+                end_offset = at_end.offset_ns;
+                own_uncertainty = own_uncertainty.max(at_end.uncertainty_ns);
+                uncertainty = uncertainty.max(at_end.uncertainty_ns + (shift - (end_offset - undo_end)).abs());
             }
         }
+        let surely = own_uncertainty; // of start and end
         if !known {
             if rebased {
                 return Ok(self.count(Action::Unchanged));
@@ -661,68 +690,130 @@ impl<'a> Walk<'a> {
             return Ok(self.upsert(end, from));
         }
 
-        let shift = offset - undo;
-        let before = self.moves.len();
-        let mut fits = mode == Mode::Rewrite;
-        if fits {
-            fits =
-                self.push_move(self.times.start_at, start, shift) && self.push_move(self.times.end_at, finish, shift);
-            if start != 0 {
-                for index in 0..self.times.more_starts.len() {
-                    let at = self.times.more_starts[index];
-                    fits = fits && self.push_move(at, self.time(at), shift);
-                }
-            }
-            if finish != 0 {
-                for index in 0..self.times.more_ends.len() {
-                    let at = self.times.more_ends[index];
-                    fits = fits && self.push_move(at, self.time(at), shift);
-                }
-            }
+        if rebased && uncertainty.max((shift + undo_end).abs()) >> 63 != 0 {
+            return Ok(self.count(Action::Unchanged)); // what it says of itself cannot be
         }
-        let mut begin = 0;
+
+        self.event_shifts.clear();
         for index in 0..self.times.events.len() {
-            let behind = self.times.events[index];
-            let time = self.time(self.times.event_times[behind - 1]);
+            let time = self.time(self.times.event_times[self.times.events[index] - 1]);
+            let (mut shared, mut own) = (0, 0);
             if time != 0 {
-                let mut by = shift;
-                let at_event = self.at(i128::from(time) - undo)?;
+                (shared, own) = (shift, shift);
+                let stamped = i128::from(time) - undo;
+                let at_event = self.at(stamped)?;
                 if at_event.status != UNSYNCHRONIZED && at_event.reference == correction.reference {
-                    by = at_event.offset_ns - undo;
-                    uncertainty = uncertainty.max(at_event.uncertainty_ns + (at_event.offset_ns - offset).abs());
-                } else if i128::from(time) - undo > self.until {
-                    by = 0; // another clock's
-                }
-                for place in begin..behind {
-                    let at = self.times.event_times[place];
-                    fits = fits && self.push_move(at, self.time(at), by);
+                    own = at_event.offset_ns - undo;
+                    own_uncertainty = own_uncertainty.max(at_event.uncertainty_ns);
+                    uncertainty = uncertainty.max(at_event.uncertainty_ns + (own - shift).abs());
+                } else if stamped > self.until && (finish == 0 || time > finish) {
+                    (shared, own) = (0, 0); // another clock's
                 }
             }
-            begin = behind;
+            self.event_shifts.push((time, shared, own));
         }
-        if !fits {
-            self.moves.truncate(before);
-            if rebased {
-                return Ok(self.count(Action::Unchanged));
+
+        let mut fits = mode == Mode::Rewrite;
+        let mut end_deserves = if self.patcher.wall { end_offset } else { offset };
+        if fits {
+            let own_end = if end_moves { end_offset } else { 0 };
+            let each_its_own = self.patcher.wall && !rebased && self.in_order(start, shift, finish, own_end);
+            let end_shift = match (end_moves, each_its_own) {
+                (false, _) => 0,
+                (true, true) => end_offset,
+                (true, false) => shift,
+            };
+            let before = self.moves.len();
+            fits = self.push_moves(start, finish, shift, end_shift, each_its_own);
+            if fits {
+                end_deserves = end_shift + undo_end;
+                if each_its_own {
+                    uncertainty = own_uncertainty;
+                }
+            } else {
+                self.moves.truncate(before);
+                if rebased {
+                    return Ok(self.count(Action::Unchanged));
+                }
             }
         }
         let from = self.arena.len();
         self.attributes.push_int(&mut self.arena, OFFSET, offset as u64);
         self.attributes.push_int(&mut self.arena, UNCERTAINTY, uncertainty as u64);
         self.push_facts(What { reference: correction.reference, status: correction.status, corrected: fits });
+        let is_span = self.record == Record::Span;
         if fits && self.patcher.keep {
-            let originals = match self.record {
-                Record::Span => [(start, ORIGINAL_START), (finish, ORIGINAL_END)],
-                Record::Log => [(start, ORIGINAL_TIME), (0, ORIGINAL_TIME)],
-            };
-            for (time, name) in originals {
-                if time != 0 {
-                    self.attributes.push_int(&mut self.arena, name, (i128::from(time) - undo) as u64);
-                }
+            let (first, last) = self.originals();
+            if start != 0 {
+                self.attributes.push_int(&mut self.arena, first, (i128::from(start) - undo) as u64);
             }
+            if finish != 0 && end_moves {
+                self.attributes.push_int(&mut self.arena, last, finished as u64);
+            }
+        }
+        if is_span && start != 0 && finish != 0 && (end_deserves - offset).abs() > surely {
+            self.attributes.push_int(&mut self.arena, END_OFFSET, end_deserves as u64);
         }
         self.count(if fits { Action::Rewritten } else { Action::Tagged });
         Ok(self.upsert(end, from))
+    }
+
+    /// Which attributes keep the times.
+    fn originals(&self) -> (usize, usize) {
+        match self.record {
+            Record::Span => (ORIGINAL_START, ORIGINAL_END),
+            Record::Log => (ORIGINAL_TIME, ORIGINAL_OBSERVED),
+        }
+    }
+
+    /// Whether what lies between start and end stays there, in order, if each moves by its own offset. 0 is no time.
+    fn in_order(&mut self, start: u64, shift: i128, finish: u64, end_shift: i128) -> bool {
+        if start != 0 && finish != 0 && start > finish {
+            return true; // nothing lies in between
+        }
+        self.inside.clear();
+        for (time, _, own) in &self.event_shifts {
+            if *time >= start.max(1) && (finish == 0 || *time <= finish) {
+                self.inside.push((i128::from(*time), i128::from(*time) + own));
+            }
+        }
+        if start != 0 {
+            self.inside.push((i128::from(start), i128::from(start) + shift));
+        }
+        if finish != 0 {
+            self.inside.push((i128::from(finish), i128::from(finish) + end_shift));
+        }
+        self.inside.sort_unstable();
+        self.inside.windows(2).all(|two| two[0].1 <= two[1].1)
+    }
+
+    /// Notes all times of a span to be shifted; false if one would leave its range.
+    fn push_moves(&mut self, start: u64, finish: u64, shift: i128, end_shift: i128, each_its_own: bool) -> bool {
+        let mut fits =
+            self.push_move(self.times.start_at, start, shift) && self.push_move(self.times.end_at, finish, end_shift);
+        if start != 0 {
+            for index in 0..self.times.more_starts.len() {
+                let at = self.times.more_starts[index];
+                fits = fits && self.push_move(at, self.time(at), shift);
+            }
+        }
+        if finish != 0 {
+            for index in 0..self.times.more_ends.len() {
+                let at = self.times.more_ends[index];
+                fits = fits && self.push_move(at, self.time(at), end_shift);
+            }
+        }
+        let mut begin = 0;
+        for index in 0..self.times.events.len() {
+            let behind = self.times.events[index];
+            let (_, shared, own) = self.event_shifts[index];
+            for place in begin..behind {
+                let at = self.times.event_times[place];
+                fits = fits && self.push_move(at, self.time(at), if each_its_own { own } else { shared });
+            }
+            begin = behind;
+        }
+        fits
     }
 
     /// Notes a time to be shifted; false if it would leave its range. A zero stays.
@@ -742,8 +833,10 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// What an earlier correction left: its reference and what it had added to the times (None: it cannot be told).
-    fn before(&self, start: u64, finish: u64) -> Option<(Option<Value>, Option<i128>)> {
+    /// What an earlier correction left: its reference, what it had added to the times (None: it cannot be told), and to
+    /// the end (None: nothing, it was left).
+    #[allow(clippy::type_complexity)]
+    fn before(&self, start: u64, finish: u64) -> Option<(Option<Value>, Option<i128>, Option<i128>)> {
         let last = |name: usize| {
             let found = self.ours.iter().rev().find(|each| each.name == name)?;
             Some(wire::value(self.body, found.begin, found.end))
@@ -753,23 +846,24 @@ impl<'a> Walk<'a> {
             return None;
         }
         let reference = fact(REFERENCE);
-        let originals = match self.record {
-            Record::Span => [(start, ORIGINAL_START), (finish, ORIGINAL_END)],
-            Record::Log => [(start, ORIGINAL_TIME), (0, ORIGINAL_TIME)],
-        };
-        for (time, name) in originals {
-            if time == 0 {
-                continue;
-            }
-            if let Some(Value::Int(original)) = last(name) {
-                return Some((reference, Some(i128::from(time) - i128::from(original as u64))));
-            }
-        }
-        let undone = match last(OFFSET) {
-            Some(Value::Int(offset)) => Some(i128::from(offset)),
+        let number = |name: usize| match last(name) {
+            Some(Value::Int(number)) => Some(number),
             _ => None,
         };
-        Some((reference, undone))
+        let added = |time: u64, name: usize| match number(name) {
+            Some(original) if time != 0 => Some(i128::from(time) - i128::from(original as u64)),
+            _ => None,
+        };
+        let is_log = self.record == Record::Log;
+        let (first, behind) = self.originals();
+        let (to_start, to_end) = (added(start, first), added(finish, behind));
+        let undone = to_start.or(to_end).or(number(OFFSET).map(i128::from));
+        if is_log && to_start.is_some() && to_end.is_none() {
+            return Some((reference, undone, None));
+        }
+        let told = number(END_OFFSET).filter(|_| !is_log).map(i128::from);
+        let undone_end = if start == 0 { undone } else { to_end.or(told).or(undone) };
+        Some((reference, undone, undone_end))
     }
 
     fn is_reference(&self, now: Option<u32>, then: &Option<Value>) -> bool {
@@ -798,7 +892,8 @@ impl<'a> Walk<'a> {
             Some(Value::Bool(what.corrected)),
         ];
         if self.patcher.on_resource && self.facts.is_none() {
-            self.facts = Some(std::array::from_fn(|fact| self.inherited[fact].clone().or_else(|| own[fact].clone())));
+            let ours = |fact: usize| own[fact].clone().filter(|_| fact == NODE);
+            self.facts = Some(std::array::from_fn(|fact| self.inherited[fact].clone().or_else(|| ours(fact))));
         }
         let mut said = Vec::new();
         for (fact, value) in own.iter().enumerate() {

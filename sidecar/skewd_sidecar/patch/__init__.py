@@ -28,21 +28,28 @@ The rules, which a native twin of this package obeys too:
 - What arrives under our names is believed (``Incoming.TRUST``) or taken for an application's claim
   (``Incoming.REPLACE``): then it is removed, from the Resource too, and times are raw stamps, whatever it says of them.
 
-**Where it is written** (``Placement``). Four facts are the same for nearly every span of a batch: reference, status,
-node and whether times were moved. They may be written once, on the Resource, as the first span patched there has
-them, and a span carries only those in which it differs, beside what is its own: offset, uncertainty, originals. A
-reader therefore takes a fact that a span lacks from its Resource, and so does this module, wherever it writes itself.
-Facts that a trusted Resource brought along stay, since spans that pass unchanged may rely on them.
+**A rewrite keeps a span's shape** (``Stamps``). What lay between start and end stays there, in order. Where nobody
+knows how stamps were taken, all of a span move by the start's offset: an SDK that anchors itself to one reading of the
+wall clock counts on from there whatever becomes of the clock, and a constant keeps every order. Where each is known to
+be a reading of the wall clock, each moves by the offset of its own instant: over minutes a clock drifts, and a step
+inside a span leaves its end as right as its start. Two eras of a clock can claim one reading; if that would turn the
+order of what lies between start and end, all move by the start's after all.
 
-Log records are patched by the same rules: ``time_unix_nano`` is their only time. ``observed_time_unix_nano`` was
-stamped by whoever observed the record, which was not this sidecar, so it is not ours to move.
+The tag speaks for the whole span: ``t + offset`` is right within the uncertainty for its start, its end and its
+events. What moved by its own offset is right within its own uncertainty; all else counts as seen from the start's
+offset, so a clock that was stepped in the middle of a span is not hidden by the tag. Where stamps are the wall's and
+the offsets of start and end differ by more than either is uncertain, the end's is told (``end.offset_ns``). A span
+whose end no bound covers is unsynchronized. An event that none covers goes with its span.
 
-A log record without a time, and a span with none at its start, its end and its events, says nothing that a clock could
-correct, and passes unchanged.
+**Where it is written** (``Placement``). The node's name never changes, and may be written once, on the Resource. A
+reader takes a fact that a span lacks from its Resource, and so does this module. Facts that a trusted Resource brought
+along stay, since spans that pass unchanged may rely on them, and a span does not say them again.
 
-The tag speaks for the whole span: the uncertainty covers the bound at its start, at its end and at its events, all
-as seen from the start's offset. So a clock that was stepped in the middle of a span is not hidden by the tag. A span
-whose end no bound covers is unsynchronized.
+Log records are patched by the same rules: ``time_unix_nano`` is their start, and ``observed_time_unix_nano`` an end
+that is not needed: the same SDK on the same node stamps it, as a rule. Where no bound covers it, this node's clock did
+not stamp it: it stays, and the record is corrected by its time. A record with only an observed time is corrected by it;
+one with neither, and a span with no time at its start, its end and its events, says nothing that a clock could correct,
+and passes unchanged.
 
 On its way a body meets ``batch.py`` (down to the spans), ``span.py`` or ``log_record.py`` (what lies where in one),
 ``decision.py`` (what becomes of it), ``edits.py`` (what that does to the bytes). ``attributes.py`` is what we write,
@@ -81,15 +88,16 @@ from skewd_sidecar.patch.options import (
     PatchOptions,
     PatchResult,
     Placement,
+    Stamps,
 )
 from skewd_sidecar.patch.span import SpanReader
 from skewd_sidecar.patch.wire import GROUPS_MAX, MalformedRequest, check_message
 
 __all__ = [
     "ELEMENTS_MAX", "FACTS", "GROUPS_MAX", "NAMES", "PREFIX_MAX_BYTES", "RECORDS_MAX", "Action", "Census",
-    "CorrectionAt", "Incoming", "MalformedRequest", "Mode", "PatchOptions", "PatchResult", "Placement", "TooMuch",
-    "check_message", "count_fields", "patch_logs", "patch_traces", "record_growth_bytes", "refuse_too_much",
-    "take_census",
+    "CorrectionAt", "Incoming", "MalformedRequest", "Mode", "PatchOptions", "PatchResult", "Placement", "Stamps",
+    "TooMuch", "check_message", "count_fields", "patch_logs", "patch_traces", "record_growth_bytes",
+    "refuse_too_much", "take_census",
 ]  # fmt: skip
 
 

@@ -26,11 +26,15 @@ CORRECTED = "corrected"
 ORIGINAL_START = "original.start_time_unix_nano"
 ORIGINAL_END = "original.end_time_unix_nano"
 ORIGINAL_TIME = "original.time_unix_nano"
-ORIGINALS = (ORIGINAL_START, ORIGINAL_END, ORIGINAL_TIME)
-FACTS = (REFERENCE, STATUS, NODE, CORRECTED)
-"""What is usually the same for a whole batch, and may be said once, on its Resource."""
+ORIGINAL_OBSERVED = "original.observed_time_unix_nano"
+ORIGINALS = (ORIGINAL_START, ORIGINAL_END, ORIGINAL_TIME, ORIGINAL_OBSERVED)
+END_OFFSET = "end.offset_ns"
+"""What a span's end deserves, where one offset does not serve for both: the clock was stepped in between, as a rule."""
 
-NAMES = (OFFSET, UNCERTAINTY, *FACTS, *ORIGINALS)
+FACTS = (REFERENCE, STATUS, NODE, CORRECTED)
+"""What is usually the same for a whole batch; of these a Resource may say what never changes (``facts.py``)."""
+
+NAMES = (OFFSET, UNCERTAINTY, *FACTS, *ORIGINALS, END_OFFSET)
 """The attributes that are ours, without their prefix, in the order in which they are appended."""
 
 RESOURCE = 0x0A
@@ -73,6 +77,7 @@ class Attributes:
         keys = {name: self.prefix + name.encode() for name in NAMES}
         self.names = {key: name for name, key in keys.items()}
         self.offset, self.uncertainty = (IntAttribute(tag, keys[name]) for name in (OFFSET, UNCERTAINTY))
+        self.end_offset = IntAttribute(tag, keys[END_OFFSET])
         self.originals = tuple(IntAttribute(tag, keys[name]) for name in ORIGINALS)
         self._keys = keys
         self._tag = tag

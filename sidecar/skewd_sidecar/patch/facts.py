@@ -1,8 +1,9 @@
 """What is the same for nearly every span of a batch, and who says it: the Resource, or each span (``Placement``).
 
-The first span that is patched decides what the Resource will say, except for what a trusted Resource says already;
-every span then says only what differs. Few combinations occur in a batch, so the bytes that each leaves for a span to
-say are made once. Pure.
+A Resource is an identity to those who receive it: whatever of it changes makes another one, and of a status that comes
+and goes a new service instance each time. So what we write there is the node's name alone. What a trusted Resource
+says already stays, and every span says only what differs. Few combinations occur in a batch, so the bytes that each
+leaves for a span to say are made once. Pure.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from skewd.bounds.history import Status
-from skewd_sidecar.patch.attributes import FACTS, Attributes
+from skewd_sidecar.patch.attributes import FACTS, NODE, Attributes
 from skewd_sidecar.patch.wire import Value
 
 
@@ -50,7 +51,10 @@ class Facts:
         if said is None:
             own: tuple[str | bool | None, ...] = (reference, status.value, self._node, corrected)
             if self._on_resource and self._facts is None:
-                self._facts = tuple(self.inherited.get(name, fact) for name, fact in zip(FACTS, own, strict=True))
+                self._facts = tuple(
+                    self.inherited.get(name, fact if name == NODE else None)
+                    for name, fact in zip(FACTS, own, strict=True)
+                )
             theirs = self._facts if self._facts is not None else (None,) * len(FACTS)
             said = self._said[what] = b"".join(
                 self._own.fact(name, fact)

@@ -1,7 +1,6 @@
-"""Where in a log record the fields lie that concern a clock: its time, and attributes of ours.
+"""Where in a log record the fields lie that concern a clock: its two times, and attributes of ours.
 
-``time_unix_nano`` takes the place of a span's start. ``observed_time_unix_nano`` was stamped by whoever observed the
-record, and is stepped over. Pure.
+``time_unix_nano`` takes the place of a span's start, ``observed_time_unix_nano`` that of its end. Pure.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from typing import TypeAlias
 from skewd_sidecar.patch.attributes import Ours
 from skewd_sidecar.patch.wire import overrun, read_key, read_tag, read_varint, skip_value
 
-Decide: TypeAlias = Callable[[Ours | None, int, int, list[int] | None], int]
+Decide: TypeAlias = Callable[[Ours | None, int, int, list[int] | None, int, list[int] | None], int]
 """What a record's places are handed to: see ``Decision.log_record``."""
 
 
@@ -29,8 +28,9 @@ class LogRecordReader:
     def read(self, position: int, end: int) -> int:
         """Reads one log record and has it decided on; returns by how many bytes it grows."""
         body, names = self._body, self._names
-        time_at = 0
+        time_at = observed_at = 0
         more: list[int] | None = None
+        more_observed: list[int] | None = None
         ours: Ours | None = None
         while position < end:
             tag_at = position
@@ -52,8 +52,13 @@ class LogRecordReader:
                     more.append(time_at)
                 time_at = position
                 position += 8
+            elif tag == 0x59:  # observed_time_unix_nano
+                if observed_at:
+                    more_observed = [*(more_observed or ()), observed_at]
+                observed_at = position
+                position += 8
             else:
                 position = skip_value(body, tag, position)
         if position != end:
             raise overrun(end)
-        return self._decide(ours, end, time_at, more)
+        return self._decide(ours, end, time_at, more, observed_at, more_observed)

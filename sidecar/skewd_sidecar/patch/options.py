@@ -33,6 +33,13 @@ class Placement(StrEnum):
     MINIMAL = "minimal"
 
 
+class Stamps(StrEnum):
+    """How applications take their stamps: nobody knows, or each by a reading of the node's wall clock."""
+
+    UNKNOWN = "unknown"
+    WALL = "wall"
+
+
 class Incoming(StrEnum):
     """What becomes of attributes under our names that arrive: believed, or removed unread."""
 
@@ -61,6 +68,7 @@ class PatchOptions:
         keep_original: whether a rewritten span carries its times from before (never under ``Placement.MINIMAL``).
         placement: where the attributes go.
         incoming: what becomes of attributes under our names that arrive.
+        stamps: how the stamps were taken, so whether each is corrected by itself or all of a span by the start's.
 
     Raises:
         ValueError: the prefix is empty or longer than ``PREFIX_MAX_BYTES``.
@@ -72,6 +80,7 @@ class PatchOptions:
     keep_original: bool = True
     placement: Placement = Placement.SPAN
     incoming: Incoming = Incoming.TRUST
+    stamps: Stamps = Stamps.UNKNOWN
 
     def __post_init__(self) -> None:
         if not 0 < len(self.prefix.encode()) <= PREFIX_MAX_BYTES:
