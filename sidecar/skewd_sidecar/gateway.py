@@ -3,7 +3,8 @@
 A sidecar stands in the export path of everything a process says about itself, so the safest thing it can do with
 most of it is nothing. Spans and log records are corrected; metrics and profiles go on as the very bytes that came,
 after a look at their outermost fields that catches a body cut short. A span for which no bound is known goes on at
-once, and says so: no request ever waits for the clock to be known.
+once, and says so: no request ever waits for the clock to be known. That is as true where the clock cannot be read: a
+source that raises an exception knows nothing of a stamp.
 
 How much a request will be is known before it is made (:meth:`Gateway.foresee`): a request is counted first, and refused
 if it holds more than one may.
@@ -19,11 +20,12 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from enum import StrEnum
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, TypeVar
 
-from skewd.bounds.history import Correction, CorrectionSource
+from skewd.bounds.history import UNSYNCHRONIZED, Correction, CorrectionSource
 from skewd.bounds.table import Table
-from skewd_sidecar.counts import Counts
+from skewd.quiet import QuietLog
+from skewd_sidecar.counts import Counts, Reading
 from skewd_sidecar.kernel import Kernel, choose
 from skewd_sidecar.patch import (
     ELEMENTS_MAX,
@@ -37,11 +39,16 @@ from skewd_sidecar.patch import (
     refuse_too_much,
 )
 
+T = TypeVar("T")
+
 Metadata: TypeAlias = tuple[tuple[str, str], ...]
 """What of a request's headers goes on with it: names in lower case, sorted; only those that the settings allow."""
 
 BODY_MAX_BYTES = 16 * 1024 * 1024
 """The largest request taken, after decompression: four times what OTLP receivers take by default."""
+
+
+log = QuietLog(__name__)
 
 
 class Signal(StrEnum):
@@ -95,8 +102,9 @@ class Gateway:
     Attributes:
         spans: delivered spans by action.
         log_records: delivered log records by action.
-        requests: requests by signal and result (``delivered``, ``malformed``, ``too_many``, ``busy``, ``loop``, or
-            ``failed`` downstream).
+        requests: requests by signal and result (``delivered``, ``malformed``, ``too_many``, ``busy``, ``loop``,
+            ``fault``, or ``failed`` downstream).
+        clock_faults: how often the source could not be asked.
         counts: what receivers and forwarders count.
     """
 
@@ -124,12 +132,17 @@ class Gateway:
         self.log_records: Counter[str] = Counter({action.value: 0 for action in Action})
         self.requests: Counter[tuple[str, str]] = Counter()
         self.counts = Counts()
+        self.clock_faults = 0
+        about = "Times that the clock's source failed; what was asked for went on as unsynchronized."
+        self.counts.readings.append(
+            Reading("skewd_clock_source_faults_total", about, "counter", (), lambda: {(): self.clock_faults})
+        )
 
     @property
     def options(self) -> PatchOptions:
         """The options in force. A daemon that starts after its sidecar still names the node."""
         if not self._named:
-            node = self._source.node
+            node = self._of_source(lambda: self._source.node, "")
             if node and node != self._options.node:
                 self._options = replace(self._options, node=node)
         return self._options
@@ -178,15 +191,30 @@ class Gateway:
         """
         if signal in (Signal.TRACES, Signal.LOGS):
             with self._asking:
-                options, table, until_ns = self.options, self._table(), self._reading()
+                options, (table, until_ns) = self.options, self._known()
             patch = self._kernel.traces if signal is Signal.TRACES else self._kernel.logs
             return patch(body, options, self._at, table, until_ns)
         check_message(body)
         return PatchResult(body, 0, {})
 
+    def _known(self) -> tuple[Table | None, int | None]:
+        """The table, and what the clock reads. Without a reading nothing is known ahead of each stamp."""
+        nothing: tuple[Table | None, int | None] = (None, None)
+        return self._of_source(lambda: (self._table(), self._reading()), nothing)
+
     def _at(self, wall_ns: int) -> Correction:
         with self._asking:
-            return self._source.at(wall_ns)
+            return self._of_source(lambda: self._source.at(wall_ns), UNSYNCHRONIZED)
+
+    def _of_source(self, ask: Callable[[], T], otherwise: T) -> T:
+        """What the source says; ``otherwise`` if it fails: a clock's fault costs no request."""
+        try:
+            return ask()
+        except Exception as error:
+            self.clock_faults += 1
+            why = f"{type(error).__name__}: {error}"
+            log.error("the clock cannot be asked; spans go on as unsynchronized", why=why)
+            return otherwise
 
     def delivered(self, signal: Signal, result: PatchResult) -> None:
         """Counts a request that the next hop has acknowledged: an exporter's retries are not counted twice."""

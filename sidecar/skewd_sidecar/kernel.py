@@ -46,6 +46,10 @@ class KernelMissing(ValueError):
     """The native kernel was asked for and cannot be had; the message says why and what to do."""
 
 
+class KernelFault(RuntimeError):
+    """The native kernel broke; a fault of its own, whatever the body was. The message says how."""
+
+
 class Kernel(Protocol):
     """One of the twins.
 
@@ -147,6 +151,9 @@ class NativeKernel:
             return Census(*self._native.census(body, logs, records_max, elements_max))
         except self._native.MalformedBody as error:
             raise MalformedRequest(str(error)) from None
+        except BaseException as error:
+            _refuse_panic(error)
+            raise
 
     def traces(
         self,
@@ -202,8 +209,21 @@ class NativeKernel:
             patched, counts = patcher.patch(body, logs, ask, native_table, until_ns)
         except self._native.MalformedBody as error:
             raise MalformedRequest(str(error)) from None
+        except BaseException as error:
+            _refuse_panic(error)
+            raise
         actions = {action.value: count for action, count in zip(_ACTIONS, counts, strict=True) if count}
         return PatchResult(patched, sum(counts), actions)
+
+
+def _refuse_panic(error: BaseException) -> None:
+    """
+    Raises:
+        KernelFault: it is a panic, which comes as an exception that nothing catches, lest it is overlooked: here it is
+            the end of one request.
+    """
+    if type(error).__name__ == "PanicException":
+        raise KernelFault(f"the native kernel failed: {error}") from None
 
 
 def choose(choice: Choice = Choice.AUTO) -> Kernel:

@@ -26,7 +26,7 @@ from skewd_sidecar.counts import Counts, Reading
 from skewd_sidecar.endpoint import AGE_S, CONNECT_S
 from skewd_sidecar.gateway import Metadata, Signal
 from skewd_sidecar.handler import Handler
-from skewd_sidecar.outcome import INTERNAL, UNAVAILABLE, Outcome
+from skewd_sidecar.outcome import UNAVAILABLE, Outcome, own_fault
 from skewd_sidecar.receive.http_rules import HTTP_STOPPING, Answer, Head
 
 SHUTDOWN_S = 2.0
@@ -37,7 +37,7 @@ _REQUEST, _GONE, _ANSWERED, _CLOSED, _TROUBLE, _DEAF, _HTTP_REQUEST, _TURNED_AWA
 
 _SIGNALS = list(Signal)
 _STOPPING = Outcome.failed(UNAVAILABLE, "the sidecar is stopping; try again")
-_BROKEN = Outcome.failed(INTERNAL, "the sidecar could not handle the request; its log says why")
+_BROKEN = own_fault()
 
 
 class HttpAnswer(NamedTuple):

@@ -167,3 +167,9 @@ class Outcome:
         added = () if delay_s is None or (said and said.retry_after_s is not None) else (encode_retry_info(delay_s),)
         kept = said.details if said is not None else ()
         return encode_status(self.code, (said and said.message) or self.message, (*kept, *added))
+
+
+def own_fault() -> Outcome:
+    """The answer where the sidecar itself failed: what was sent may be as it should, so it is worth another attempt."""
+    return Outcome(UNAVAILABLE, 503, "the sidecar could not handle the request; its log says why; try again", b"", None,
+                   BUSY_RETRY_AFTER_S)  # fmt: skip

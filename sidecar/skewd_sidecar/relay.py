@@ -15,6 +15,8 @@ the transports' own buffers hold.
 Counting and patching a long body would keep the others waiting, so it is done in one of ``THREADS`` threads, the short
 ones meanwhile where they are. The native kernel does both without Python's lock.
 
+What goes wrong in here is not the request's fault: the exporter is told to send it again, to this sidecar or another.
+
 Limits: ``REQUESTS_MAX`` requests and ``BYTES_MAX`` bytes under way. A request larger than what is left is refused even
 if smaller ones would fit; one alone is always admitted, unless it would make more than ``Budget.most_for_one``: that is
 refused for good, with the key to change. A request that is given up while a thread has it keeps that thread until it is
@@ -40,7 +42,7 @@ from skewd_sidecar.forward.retry import try_again
 from skewd_sidecar.gateway import Foreseen, Gateway, Metadata, Signal
 from skewd_sidecar.handler import REQUESTS_MAX
 from skewd_sidecar.hop import HopMark, RequestLoops
-from skewd_sidecar.outcome import FAILED_PRECONDITION, INVALID_ARGUMENT, RESOURCE_EXHAUSTED, Outcome
+from skewd_sidecar.outcome import FAILED_PRECONDITION, INVALID_ARGUMENT, RESOURCE_EXHAUSTED, Outcome, own_fault
 from skewd_sidecar.patch import MalformedRequest, PatchResult, TooMuch
 
 BYTES_MAX = 128 * 1024 * 1024
@@ -170,6 +172,11 @@ class Relay:
                 return self._refused(signal, "too_many", RESOURCE_EXHAUSTED, str(error))
             except _Busy:
                 return self._busy(signal)
+            except Exception as error:
+                log.error("a request could not be handled", exc_info=error)
+                self._gateway.undelivered(signal, "fault")
+                self._gateway.counts.refused["fault"] += 1
+                return own_fault()
             sent_s = time.perf_counter()
             outcome = await self._forwarders.send(signal, result.body, timeout_s, metadata)
             self._gateway.counts.added_s.observe(sent_s - began_s)

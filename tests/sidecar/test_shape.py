@@ -102,10 +102,10 @@ Source = Callable[[int], Correction]
 def stepping(draw: st.DrawFn) -> Source:
     """A source that says something else from stretch to stretch, or nothing."""
     says: list[tuple[int, Correction]] = []
-    for at in sorted(draw(st.lists(st.integers(-100, 100), min_size=1, max_size=5, unique=True))):
+    for begin_ns in sorted(draw(st.lists(st.integers(-100, 100), min_size=1, max_size=5, unique=True))):
         offset, uncertainty = draw(st.integers(-200, 200)), draw(st.integers(0, 50))
         known = Correction(offset, uncertainty, Status.SYNCHRONIZED, draw(st.sampled_from(["utc", "utc", "node:b"])))
-        says.append((T0 + at, draw(st.sampled_from([known, known, known, UNSYNCHRONIZED]))))
+        says.append((T0 + begin_ns, draw(st.sampled_from([known, known, known, UNSYNCHRONIZED]))))
 
     def at(wall_ns: int) -> Correction:
         return next((each for begin, each in reversed(says) if begin <= wall_ns), says[0][1])

@@ -36,7 +36,7 @@ from skewd_sidecar.forward.hops import Hops
 from skewd_sidecar.forward.retry import concerns_content, retryable, size_limit, too_large, try_again
 from skewd_sidecar.forward.split import NotARequest, mergeable, records, split
 from skewd_sidecar.gateway import Metadata, Signal
-from skewd_sidecar.outcome import INTERNAL, INVALID_ARGUMENT, Outcome
+from skewd_sidecar.outcome import INVALID_ARGUMENT, Outcome, own_fault
 
 SINGLE_S = 60.0
 IDLE_LANES_MAX = 64
@@ -218,7 +218,7 @@ class _Lane:
 
     def _failed(self, error: BaseException) -> Outcome:
         self._lanes.log.error("forwarding failed", signal=self._lanes.signal, exc_info=error)
-        return Outcome.failed(INTERNAL, f"the sidecar failed: {type(error).__name__}: {error}")
+        return own_fault()
 
     def _idle(self) -> None:
         """Something ended: what waits may go."""

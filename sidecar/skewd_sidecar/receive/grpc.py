@@ -22,10 +22,11 @@ import grpc
 import grpc.aio
 
 from skewd.ports import ListenError, PortTaken, format_address, split_address
+from skewd.quiet import QuietLog
 from skewd_sidecar.counts import Counts
 from skewd_sidecar.gateway import BODY_MAX_BYTES, Metadata, Signal
 from skewd_sidecar.handler import Handler
-from skewd_sidecar.outcome import Outcome
+from skewd_sidecar.outcome import Outcome, own_fault
 from skewd_sidecar.receive.grpc_common import CONCURRENT_MAX, CONNECTIONS_MAX, SETTING, STREAMS_MAX, counted
 from skewd_sidecar.receive.listen import UNIX, Address, UnixSocketFile, bind_tcp, name_of
 from skewd_sidecar.receive.metadata import MetadataPicker
@@ -34,6 +35,8 @@ from skewd_sidecar.receive.tls import ServerTls
 CONNECTION_AGE_S = 300.0
 CONNECTION_GRACE_S = 60.0
 HANDSHAKE_S = 10.0
+
+log = QuietLog(__name__)
 
 _Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
@@ -154,7 +157,11 @@ def _exporter(handler: Handler) -> Callable[[Signal], Callable[[bytes, _Context]
         async def export(request: bytes, context: _Context) -> bytes:
             # Values of bytes are among them, which no picker picks.
             metadata = cast("Metadata", context.invocation_metadata() or ())
-            outcome = await handler(signal, request, context.time_remaining(), metadata)
+            try:
+                outcome = await handler(signal, request, context.time_remaining(), metadata)
+            except Exception as error:
+                log.error("a request could not be handled", exc_info=error)
+                outcome = own_fault()
             if not outcome.ok:
                 await _abort(context, outcome)
             return outcome.body

@@ -21,7 +21,7 @@ from skewd_sidecar.counts import Counts
 from skewd_sidecar.gateway import BODY_MAX_BYTES, Metadata
 from skewd_sidecar.handler import Handler
 from skewd_sidecar.native_hub import Hub
-from skewd_sidecar.outcome import INTERNAL, INVALID_ARGUMENT
+from skewd_sidecar.outcome import INVALID_ARGUMENT, UNAVAILABLE
 from skewd_sidecar.patch import ELEMENTS_MAX
 from skewd_sidecar.receive.http_rules import (
     BYTES_MAX,
@@ -35,6 +35,7 @@ from skewd_sidecar.receive.http_rules import (
     HttpRules,
     Refused,
     cut_short,
+    own_fault,
     too_many_bytes,
     too_slow,
 )
@@ -147,13 +148,11 @@ class _Requests:
                 return cut_short()
             case "not_http":
                 return Refused(400, INVALID_ARGUMENT, word, f"the request is not HTTP/1.1 as it should be: {text}")
-        return Refused(500, INTERNAL, word, "the body was not read")
+        return Refused(503, UNAVAILABLE, word, "the body was not read; try again")
 
     def broken(self) -> Answer:
         """The answer to a request that could not be handled."""
-        return self._rules.refusal(
-            Head("", "", None, None), Refused(500, INTERNAL, "internal", "the sidecar could not handle the request")
-        )
+        return self._rules.refusal(Head("", "", None, None), own_fault())
 
     def turned_away(self, count: int) -> None:
         """So many connections were beyond the limit, and told to come again."""

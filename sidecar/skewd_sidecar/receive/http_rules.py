@@ -31,6 +31,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
+from skewd.quiet import QuietLog
 from skewd_sidecar.budget import Budget, Charge
 from skewd_sidecar.counts import Counts
 from skewd_sidecar.gateway import Metadata, Signal
@@ -48,6 +49,8 @@ from skewd_sidecar.receive.inflate import NotCompressed, TooLong, inflated
 from skewd_sidecar.receive.json_census import take_json_census
 from skewd_sidecar.receive.metadata import MetadataPicker, MetadataRefused
 from skewd_sidecar.rpc_status import write_retry_after
+
+log = QuietLog(__name__)
 
 CONCURRENT_MAX = 4 * REQUESTS_MAX
 BYTES_MAX = 64 * 1024 * 1024
@@ -195,6 +198,9 @@ class HttpRules:
             outcome = await self._handler(signal, body, None, metadata, since_s=since_s)
         except Refused as refused:
             return self.refusal(head, refused)
+        except Exception as error:
+            log.error("a request could not be handled", exc_info=error)
+            return self.refusal(head, own_fault())
         finally:
             self._active -= 1
             if not self._active:
@@ -361,6 +367,11 @@ class HttpRules:
         limit = self.body_max_bytes
         why = f"the body is larger than {limit} bytes; send less at once, or raise [sidecar] max_request_bytes"
         return Refused(413, RESOURCE_EXHAUSTED, "too_large", why)
+
+
+def own_fault() -> Refused:
+    """The sidecar itself failed."""
+    return Refused(503, UNAVAILABLE, "fault", "the sidecar could not handle the request; its log says why; try again")
 
 
 def too_many_bytes() -> Refused:

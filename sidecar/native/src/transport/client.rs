@@ -471,7 +471,7 @@ impl Drop for Ended {
     fn drop(&mut self) {
         lock(&self.shared.calls).remove(&self.id);
         let answer = self.answer.take();
-        let answer = answer.unwrap_or_else(|| Answer::failed(wire::INTERNAL, "the call was given up"));
+        let answer = answer.unwrap_or_else(|| Answer::failed(wire::UNAVAILABLE, "the call was given up"));
         self.shared.tell(Event::Answered { call: self.id, answer });
     }
 }

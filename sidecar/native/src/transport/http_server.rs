@@ -167,7 +167,11 @@ impl Peer {
                 biased;
                 answer = &mut answer => {
                     waiting.answered = true;
-                    return Some(answer.unwrap_or_else(|_| HttpAnswer::empty(500)));
+                    return Some(answer.unwrap_or_else(|_| {
+                        let mut lost = HttpAnswer::empty(503); // a fault of ours: worth another attempt
+                        lost.fields.push(("Retry-After".to_owned(), "1".to_owned()));
+                        lost
+                    }));
                 }
                 _ = self.phase.wait_for(|phase| *phase >= Phase::Ending) => {
                     let mut answer = HttpAnswer::empty(503);

@@ -499,7 +499,7 @@ async fn run(shared: Arc<Shared>) {
                 if let Some(id) = lost {
                     lock(&shared.http_waiting).remove(&id);
                     lock(&shared.waiting).remove(&id); // whoever waits there sees that no answer comes
-                    shared.tell(Event::Answered { call: id, answer: Answer::failed(wire::INTERNAL, "a fault in it") });
+                    shared.tell(Event::Answered { call: id, answer: Answer::failed(wire::UNAVAILABLE, "a fault in it") });
                 }
             }
         }

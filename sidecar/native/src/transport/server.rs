@@ -419,7 +419,7 @@ impl Server {
             biased;
             answer = answer => {
                 waiting.answered = true;
-                Some(answer.unwrap_or_else(|_| Answer::failed(wire::INTERNAL, "the sidecar did not answer")))
+                Some(answer.unwrap_or_else(|_| Answer::failed(wire::UNAVAILABLE, "the sidecar did not answer; try again")))
             }
             _ = poll_fn(|cx| respond.poll_reset(cx)) => None,
             () = late => Some(Answer::failed(wire::DEADLINE_EXCEEDED, "the deadline passed before the next hop answered")),
