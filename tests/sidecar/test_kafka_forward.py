@@ -78,14 +78,17 @@ def messages(broker: Broker, topic: str, count: int) -> list[ck.Message]:
         consumer.close()
 
 
-def request(traces: int, spans: int = 1, size: int = 0) -> bytes:
+def request(traces: int, spans: int = 1, size: int = 0, at_ns: int = 0) -> bytes:
     made = ExportTraceServiceRequest()
     resource = made.resource_spans.add()
     resource.resource.attributes.add(key="service.name").value.string_value = "stage"
     scope = resource.scope_spans.add()
     for number in range(traces * spans):
         trace = (number % traces + 1).to_bytes(16, "big")
-        scope.spans.add(trace_id=trace, span_id=number.to_bytes(8, "big"), name=str(number), trace_state="x" * size)
+        added = scope.spans.add(
+            trace_id=trace, span_id=number.to_bytes(8, "big"), name=str(number), trace_state="x" * size
+        )
+        added.start_time_unix_nano = at_ns
     return made.SerializeToString()
 
 
@@ -141,7 +144,9 @@ async def test_a_whole_sidecar_writes_corrected_spans(
         sidecar(forward=address(broker, topics), grpc=None) as running,
         aiohttp.ClientSession() as session,
         session.post(
-            running.http + "/v1/traces", data=request(2), headers={"Content-Type": "application/x-protobuf"}
+            running.http + "/v1/traces",
+            data=request(2, at_ns=1_700_000_000_000_000_000),
+            headers={"Content-Type": "application/x-protobuf"},
         ) as response,
     ):
         assert response.status == 200, await response.text()
