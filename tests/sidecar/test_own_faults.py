@@ -98,8 +98,6 @@ class BrokenKernel(PythonKernel):
     def traces(self, *_: Any) -> Any:
         raise ZeroDivisionError("a mistake of ours")
 
-    logs = traces
-
 
 async def test_an_own_fault_is_answered_with_try_again(transport: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("skewd_sidecar.service.choose", lambda _: BrokenKernel())
@@ -110,7 +108,8 @@ async def test_an_own_fault_is_answered_with_try_again(transport: Any, monkeypat
         with pytest.raises(grpc.aio.AioRpcError) as error:
             await call(running.grpc, BODY)
         assert error.value.code() is grpc.StatusCode.UNAVAILABLE
-        details = dict(error.value.trailing_metadata() or ())["grpc-status-details-bin"]
+        trailing: Any = error.value.trailing_metadata()
+        details = trailing.get("grpc-status-details-bin")
         assert isinstance(details, bytes)
         hint = RetryInfo()
         assert any(each.Unpack(hint) for each in RpcStatus.FromString(details).details)

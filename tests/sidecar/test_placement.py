@@ -80,6 +80,8 @@ def test_what_is_said_of_a_span_is_the_same_wherever_it_is_written(
     here, there = traces(body, options(mode), at), traces(body, options(mode, placement=placement), at)
     assert here.actions == there.actions
     for (span, on_span), (other, anywhere) in zip(effective(here.body), effective(there.body), strict=True):
+        if not on_span:
+            continue  # without any time: it passes as it came, whatever its Resource says
         if on_span["clock.status"] == "unsynchronized":
             on_span.pop("clock.reference", None)
             anywhere.pop("clock.reference", None)  # of the spans beside it
@@ -132,7 +134,8 @@ def test_a_resource_stays_the_same_whatever_the_clock_does() -> None:
     seen = set()
     for mode in (Mode.TAG, Mode.REWRITE):
         opts = options(mode, placement=Placement.RESOURCE)
-        for order in ([{}, late], [late, {}], [{}], [late]):
+        orders: list[list[dict[str, int]]] = [[{}, late], [late, {}], [{}], [late]]
+        for order in orders:
             body = traces(request(*order).SerializeToString(), opts, at).body
             (batch,) = ExportTraceServiceRequest.FromString(body).resource_spans
             seen.add(batch.resource.SerializeToString())
