@@ -261,7 +261,7 @@ def waitsync(
     names = in_force.config
     may_hear = bool(names.source or names.mesh.peers or names.mesh.dns or names.link or in_force.problems)
     deadline = time.monotonic() + timeout_s
-    outcome, lacking = Outcome.NEVER, "nothing was heard from the daemon"
+    outcome, lacking, found = Outcome.NEVER, "nothing was heard from the daemon", None
     while (left := deadline - time.monotonic()) > 0:
         try:
             found = readiness(
@@ -271,7 +271,8 @@ def waitsync(
             )
         except NoDaemonError as error:
             # It may be starting, or being restarted; one that is there and slow, or was there, is no "never".
-            lacking = str(error)
+            if not (isinstance(error, SlowDaemonError) and found is not None and left < TIMEOUT_S):
+                lacking = str(error)  # else the time was over before it could answer: what it said last counts
             if isinstance(error, SlowDaemonError):
                 outcome = Outcome.WAIT
         except UnreadableStatus as error:

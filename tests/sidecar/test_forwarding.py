@@ -296,7 +296,9 @@ async def test_a_fault_of_ours_is_told_to_those_it_concerns_and_the_lane_goes_on
 
     lanes = way(Hop(fails))
     with structlog.testing.capture_logs() as lines:
-        assert "RuntimeError: a fault" in (await lanes.send(request("fault"), LIMIT_S, ())).message
+        told = await lanes.send(request("fault"), LIMIT_S, ())
+    assert (told.code, told.http_status) == (UNAVAILABLE, 503)
+    assert "its log says why; try again" in told.message
     assert [(line["log_level"], line["event"], line["signal"]) for line in lines] == [
         ("error", "forwarding failed", Signal.TRACES)
     ]

@@ -114,6 +114,8 @@ def patched(span: Any, opts: PatchOptions, at: Source) -> str:
         kind = each.value.WhichOneof("value")
         have[each.key] = getattr(each.value, kind) if kind in ("string_value", "bool_value", "int_value") else None
     start, end = span.start_time_unix_nano, span.end_time_unix_nano
+    if not (start or end or any(event.time_unix_nano for event in span.events)):
+        return "unchanged"  # it says nothing that a clock could correct
     undo, undo_end, rebased = 0, 0, False
     if have.get(opts.prefix + "corrected") is True:
         offset = have.get(opts.prefix + "offset_ns")
