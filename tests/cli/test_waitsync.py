@@ -175,6 +175,28 @@ def test_a_daemon_that_went_away_may_be_restarted(
     assert "no daemon: nobody listens" in capsys.readouterr().err
 
 
+def test_what_it_said_last_is_the_reason_when_the_time_is_over_before_an_answer(
+    fake_daemon: FakeDaemon,
+    words: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fake_daemon.answers["/v1/status"] = status_of(-2 * MS, 2 * MS)
+    now_s = [0.0]
+
+    def pause(seconds: float) -> None:
+        if now_s[0] == 0.0:
+            fake_daemon.answers["/v1/status"], fake_daemon.parts_delay_s = b"HTTP/1.0 200 OK\r\n", 5.0
+            now_s[0] = 59.99
+        else:
+            now_s[0] = 60.0
+
+    monkeypatch.setattr("time.sleep", pause)
+    monkeypatch.setattr("skewd.commands.time.monotonic", lambda: now_s[0])
+    assert main(words) == 1
+    assert "the bound against node:producer is +-2ms" in capsys.readouterr().err
+
+
 def test_real_daemons(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     services: list[Service] = []
 
