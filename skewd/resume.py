@@ -9,9 +9,9 @@ What the peer's *wall* clock was is not kept: it may have been stepped meanwhile
 this host's was is kept, to see whether *it* was stepped meanwhile: who speaks of it from memory is not believed then
 (``sources/memory.py``).
 
-A source of UTC is taken at once, for UTC is not stepped; except by a leap second, which can only come at the end of
-a month: sources kept in another month than now, or within the month's last hour, are left out, and so are those that
-announce one.
+What was kept of a source of UTC holds without a message of it, for UTC is not stepped; except by a leap second, which
+can only come at the end of a month: sources kept in another month than now, or within the month's last hour, are left
+out, and so are those that announce one. The others count once as many were heard as are needed (``UtcSources.enough``).
 
 **Another boot.** Then the raw clock is another, and every offset is void. What may survive is the *drift*: a crystal
 that wanders by at most w a second has moved by at most w x T while the machine was off for T, which UTC tells, and 10
