@@ -6,6 +6,7 @@ programs, never by their insides.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,16 @@ class UtcServer:
             waker.sendto(b"", self._socket.getsockname())
         self._thread.join(LIMIT_S)
         self._socket.close()
+
+
+@contextlib.contextmanager
+def utc_source() -> Iterator[str]:
+    """A [[source]] that tells UTC."""
+    server = UtcServer()
+    try:
+        yield f'[[source]]\ntype = "ntp"\naddress = "{server.address}"\ninterval = "100ms"\n'
+    finally:
+        server.close()
 
 
 def dead_address() -> str:
@@ -144,6 +156,22 @@ class RunningDaemon:
         finally:
             if self.process.poll() is None:
                 self.process.kill()
+
+
+Start = Callable[..., RunningDaemon]
+
+
+@contextlib.contextmanager
+def starting(directory: Path) -> Iterator[Start]:
+    """Starts daemons by name and configuration, and ends them. ``KEY`` stands for the directory's key file."""
+    with contextlib.ExitStack() as stack:
+
+        def one(name: str, text: str, **more: str) -> RunningDaemon:
+            daemon = RunningDaemon(directory, name, text.replace('"KEY"', f'"{directory}/key"'), **more)
+            stack.callback(daemon.close)
+            return daemon
+
+        yield one
 
 
 def _command(*words: str) -> tuple[int, str]:

@@ -6,7 +6,7 @@ import contextlib
 import socket
 import tempfile
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,13 @@ from skewd.requirements import Asked, Has
 from skewd.sources import find
 from skewd.status import decode
 from skewd.status_view import render_status
-from tests.daemon.judges import RunningDaemon, UtcServer, dead_address
+from tests.daemon.judges import RunningDaemon, Start, dead_address, starting, utc_source
 from tests.daemon.test_node import Clocks, Mesh
 from tests.waiting import until, wait_until
 
 MS = 1_000_000
 S = 1_000_000_000
 FAST = 'interval = "50ms"\n'
-Start = Callable[..., RunningDaemon]
 
 
 @pytest.fixture
@@ -43,21 +42,14 @@ def short() -> Iterator[Path]:
 
 @pytest.fixture
 def start(short: Path) -> Iterator[Start]:
-    with contextlib.ExitStack() as stack:
-
-        def one(name: str, text: str, **more: str) -> RunningDaemon:
-            daemon = RunningDaemon(short, name, text.replace("KEY", f"{short}/key"), **more)
-            stack.callback(daemon.close)
-            return daemon
-
-        yield one
+    with starting(short) as start:
+        yield start
 
 
 @pytest.fixture
 def utc() -> Iterator[str]:
-    server = UtcServer()
-    yield f'[[source]]\ntype = "ntp"\naddress = "{server.address}"\ninterval = "100ms"\n'
-    server.close()
+    with utc_source() as source:
+        yield source
 
 
 KEYED = f'[mesh]\nkey_file = "KEY"\nlisten = "127.0.0.1:0"\n{FAST}'

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,12 +11,11 @@ import pytest
 from skewd.config import ConfigError, load_config, parse_config
 from skewd.config_keys import usual_listen
 from skewd.keys import generate_key_file
-from tests.daemon.judges import RunningDaemon, UtcServer
+from tests.daemon.judges import Start, starting, utc_source
 from tests.waiting import wait_until
 
 HOUR_OFF = "offset=3600s"
 FAST = 'interval = "50ms"\n'
-Start = Callable[..., RunningDaemon]
 
 
 @pytest.fixture
@@ -28,22 +26,14 @@ def short() -> Iterator[Path]:
 
 @pytest.fixture
 def start(short: Path) -> Iterator[Start]:
-    with contextlib.ExitStack() as stack:
-
-        def one(name: str, text: str, **more: str) -> RunningDaemon:
-            daemon = RunningDaemon(short, name, text, **more)
-            stack.callback(daemon.close)
-            return daemon
-
-        yield one
+    with starting(short) as start:
+        yield start
 
 
 @pytest.fixture
 def utc() -> Iterator[str]:
-    """A [[source]] that tells UTC."""
-    server = UtcServer()
-    yield f'[[source]]\ntype = "ntp"\naddress = "{server.address}"\ninterval = "100ms"\n'
-    server.close()
+    with utc_source() as source:
+        yield source
 
 
 def test_by_default_nobody_is_listened_to(start: Start, utc: str) -> None:
